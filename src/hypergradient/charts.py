@@ -1,0 +1,100 @@
+"""Charts: the coordinate in which a hyperparameter is moved.
+
+A hyperparameter has a *value* in natural units and a *raw* coordinate in which the level above moves it,
+``value = unit * transform(raw)``. The transforms and the constraints are those of `torch.distributions`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints, transforms
+from torch.distributions.constraints import Constraint
+from torch.distributions.transforms import Transform
+
+real = constraints.real
+nonnegative = constraints.nonnegative
+positive = constraints.positive
+unit_interval = constraints.half_open_interval(0.0, 1.0)
+
+
+def interval(constraint: Constraint, dtype: torch.dtype) -> tuple[float, float]:
+    """The smallest and the largest number of `dtype` that satisfy `constraint`, far enough from overflow to compute with."""
+    info = torch.finfo(dtype)
+    low = getattr(constraint, "lower_bound", -info.max / 4)
+    high = getattr(constraint, "upper_bound", info.max / 4)
+    if not constraint.check(torch.tensor(low, dtype=dtype)):
+        low += info.tiny
+    if not constraint.check(torch.tensor(high, dtype=dtype)):
+        high -= info.eps
+    return float(low), float(high)
+
+
+def describe(constraint: Constraint) -> str:
+    """`constraint` in the words of an error message: ``a finite number in [0, 1)``."""
+    low, high = getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
+    if low is None:
+        return "a finite number"
+    left = "[" if constraint.check(torch.tensor(float(low))) else "("
+    return f"a finite number in {left}{low:g}, {'inf' if high is None else format(high, 'g')})"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A coordinate for a hyperparameter.
+
+    Args:
+        transform: an invertible elementwise transform, raw coordinate to value.
+        relative: measure values in units of the initial one, so that the raw coordinate starts where
+            ``transform(raw) = 1`` and a value that starts at 0 stays 0.
+        name: what `repr` prints.
+    """
+
+    transform: Transform
+    relative: bool = False
+    name: str = ""
+
+    @classmethod
+    def of(cls, chart: Chart | Transform) -> Chart:
+        """`chart` itself, or a transform of `torch.distributions` as a chart."""
+        if isinstance(chart, Chart):
+            return chart
+        if isinstance(chart, Transform) and chart.bijective and chart.domain.event_dim == 0:
+            return cls(chart)
+        raise TypeError(
+            f"charts: {chart!r} is not a chart; allowed: REAL, POSITIVE, UNIT, "
+            "an elementwise bijective torch.distributions transform"
+        )
+
+    def __repr__(self) -> str:
+        return self.name or repr(self.transform)
+
+    def unit(self, value: Tensor) -> Tensor:
+        """What values are measured in. shape: that of `value`"""
+        return value if self.relative else torch.ones_like(value)
+
+    def raw(self, value: Tensor) -> Tensor:
+        """The coordinate at which a hyperparameter starts. shape: that of `value`"""
+        return self.transform.inv(torch.ones_like(value) if self.relative else value)
+
+    def bounds(self, constraint: Constraint, unit: Tensor) -> tuple[Tensor, Tensor]:
+        """The ends of the raw coordinate: beyond them the value leaves `constraint` or can no longer be represented.
+
+        Shape of both: that of `unit`.
+        """
+        info = torch.finfo(unit.dtype)
+        ends = []
+        for end in interval(constraint, unit.dtype):
+            raw = self.transform.inv(torch.full_like(unit, end) / unit)
+            if end == 0:  # an end that the coordinate never reaches (log 0): stop at the last number before it
+                raw = torch.where(raw.isfinite(), raw, self.transform.inv(torch.full_like(unit, info.tiny) / unit))
+            ends.append(raw)
+        low, high = torch.minimum(*ends), torch.maximum(*ends)
+        return low.nan_to_num(-info.max, info.max, -info.max), high.nan_to_num(info.max, info.max, -info.max)
+
+
+REAL = Chart(transforms.identity_transform, name="REAL")
+POSITIVE = Chart(transforms.ExpTransform(), relative=True, name="POSITIVE")
+UNIT = Chart(transforms.SigmoidTransform(), name="UNIT")

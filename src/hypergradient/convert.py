@@ -1,0 +1,66 @@
+"""The one-line change of an existing script: an optimizer of `torch.optim` becomes the bottom of a tower."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from .optimizer import Hyperoptimizer
+from .rule import Rule
+from .tower import Tower
+
+ENGINE = {"foreach", "fused", "capturable", "differentiable"}
+"""Options of torch that choose an implementation; there is one here."""
+TUNING = {"tune", "charts", "horizon", "normalize"}
+
+
+def from_torch(optimizer: torch.optim.Optimizer, above: Rule | Tower | None = None, **options: Any) -> Hyperoptimizer:
+    """A Hyperoptimizer with the groups, values and state of an optimizer of `torch.optim`.
+
+        optimizer = from_torch(torch.optim.AdamW(model.parameters(), lr=3e-4), above=SGD(lr=1e-5))
+
+    Args:
+        optimizer: one whose class has a rule of the same name. It can be in mid-training; it must not be used any more.
+        above: what tunes it; None: nothing.
+        options: `tune`, `charts`, `horizon`, `normalize` of the rule, and `per` of the Hyperoptimizer.
+
+    Raises:
+        TypeError: there is no such rule.
+    """
+    twins = {getattr(torch.optim, rule.__name__, None): rule for rule in _rules(Rule)}
+    groups = [dict(group) for group in optimizer.param_groups]
+    decoupled = type(optimizer) is torch.optim.Adam and groups[0].get("decoupled_weight_decay", False)
+    kind = twins.get(torch.optim.AdamW if decoupled else type(optimizer))
+    if kind is None:
+        known = ", ".join(sorted(rule.__name__ for twin, rule in twins.items() if twin is not None))
+        raise TypeError(f"optimizer={type(optimizer).__name__} has no rule of its name; allowed: {known}")
+    settings = kind.__dataclass_fields__.keys() - kind.hyperparameters().keys()
+    tuning = {n: options.pop(n) for n in TUNING & options.keys()}
+    rule: Rule | None = None
+    for group in groups:
+        if "betas" in group:
+            group["beta1"], group["beta2"] = group.pop("betas")
+        values = {n: float(group[n]) for n in kind.hyperparameters()}
+        group.update(values)
+        flags = {n: group.pop(n) for n in settings & group.keys()}
+        rule = rule or kind(**values, **flags, **tuning)
+        group["rule"] = replace(rule, **flags)
+        for n in group.keys() & (ENGINE | {"decoupled_weight_decay"}):
+            del group[n]
+    assert rule is not None
+    result = Hyperoptimizer(groups, rule if above is None else rule / above, **options)
+    for p, memory in optimizer.state.items():
+        memory = {n: torch.as_tensor(v, device=p.device).detach() for n, v in memory.items() if v is not None}
+        if memory:  # SGD and Muon do not count their steps; all that matters to them is whether there was a first one
+            moved = {n: v.expand(p.shape).clone() for n, v in memory.items() if n != "step"}
+            result.state[p] = {"step": memory.get("step", torch.ones(())).clone(), **moved}
+    return result
+
+
+def _rules(kind: type[Rule]) -> Iterator[type[Rule]]:
+    for rule in kind.__subclasses__():
+        yield rule
+        yield from _rules(rule)

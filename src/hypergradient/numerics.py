@@ -1,0 +1,32 @@
+"""The only home of numerical tricks, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def sqrt(x: Tensor) -> Tensor:
+    """Square root of ``x >= 0`` with a finite slope at 0.
+
+    The slope of the square root at 0 is infinite, and 0 * inf turns the hypergradients of a tower NaN in its first
+    steps. Below the smallest normal number the result is constant, so the slope there is 0.
+    """
+    return x.clamp_min(torch.finfo(x.dtype).tiny).sqrt()
+
+
+def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """``numerator / denominator`` for nonnegative denominators, with 0 / 0 = 0."""
+    return numerator / denominator.clamp_min(torch.finfo(denominator.dtype).tiny)
+
+
+def all_finite(tensors: Iterable[Tensor]) -> Tensor:
+    """Whether every element of every tensor is finite, as a tensor: asking must not wait for the device. shape: ()"""
+    return torch.stack([x.isfinite().all() for x in tensors]).all()
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The real dtype to compute in: half precision cannot hold a change of 1e-4 in a hyperparameter or a long sum."""
+    return torch.promote_types(dtype.to_real(), torch.float32)

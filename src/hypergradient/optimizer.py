@@ -1,0 +1,287 @@
+"""Hyperoptimizer: a tower of rules as a `torch.optim.Optimizer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .bucket import Family
+from .level import Hyperparameters, Scope, step, upper
+from .numerics import wide
+from .rule import Rule, check
+from .tower import Tower
+
+BASE = "base_"
+"""Groups keep under this prefix what a tuned hyperparameter was when the group was made: what schedules are relative to."""
+
+
+class Hyperoptimizer(torch.optim.Optimizer):
+    """An optimizer that tunes its own hyperparameters by gradient descent while it trains.
+
+    The leftmost rule of the tower adjusts the weights, and every rule tunes the one on its left, along the derivative
+    of the loss with respect to the hyperparameters of the last step (Chandra, Xie, Ragan-Kelley & Meijer 2022,
+    *Gradient Descent: The Ultimate Optimizer*, arXiv 1909.13371).
+
+        optimizer = Hyperoptimizer(model.parameters(), Adam(lr=1e-3) / SGD(lr=1e-5))
+
+    A group may override values of the leftmost rule (``{"params": …, "lr": 1e-4}``), or the rule itself
+    (``{"params": …, "rule": AdamW(lr=3e-4)}``). ``group["lr"]`` belongs to the user and to schedulers: the value in force
+    is the learned one times ``group["lr"]`` over what it was at construction; likewise for every tuned hyperparameter.
+
+    Args:
+        params: parameters, named parameters, or groups, as for every optimizer of torch.
+        tower: a tower of rules; a rule alone is an optimizer whose hyperparameters stay.
+        per: how many sets of hyperparameters the leftmost rule has: one for ``"all"`` parameters, one per ``"group"``,
+            one per ``"tensor"``. Levels above have one set.
+        maximize: climb instead of descending.
+
+    Raises:
+        ValueError, TypeError: bad input, before anything has changed.
+    """
+
+    def __init__(self, params: Any, tower: Rule | Tower, per: str = "group", maximize: bool = False) -> None:
+        self.tower = Tower.of(tower)
+        if per not in ("all", "group", "tensor"):
+            raise ValueError(f"per={per!r} is not allowed; it must be 'all', 'group' or 'tensor'")
+        self.per = per
+        self.rules: list[Rule] = []
+        self._forget()
+        bottom = self.tower.rules[0]
+        super().__init__(params, {**{n: getattr(bottom, n) for n in bottom.hyperparameters()}, "maximize": maximize})
+
+    def _forget(self) -> None:
+        """Drop what follows from `param_groups` and `state`; it is made again when it is needed."""
+        self._upper: list[Hyperparameters] = []
+        self._families: list[Family] = []
+
+    # ------------------------------------------------------------------ groups
+
+    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, also in mid-training; their hyperparameters are fresh, the levels above go on.
+
+        Raises:
+            ValueError: an integer parameter, a value outside its constraint, a parameter the rule cannot move.
+        """
+        group, where = dict(param_group), f"group {len(self.param_groups)}"
+        rule = group.pop("rule", self.tower.rules[0])
+        Tower((rule, *self.tower.rules[1:]))
+        if not isinstance(group["params"], (Tensor, set)):
+            group["params"] = list(group["params"])
+        for i, entry in enumerate([group["params"]] if isinstance(group["params"], Tensor) else group["params"]):
+            name, p = entry if isinstance(entry, tuple) else (f"parameter {i} of {where}", entry)
+            if isinstance(p, Tensor) and not (p.is_floating_point() or p.is_complex()):
+                raise ValueError(f"{name} has dtype {p.dtype}; only floating-point and complex parameters can be optimized")
+            if isinstance(p, Tensor) and (why := rule.accepts(p)) is not None:
+                raise ValueError(f"{name} has shape {tuple(p.shape)}: {why}")
+        for n, default in vars(rule).items():
+            if n in rule.hyperparameters():
+                group[n] = check(where, n, group.get(n, default), rule.constraint(n))
+            elif group.get(n, default) != default:
+                raise ValueError(f"{where}: {n}={group[n]!r} differs from the rule's {default!r}; give the group a rule")
+        if "betas" in group:
+            raise ValueError(f"{where}: betas={group['betas']!r} is not allowed; give beta1 and beta2")
+        siblings = [g for g, r in zip(self.param_groups, self.rules, strict=False) if self.per == "all" and r == rule]
+        for n in rule.tuned() if self.tower.height else ():
+            group[BASE + n] = siblings[0][BASE + n] if siblings else group[n]
+            if group[n] != 0 == group[BASE + n]:
+                raise ValueError(f"{where}: {n}={group[n]!r} would have to be a multiple of a shared value that starts at 0")
+        super().add_param_group(group)
+        for n in self.tower.rules[0].hyperparameters().keys() - rule.hyperparameters().keys():
+            del group[n]
+        self.rules.append(rule)
+
+    def _assemble(self) -> list[Family]:
+        """The parameters of each group in buckets, with the hyperparameters that move them."""
+        params = [group["params"] for group in self.param_groups]
+        if any(list(map(id, f.params)) != list(map(id, p)) for f, p in zip(self._families, params, strict=False)):
+            self._forget()
+        if len(self._families) < len(params):
+            everything = list(chain.from_iterable(params))
+            home = next((p for p in everything if p.requires_grad), everything[0])
+            double = any(wide(p.dtype) == torch.float64 for p in everything)
+            like = torch.empty((), dtype=torch.float64 if double else torch.float32, device=home.device)
+            if not self._families:
+                self._upper = upper(self.tower, like)
+                for level, hyper in enumerate(self._upper, 1):
+                    self._keep(hyper, home, level)
+            for i in range(len(self._families), len(params)):
+                self._families.append(Family(self._owner(i, like), Scope({}), params[i], self.state))
+        for group, family in zip(self.param_groups, self._families, strict=True):
+            self._listen(group, family)
+        return self._families
+
+    def _owner(self, i: int, like: Tensor) -> Hyperparameters:
+        """The hyperparameters that move group `i`."""
+        group, rule = self.param_groups[i], self.rules[i]
+        if self.per == "all":
+            for other, family in zip(self.rules, self._families, strict=False):
+                if other == rule:
+                    return family.owner
+        sets = len(group["params"]) if self.per == "tensor" else 1
+        initial = {n: like.new_full((sets,), group.get(BASE + n, group[n])) for n in rule.hyperparameters()}
+        owner = Hyperparameters(rule, initial, self._upper[0] if self._upper else None)
+        self._keep(owner, next((p for p in group["params"] if p.requires_grad), group["params"][0]), 0)
+        return owner
+
+    def _keep(self, hyper: Hyperparameters, home: Tensor, level: int) -> None:
+        """Let `state` remember `hyper` under the parameter `home`, and `hyper` what `state` remembers."""
+        tensors, kept = hyper.tensors(), self.state[home].setdefault("tower", {})
+        for n, saved in kept.get(f"{level} {hyper}", {}).items():
+            tensors[n].copy_(saved)
+        kept[f"{level} {hyper}"] = tensors
+
+    def _listen(self, group: dict[str, Any], family: Family) -> None:
+        """Take over what a group says of the hyperparameters of its rule, where it says something new."""
+        owner, scope = family.owner, family.scope
+        said = {n: float(group[n]) for n in owner.rule.hyperparameters()}
+        if said == scope.said:
+            return
+        scale = {n: said[n] / group[BASE + n] for n in owner.names if said[n] != group[BASE + n] != 0}
+        for n in owner.names:
+            if said[n] != 0 == group[BASE + n]:
+                raise ValueError(f"group: {n}={said[n]!r} would have to be a multiple of a learned value that starts at 0")
+        scope.said = said
+        scope.fixed = {n: owner.like.new_tensor(v) for n, v in said.items() if n not in owner.names}
+        scope.scale = {n: owner.like.new_tensor(v) for n, v in scale.items()}
+
+    # -------------------------------------------------------------------- step
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every level, along the gradients that are in ``p.grad`` now.
+
+        Returns:
+            what `closure` returned, if there is one; it is called first, with gradients enabled.
+
+        Raises:
+            RuntimeError: a sparse gradient, before anything has changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for i, group in enumerate(self.param_groups):
+            for k, p in enumerate(group["params"]):
+                if p.grad is not None and p.grad.layout is not torch.strided:
+                    name = group["param_names"][k] if "param_names" in group else f"parameter {k} of group {i}"
+                    raise RuntimeError(
+                        f"{name} has a gradient of layout {p.grad.layout}; only dense gradients can be used: "
+                        "construct the embedding with sparse=False, or give it to torch.optim.SparseAdam"
+                    )
+        families = self._assemble()
+        active = [(b, g["maximize"]) for f, g in zip(families, self.param_groups, strict=True) for b in f.active()]
+        for bucket, maximize in active:
+            bucket.gather(maximize)
+        step([bucket for bucket, _ in active])
+        for bucket, _ in active:
+            bucket.scatter()
+        return loss
+
+    # ------------------------------------------------------------ what it does
+
+    def hyperparameters(self, group: int = 0) -> list[dict[str, Any]]:
+        """The values in force for the next step, in natural units, of every level; level 0 moves the weights.
+
+        Returns:
+            a dict of floats by level; on level 0 with ``per="tensor"``, a dict of lists with an entry per parameter of
+            the group; on a level with a value per hyperparameter of the level below, a dict of dicts.
+        """
+        family = self._assemble()[group]
+        return self._tell(group, {h: h.values(s) for h, s in self._levels(family)})
+
+    def hypergradients(self, group: int = 0) -> list[dict[str, Any]]:
+        """``dL/dvalue`` as read in the last step, for what is tuned, in the shape of `hyperparameters`.
+
+        In natural units, with respect to the learned value (a schedule's factor is part of the derivative), before any
+        normalization; NaN where none has been read. With `maximize`, L is what is minimized: the negative.
+        """
+        family = self._assemble()[group]
+        return self._tell(group, {h: dict(zip(h.names, h.read, strict=True)) if h.names else {} for h, _ in self._levels(family)})
+
+    def _levels(self, family: Family) -> list[tuple[Hyperparameters, Scope]]:
+        return [(family.owner, family.scope), *((h, h.scope) for h in self._upper)]
+
+    def _tell(self, group: int, told: dict[Hyperparameters, dict[str, Tensor]]) -> list[dict[str, Any]]:
+        below = [(), self.rules[group].tuned(), *(h.names for h in self._upper)]
+        levels = []
+        for names, (hyper, values) in zip(below, told.items(), strict=False):
+            level: dict[str, Any] = {}
+            for n in hyper.rule.hyperparameters():
+                if n not in values:
+                    continue
+                value = values[n].tolist()
+                if not names and self.per == "tensor":
+                    level[n] = value if isinstance(value, list) else [value] * len(self.param_groups[group]["params"])
+                elif hyper.sets > 1:
+                    level[n] = dict(zip(names, value, strict=True)) if isinstance(value, list) else value
+                else:
+                    level[n] = value[0] if isinstance(value, list) else value
+            levels.append(level)
+        return levels
+
+    def __repr__(self) -> str:
+        lines = []
+        for i, rule in enumerate(self.rules):
+            text = []
+            for r, values in zip((rule, *self.tower.rules[1:]), self.hyperparameters(i), strict=True):
+                shown = {n: _brief(v) for n, v in values.items()}
+                kept = (n for n, f in r.hyperparameters().items() if n == "lr" or n in r.tuned() or values[n] != f.default)
+                text.append(f"{type(r).__name__}({', '.join(f'{n}={shown[n]}' for n in kept)})")
+            lines.append(" / ".join(text))
+        return lines[0] if len(lines) == 1 else "\n".join(f"group {i}: {line}" for i, line in enumerate(lines))
+
+    # ------------------------------------------------------------- checkpoints
+
+    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, to the last bit.
+
+        Raises:
+            ValueError: the `state_dict` of another tower; says which level differs. Nothing has changed then.
+        """
+        self._check(state_dict)
+        super().load_state_dict(state_dict)
+        # torch has cast the state to the dtypes of the parameters; what it remembers of half-precision ones is wider.
+        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        for p, key in zip(chain.from_iterable(group["params"] for group in self.param_groups), saved, strict=True):
+            if key in state_dict["state"]:
+                self.state[p] = dict(state_dict["state"][key])
+        self._forget()
+
+    def _check(self, state_dict: dict[str, Any]) -> None:
+        for i, (mine, theirs) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=False)):
+            missing, unknown = (", ".join(sorted(a.keys() - b.keys() - {"initial_lr"})) for a, b in ((mine, theirs), (theirs, mine)))
+            if missing:
+                raise ValueError(
+                    f"state_dict of another optimizer: group {i} has no {missing}"
+                    + (f", but {unknown}" if unknown else "")
+                    + "; a torch.optim optimizer is taken over by from_torch"
+                )
+        self._assemble()
+        here = {k for memory in self.state.values() for k in memory.get("tower", ())}
+        there = {k for memory in state_dict["state"].values() for k in memory.get("tower", ())}
+        if there and here != there:
+            lacking, extra = (", ".join(sorted(x)) or "nothing" for x in (here - there, there - here))
+            raise ValueError(f"state_dict of another tower: it has {extra} where this optimizer has {lacking}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "tower": self.tower, "per": self.per, "rules": self.rules}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
+
+
+def _brief(value: Any) -> str:
+    """A value with four digits; of many, the range."""
+    if isinstance(value, list):
+        low, high = _brief(min(value)), _brief(max(value))
+        return low if low == high else f"{low}…{high}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k!r}: {_brief(v)}" for k, v in value.items()) + "}"
+    return f"{value:.4g}"

@@ -1,0 +1,178 @@
+"""Rules: immutable values whose fields are hyperparameters and whose one job is a pure update.
+
+A rule is a frozen dataclass. It says what its hyperparameters are, what state it keeps, and how a parameter moves:
+
+    init(param) -> state                                      what is remembered of each element
+    coefficients(step) -> c                                   arithmetic of hyperparameters alone
+    update(param, grad, state, c) -> (param, state)           arithmetic of elements
+
+Inside `coefficients` and `update` every hyperparameter (``self.lr``) is a tensor, so that everything can be
+differentiated with respect to it. Both are pure: they return new tensors and change none. That is all a rule needs to be
+stacked in towers, checkpointed and differentiated.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
+
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+from .charts import REAL, UNIT, Chart, describe, nonnegative, positive, real, unit_interval
+
+if TYPE_CHECKING:
+    from .tower import Tower
+
+__all__ = ["Number", "Rule", "State", "hyperparameter", "nonnegative", "positive", "real", "unit_interval"]
+
+import torch
+
+Number: TypeAlias = Any
+"""A hyperparameter: a float, or on an upper level a dict of floats; a tensor inside `coefficients` and `update`."""
+State: TypeAlias = dict[str, Tensor]
+"""What a rule remembers: tensors shaped like the parameter."""
+Self = TypeVar("Self", bound="Rule")
+
+
+def hyperparameter(default: float, constraint: Constraint, tuned: bool | None = True) -> Any:
+    """A field of a rule that is a number.
+
+    Args:
+        default: its default value.
+        constraint: what it must satisfy, at construction and ever after.
+        tuned: whether the level above moves it by default (a value of 0 means "switched off" and is then left alone,
+            unless it is ``lr``); None: it enters `init` only and cannot be tuned.
+    """
+    return field(default=default, metadata={"constraint": constraint, "tuned": tuned})
+
+
+def check(owner: str, name: str, value: Any, constraint: Constraint) -> float:
+    """`value` as a float. Raises ValueError where it does not satisfy `constraint`."""
+    number = isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
+    if isinstance(value, bool) or not number:
+        raise ValueError(f"{owner}: {name}={value!r} is not allowed; it must be {describe(constraint)}")
+    value = float(value)
+    if not (math.isfinite(value) and constraint.check(torch.tensor(value, dtype=torch.float64))):
+        raise ValueError(f"{owner}: {name}={value!r} is not allowed; it must be {describe(constraint)}")
+    return value
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """An update rule and its hyperparameters.
+
+    Every rule has four keyword-only fields that say how its hyperparameters are tuned by a rule above it:
+
+    Args:
+        tune: the names of those that are moved. Default: step size and momentum-like coefficients.
+        charts: by name, the coordinate in which one is moved. Default: coefficients in (0, 1) by logit (`UNIT`),
+            all others as they are (`REAL`).
+        horizon: over how many steps a hyperparameter's effect is followed, in steps; at least 1, which is the paper's.
+        normalize: None, or ``"cosine"``: the hypergradient in a chart's coordinate is divided by the norms of the
+            gradient and of the sensitivity, and so lies in [-1, 1].
+
+    Raises:
+        ValueError: a value outside its constraint, an unknown name.
+    """
+
+    tune: tuple[str, ...] | None = field(default=None, kw_only=True)
+    charts: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    horizon: float = field(default=1, kw_only=True)
+    normalize: str | None = field(default=None, kw_only=True)
+
+    elementwise: ClassVar[bool] = True
+    """Whether each element moves by itself; otherwise the rule is run parameter by parameter, in its shape."""
+
+    def init(self, param: Tensor) -> State:
+        """The state before the first step."""
+        return {}
+
+    def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
+        """Numbers that `update` needs and that depend on hyperparameters and the step count (1, 2, …) alone."""
+        return ()
+
+    @abstractmethod
+    def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
+        """The parameter and the state after one step; elementwise unless the class says otherwise."""
+
+    @classmethod
+    def accepts(cls, param: Tensor) -> str | None:
+        """None, or why this rule cannot move `param` and what to do about it."""
+        return None
+
+    @classmethod
+    def hyperparameters(cls) -> dict[str, Field[Any]]:
+        """The fields that are numbers, by name."""
+        return {f.name: f for f in fields(cls) if "constraint" in f.metadata}
+
+    @classmethod
+    def constraint(cls, name: str) -> Constraint:
+        """What the hyperparameter `name` must satisfy."""
+        return cls.hyperparameters()[name].metadata["constraint"]
+
+    def tuned(self) -> tuple[str, ...]:
+        """The names that a rule above moves."""
+        if self.tune is not None:
+            return self.tune
+        marked = [n for n, f in self.hyperparameters().items() if f.metadata["tuned"]]
+        return tuple(n for n in marked if n == "lr" or getattr(self, n) != 0)
+
+    def chart(self, name: str) -> Chart:
+        """The coordinate in which the hyperparameter `name` is moved."""
+        if name in self.charts:
+            return Chart.of(self.charts[name])
+        value = getattr(self, name)
+        inside = all(0 < v < 1 for v in (value.values() if isinstance(value, Mapping) else [value]))
+        return UNIT if inside and self.constraint(name) is unit_interval else REAL
+
+    def at(self: Self, values: Mapping[str, Tensor]) -> Self:
+        """This rule with tensors in the place of its numbers."""
+        rule = object.__new__(type(self))
+        for name, value in {**self.__dict__, **values}.items():
+            object.__setattr__(rule, name, value)
+        return rule
+
+    def __truediv__(self, above: Rule | Tower) -> Tower:
+        from .tower import Tower
+
+        return Tower((self,)) / above
+
+    def __post_init__(self) -> None:
+        owner, known = type(self).__name__, self.hyperparameters()
+        for name in known:
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                if known[name].metadata["tuned"] is None or not value:
+                    raise ValueError(f"{owner}: {name}={value!r} is not allowed; it must be one number")
+                checked: Any = {k: check(owner, f"{name}[{k!r}]", v, self.constraint(name)) for k, v in value.items()}
+            else:
+                checked = check(owner, name, value, self.constraint(name))
+            object.__setattr__(self, name, checked)
+        tunable = [n for n, f in known.items() if f.metadata["tuned"] is not None]
+        if self.tune is not None:
+            names = (self.tune,) if isinstance(self.tune, str) else tuple(self.tune)
+            self._check_names("tune", names, tunable)
+            object.__setattr__(self, "tune", names)
+        self._check_names("charts", self.charts, tunable)
+        object.__setattr__(self, "charts", {n: Chart.of(c) for n, c in self.charts.items()})
+        if not (isinstance(self.horizon, (int, float)) and 1 <= self.horizon < math.inf):
+            raise ValueError(f"{owner}: horizon={self.horizon!r} is not allowed; it must be a number of steps in [1, inf)")
+        if self.normalize not in (None, "cosine"):
+            raise ValueError(f"{owner}: normalize={self.normalize!r} is not allowed; it must be None or 'cosine'")
+
+    def _check_names(self, argument: str, names: Iterable[str], allowed: list[str]) -> None:
+        for name in names:
+            if name not in allowed:
+                raise ValueError(
+                    f"{type(self).__name__}: {argument} names {name!r}, which is not one of its hyperparameters; "
+                    f"allowed: {', '.join(allowed)}"
+                )
+
+    def __repr__(self) -> str:
+        shown = [(f.name, getattr(self, f.name), f) for f in sorted(fields(self), key=lambda f: f.kw_only)]
+        body = (f"{n}={v!r}" for n, v, f in shown if n == "lr" or v != (f.default if n != "charts" else {}))
+        return f"{type(self).__name__}({', '.join(body)})"

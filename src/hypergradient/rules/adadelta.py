@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..numerics import sqrt
+from ..rule import Number, Rule, State, hyperparameter, nonnegative, unit_interval
+
+
+@dataclass(frozen=True, repr=False)
+class Adadelta(Rule):
+    """Zeiler 2012, Algorithm 1 (arXiv 1212.5701), times a step size."""
+
+    lr: Number = hyperparameter(1.0, nonnegative)
+    rho: Number = hyperparameter(0.9, unit_interval)
+    eps: Number = hyperparameter(1e-6, nonnegative, tuned=False)
+    weight_decay: Number = hyperparameter(0.0, nonnegative, tuned=False)
+
+    def init(self, param: Tensor) -> State:
+        return {"square_avg": torch.zeros_like(param), "acc_delta": torch.zeros_like(param)}
+
+    def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
+        g = grad + self.weight_decay * param
+        s = self.rho * state["square_avg"] + (1 - self.rho) * g * g
+        delta = sqrt(state["acc_delta"] + self.eps) / sqrt(s + self.eps) * g
+        u = self.rho * state["acc_delta"] + (1 - self.rho) * delta * delta
+        return param - self.lr * delta, {"square_avg": s, "acc_delta": u}

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..numerics import sqrt
+from ..rule import Number, Rule, State, hyperparameter, nonnegative
+
+
+@dataclass(frozen=True, repr=False)
+class Adagrad(Rule):
+    """Duchi, Hazan & Singer 2011, diagonal form, with the options of `torch.optim.Adagrad`."""
+
+    lr: Number = hyperparameter(1e-2, nonnegative)
+    lr_decay: Number = hyperparameter(0.0, nonnegative, tuned=False)
+    weight_decay: Number = hyperparameter(0.0, nonnegative, tuned=False)
+    initial_accumulator_value: float = hyperparameter(0.0, nonnegative, tuned=None)
+    eps: Number = hyperparameter(1e-10, nonnegative, tuned=False)
+
+    def init(self, param: Tensor) -> State:
+        return {"sum": torch.full_like(param, self.initial_accumulator_value)}
+
+    def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
+        return (self.lr / (1 + (step - 1) * self.lr_decay),)
+
+    def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
+        (step_size,) = c
+        g = grad + self.weight_decay * param
+        total = state["sum"] + g * g
+        return param - step_size * g / (sqrt(total) + self.eps), {"sum": total}

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..rule import Number, Rule, State, hyperparameter, nonnegative, unit_interval
+
+
+@dataclass(frozen=True, repr=False)
+class Adamax(Rule):
+    """Kingma & Ba 2015, Algorithm 2 (arXiv 1412.6980), with torch's `eps` inside the maximum."""
+
+    lr: Number = hyperparameter(2e-3, nonnegative)
+    beta1: Number = hyperparameter(0.9, unit_interval)
+    beta2: Number = hyperparameter(0.999, unit_interval)
+    eps: Number = hyperparameter(1e-8, nonnegative, tuned=False)
+    weight_decay: Number = hyperparameter(0.0, nonnegative, tuned=False)
+
+    def init(self, param: Tensor) -> State:
+        return {"exp_avg": torch.zeros_like(param), "exp_inf": torch.zeros_like(param)}
+
+    def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
+        return (self.lr / (1 - self.beta1**step),)
+
+    def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
+        (step_size,) = c
+        g = grad + self.weight_decay * param
+        m = self.beta1 * state["exp_avg"] + (1 - self.beta1) * g
+        u = torch.maximum(self.beta2 * state["exp_inf"], g.abs() + self.eps)
+        return param - step_size * m / u, {"exp_avg": m, "exp_inf": u}

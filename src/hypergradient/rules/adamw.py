@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..rule import Number, State, hyperparameter, nonnegative
+from .adam import Adam
+
+
+@dataclass(frozen=True, repr=False)
+class AdamW(Adam):
+    """Adam with decoupled weight decay: Loshchilov & Hutter 2019, Algorithm 2 (arXiv 1711.05101)."""
+
+    weight_decay: Number = hyperparameter(1e-2, nonnegative, tuned=False)
+
+    def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
+        step, state = self.move(grad, state, c)
+        return param * (1 - self.lr * self.weight_decay) - step, state

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..rule import Number, Rule, State, hyperparameter, nonnegative, unit_interval
+
+
+@dataclass(frozen=True, repr=False)
+class Muon(Rule):
+    """Jordan et al. 2024: momentum, orthogonalized by `ns_steps` Newton–Schulz iterations; as `torch.optim.Muon`.
+
+    One update has a spectral norm of about lr * sqrt(max(1, rows / columns)). The iterations run in the dtype of
+    the parameter, float32 for half precision (torch: always bfloat16).
+    """
+
+    lr: Number = hyperparameter(1e-3, nonnegative)
+    weight_decay: Number = hyperparameter(0.1, nonnegative, tuned=False)
+    momentum: Number = hyperparameter(0.95, unit_interval)
+    nesterov: bool = True
+    eps: Number = hyperparameter(1e-7, nonnegative, tuned=False)
+    ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315)
+    ns_steps: int = 5
+    adjust_lr_fn: str | None = None
+    elementwise: ClassVar[bool] = False
+
+    @classmethod
+    def accepts(cls, param: Tensor) -> str | None:
+        if param.ndim == 2 and not param.is_complex():
+            return None
+        return "Muon moves real matrices only; put the others in a group with a rule of its own: {'params': …, 'rule': AdamW(lr=3e-4)}"
+
+    def init(self, param: Tensor) -> State:
+        return {"momentum_buffer": torch.zeros_like(param)}
+
+    def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
+        buffer = self.momentum * state["momentum_buffer"] + (1 - self.momentum) * grad
+        x = (1 - self.momentum) * grad + self.momentum * buffer if self.nesterov else buffer
+        tall = x.shape[0] > x.shape[1]
+        x = x.T if tall else x
+        x = x / torch.maximum(x.norm(), self.eps)
+        a, b, c = self.ns_coefficients
+        for _ in range(self.ns_steps):
+            gram = x @ x.T
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        rows, columns = param.shape
+        fit = {"match_rms_adamw": 0.2 * max(rows, columns) ** 0.5}.get(self.adjust_lr_fn, max(1.0, rows / columns) ** 0.5)
+        new = param * (1 - self.lr * self.weight_decay) - self.lr * fit * (x.T if tall else x)
+        return new, {"momentum_buffer": buffer}

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..numerics import sqrt
+from ..rule import Number, Rule, State, hyperparameter, nonnegative, unit_interval
+
+
+@dataclass(frozen=True, repr=False)
+class NAdam(Rule):
+    """Dozat 2016, Algorithm 2, with the momentum schedule of `torch.optim.NAdam`."""
+
+    lr: Number = hyperparameter(2e-3, nonnegative)
+    beta1: Number = hyperparameter(0.9, unit_interval)
+    beta2: Number = hyperparameter(0.999, unit_interval)
+    eps: Number = hyperparameter(1e-8, nonnegative, tuned=False)
+    weight_decay: Number = hyperparameter(0.0, nonnegative, tuned=False)
+    momentum_decay: Number = hyperparameter(4e-3, nonnegative, tuned=False)
+    decoupled_weight_decay: bool = False
+
+    def init(self, param: Tensor) -> State:
+        zero = torch.zeros_like(param)
+        return {"exp_avg": zero, "exp_avg_sq": zero.clone(), "mu_product": torch.ones_like(param)}
+
+    def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
+        mu, mu_next = (self.beta1 * (1 - 0.5 * 0.96 ** (t * self.momentum_decay)) for t in (step, step + 1))
+        return mu, mu_next, sqrt(1 - self.beta2**step)
+
+    def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
+        mu, mu_next, root = c
+        g = grad if self.decoupled_weight_decay else grad + self.weight_decay * param
+        shrink = 1 - self.lr * self.weight_decay if self.decoupled_weight_decay else 1.0
+        m = self.beta1 * state["exp_avg"] + (1 - self.beta1) * g
+        v = self.beta2 * state["exp_avg_sq"] + (1 - self.beta2) * g * g
+        product = state["mu_product"] * mu
+        nesterov = (1 - mu) / (1 - product) * g + mu_next / (1 - product * mu_next) * m
+        new = {"exp_avg": m, "exp_avg_sq": v, "mu_product": product}
+        return shrink * param - self.lr * nesterov / (sqrt(v) / root + self.eps), new

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..rule import Number, Rule, State, hyperparameter, nonnegative, real, unit_interval
+
+
+@dataclass(frozen=True, repr=False)
+class SGD(Rule):
+    """Stochastic gradient descent with momentum, as `torch.optim.SGD`.
+
+    Polyak 1964 (heavy ball); Nesterov's variant as in Sutskever, Martens, Dahl & Hinton 2013.
+    As in torch, dampening counts from the second step on, and only where there is momentum.
+    """
+
+    lr: Number = hyperparameter(1e-3, nonnegative)
+    momentum: Number = hyperparameter(0.0, unit_interval)
+    dampening: Number = hyperparameter(0.0, real, tuned=False)
+    weight_decay: Number = hyperparameter(0.0, nonnegative, tuned=False)
+    nesterov: bool = False
+
+    def init(self, param: Tensor) -> State:
+        return {"momentum_buffer": torch.zeros_like(param)}
+
+    def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
+        undamped = (step == 1) | (self.momentum == 0)
+        return (torch.where(undamped, 1.0, 1 - self.dampening),)
+
+    def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
+        (weight,) = c
+        g = grad + self.weight_decay * param
+        b = self.momentum * state["momentum_buffer"] + weight * g
+        direction = g + self.momentum * b if self.nesterov else b
+        return param - self.lr * direction, {"momentum_buffer": b}
