@@ -83,14 +83,19 @@ class Hyperparameters:
                 values[name] = (value * scope.scale[name]).clamp(*ends) if name in scope.scale else value
         return values
 
-    def gradient(self, blocks: Sequence[Block]) -> Tensor:
-        """The hypergradient in chart coordinates, normalized if the rule asks for it. shape: (tuned, sets)"""
+    def gradient(self, blocks: Sequence[Block], known: Tensor) -> Tensor:
+        """The hypergradient in chart coordinates, normalized if the rule asks for it. shape: (tuned, sets)
+
+        Args:
+            blocks: what these hyperparameters have moved, with its gradients.
+            known: whether they have moved anything yet. shape: ()
+        """
         with torch.enable_grad():
             raw = self.raw.detach().requires_grad_()
             (slope,) = torch.autograd.grad(self.learned(raw).sum(), raw)
         products = [[torch.stack(x) for x in zip(*map(b.products, self.names), strict=True)] for b in blocks]
         product, gradient, sensitivity = (sum(x[1:], x[0]).to(raw) for x in zip(*products, strict=True))
-        self.read.copy_(product)
+        self.read.copy_(torch.where(known, product, torch.nan))
         if self.rule.normalize:
             return cosine(product * slope, gradient, sensitivity * slope.square())
         return product * slope
@@ -128,12 +133,14 @@ def step(blocks: Sequence[Block], allowed: Sequence[Tensor] | None = None) -> No
     """
     owners = dict.fromkeys(b.owner for b in blocks)
     tuned = {h: h.block for h in owners if h.block is not None}
+    known = []
     for h, above in tuned.items():
-        above.grad = h.gradient([b for b in blocks if b.owner is h])
+        mine = [b for b in blocks if b.owner is h]
+        known.append(torch.stack([(b.step > 0).to(h.raw.device) for b in mine]).any())
+        above.grad = h.gradient(mine, known[-1])
     if tuned:
         finite = all_finite(above.grad for above in tuned.values())
-        known = [torch.stack([b.step > 0 for b in blocks if b.owner is h]).any() for h in tuned]
-        step(list(tuned.values()), [finite & k.to(finite.device) for k in known])
+        step(list(tuned.values()), [finite & k for k in known])
         for h in tuned:
             h.raw.copy_(h.raw.clamp(h.low, h.high))
     for i, block in enumerate(blocks):

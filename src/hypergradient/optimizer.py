@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -50,8 +50,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self.per = per
         self.rules: list[Rule] = []
         self._forget()
-        bottom = self.tower.rules[0]
-        super().__init__(params, {**{n: getattr(bottom, n) for n in bottom.hyperparameters()}, "maximize": maximize})
+        values = {n: getattr(self.tower.rules[0], n) for n in self.tower.rules[0].hyperparameters()}
+        super().__init__(params, {**values, "maximize": maximize})
 
     def _forget(self) -> None:
         """Drop what follows from `param_groups` and `state`; it is made again when it is needed."""
@@ -80,6 +80,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 raise ValueError(f"{name} has shape {tuple(p.shape)}: {why}")
         for n, default in vars(rule).items():
             if n in rule.hyperparameters():
+                if isinstance(default, Mapping):
+                    raise ValueError(f"{rule!r}: {n} has a value per hyperparameter of the level below; there is none")
                 group[n] = check(where, n, group.get(n, default), rule.constraint(n))
             elif group.get(n, default) != default:
                 raise ValueError(f"{where}: {n}={group[n]!r} differs from the rule's {default!r}; give the group a rule")

@@ -24,12 +24,6 @@ class Tower:
         for rule in self.rules:
             if not isinstance(rule, Rule):
                 raise TypeError(f"a tower is made of rules such as Adam(lr=1e-3); got {rule!r}")
-        for name in self.rules[0].hyperparameters():
-            if isinstance(value := getattr(self.rules[0], name), Mapping):
-                raise ValueError(
-                    f"{self.rules[0]!r}: {name}={value!r} gives a value per hyperparameter of the level below, "
-                    "and the leftmost rule has no level below"
-                )
         for below, rule in zip(self.rules, self.rules[1:], strict=False):
             if not below.tuned():
                 raise ValueError(f"{rule!r} has nothing to tune: {below!r} names no hyperparameter in `tune`")

@@ -1,0 +1,87 @@
+"""Hypergradients: against finite differences of the loss, and against the paper drawn literally."""
+
+import copy
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from cases import ABOVE, RULES, loss, parameters, train, weights
+from oracle import Entry, Oracle
+
+from hypergradient import POSITIVE, REAL, SGD, UNIT, Adagrad, Adam, AdamW, Hyperoptimizer, Lion, RMSprop
+
+BELOW = SGD(lr=0.5, momentum=0.5, charts={"momentum": REAL})
+TOP = SGD(lr=1e-4)
+STEPS = 7
+
+
+def tower_with(case, level):
+    """A tower in which everything of the rule of `case`, at `level`, is tuned."""
+    if level == 0:
+        return case.rule(**case.lively, tune=case.tunable) / TOP
+    above = case.rule(**{**case.lively, "lr": 2e-2}, tune=case.tunable)
+    return BELOW / above / TOP if level == 1 else BELOW / SGD(lr=0.5) / above / TOP
+
+
+def difference(oracle, key):
+    """How the next loss changes with a value in this step alone: central differences of fourth order.
+
+    Too small a step drowns in rounding, too large a one in curvature: of a ladder, the two neighbours that agree best.
+    """
+
+    def after(bump):
+        # a copy shares the tensors that have a graph
+        twin = copy.deepcopy(oracle, {id(x): x for x in oracle.leaves()})
+        twin.step(loss(twin.weights, STEPS - 1), {key: bump})
+        return loss(twin.weights, STEPS).item()
+
+    value = abs(oracle.value(key[0], Entry(key[1], None)).item())
+    sizes = [value * 5.0**-k for k in range(1, 7)]
+    ladder = [(after(-2 * s) - 8 * after(-s) + 8 * after(s) - after(2 * s)) / (12 * s) for s in sizes]
+    return min(pairwise(ladder), key=lambda pair: math.inf if math.isnan(sum(pair)) else abs(pair[0] - pair[1]))[1]
+
+
+@pytest.mark.parametrize(("case", "level"), [(c, k) for c in RULES for k in range(1 if c.matrix else 3)], ids=str)
+def test_equals_finite_differences(case, level):
+    tower, mine = tower_with(case, level), parameters(case.matrix)
+    optimizer, oracle = Hyperoptimizer(mine, tower), Oracle(tower, weights(case.matrix))
+    train(optimizer, mine, STEPS + 1)
+    for t in range(STEPS - 1):
+        oracle.step(loss(oracle.weights, t))
+    for name, found in optimizer.hypergradients()[level].items():
+        expected = difference(oracle, (level, name))
+        if name in case.flat:
+            assert found == 0, name
+            assert expected == pytest.approx(0, abs=1e-9), name
+        else:
+            assert found == pytest.approx(expected, rel=1e-6, abs=1e-14), name
+            assert level > 0 or found != 0, name
+
+
+TOWERS = [
+    Adam(lr=0.05, eps=0.1) / SGD(lr=0.01),
+    SGD(lr=0.1, momentum=0.5, tune=("lr", "momentum", "weight_decay", "dampening")) / Adam(lr=0.01, eps=1e-3) / SGD(lr=1e-3),
+    Adagrad(lr=0.1, initial_accumulator_value=0.1) / RMSprop(lr=0.01, eps=0.1) / AdamW(lr=0.01, eps=0.1) / SGD(lr=1e-3),
+    Adam(lr=0.05, eps=0.1, charts={"lr": POSITIVE}) / SGD(lr={"lr": 0.1, "beta1": 0.2, "beta2": 0.3}, momentum=0.5) / SGD(lr=0.01),
+    Lion(lr=0.01) / SGD(lr=0.01) / Adagrad(lr=0.01) / SGD(lr=0.01, charts={"lr": POSITIVE}) / SGD(lr=0.01),
+    SGD(lr=0.1, momentum=0.9, nesterov=True, charts={"lr": POSITIVE, "momentum": UNIT}) / SGD(lr=0.05),
+    *(SGD(lr=0.5) / SGD(lr=0.05) / c.rule(**{**c.lively, "lr": 1e-3}) / SGD(lr=1e-4) for c in ABOVE),
+]
+
+
+@pytest.mark.parametrize("tower", TOWERS, ids=repr)
+def test_equals_the_paper_drawn_literally(tower):
+    mine, oracle = parameters(), Oracle(tower, weights())
+    optimizer = Hyperoptimizer(mine, tower)
+    for t in range(20):
+        value = loss(oracle.weights, t)
+        assert train(optimizer, mine, 1, t)[0] == pytest.approx(value.item(), rel=1e-10)
+        oracle.step(value)
+        for k, raw in enumerate(oracle.raw):
+            for e in raw:
+                value, slope = (of()[k][e.name] for of in (optimizer.hyperparameters, optimizer.hypergradients))
+                value, slope = (value, slope) if e.column is None else (value[e.column], slope[e.column])
+                assert value == pytest.approx(oracle.value(k, e).item(), rel=1e-10)
+                assert t <= k or slope == pytest.approx(oracle.gradients[k][e], rel=1e-9, abs=1e-14)
+    torch.testing.assert_close(mine, [w.detach() for w in oracle.weights], rtol=1e-10, atol=1e-12)

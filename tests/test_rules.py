@@ -1,0 +1,80 @@
+"""Untuned, every rule is its twin in torch.optim."""
+
+import pytest
+import torch
+from cases import RULES, loss, ours, parameters, train
+
+import hypergradient as hg
+from hypergradient import Hyperoptimizer
+
+TWINS = [c for c in RULES if c.rule is not hg.Lion]  # torch.optim has no Lion; its formula is tested below
+PAIRS = [pytest.param(c, o, id=f"{c}-{o}") for c in TWINS for o in c.options]
+
+
+def compare(optimizer, twin, mine, theirs, steps=100):
+    torch.testing.assert_close(train(optimizer, mine, steps), train(twin, theirs, steps), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("case", "options"), PAIRS)
+def test_equals_torch_optim(case, options, monkeypatch):
+    # torch's Muon rounds its iterations to bfloat16, ours do not: compare the algorithm, in float64
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda x: x.clone())
+    mine, theirs = parameters(case.matrix), parameters(case.matrix)
+    options = {"lr": 1e-2, **options}
+    twin = getattr(torch.optim, str(case))(theirs, **options)
+    compare(Hyperoptimizer(mine, case.rule(**ours(options))), twin, mine, theirs)
+
+
+@pytest.mark.parametrize("case", [c for c in TWINS if not c.matrix], ids=str)  # torch's Muon has no maximize
+def test_maximize_equals_torch_optim(case):
+    mine, theirs = parameters(), parameters()
+    twin = getattr(torch.optim, str(case))(theirs, lr=1e-3, maximize=True)
+    compare(Hyperoptimizer(mine, case.rule(lr=1e-3), maximize=True), twin, mine, theirs, steps=10)
+
+
+@pytest.mark.parametrize("case", [c for c in TWINS if not c.matrix], ids=str)
+def test_groups_have_their_own_values(case):
+    mine, theirs = parameters(), parameters()
+
+    def groups(p):
+        return [{"params": p[:1], "lr": 1e-2, "weight_decay": 0.1}, {"params": p[1:], "lr": 3e-3}]
+
+    twin = getattr(torch.optim, str(case))(groups(theirs), weight_decay=0.0)
+    compare(Hyperoptimizer(groups(mine), case.rule(weight_decay=0.0)), twin, mine, theirs)
+
+
+def test_lion_is_the_algorithm_of_its_paper():
+    (p,), (q,) = parameters()[:1], parameters()[:1]
+    optimizer, m = Hyperoptimizer([p], hg.Lion(lr=1e-2, beta1=0.9, beta2=0.99, weight_decay=0.1)), torch.zeros_like(q)
+    for t in range(100):
+        for x in (p, q):
+            x.grad = None
+            loss([x, *parameters()[1:]], t).backward()
+        optimizer.step()
+        with torch.no_grad():
+            c = 0.9 * m + 0.1 * q.grad
+            q -= 1e-2 * (c.sign() + 0.1 * q)
+            m = 0.99 * m + 0.01 * q.grad
+    torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", TWINS, ids=str)
+def test_defaults_are_those_of_torch(case):
+    defaults = ours(getattr(torch.optim, str(case))(parameters(case.matrix)).defaults)
+    own = vars(case.rule())
+    assert {n: v for n, v in own.items() if n in defaults} == {n: v for n, v in defaults.items() if n in own}
+    assert set(own) - set(defaults) == {"tune", "charts", "horizon", "normalize"}
+
+
+@pytest.mark.parametrize("case", RULES, ids=str)
+def test_is_pure(case):
+    rule = case.rule(**case.lively)
+    param, grad = parameters(case.matrix)[0].detach(), torch.ones(3, 4)
+    at = rule.at({n: torch.tensor(getattr(rule, n)) for n in rule.hyperparameters()})
+    state = rule.init(param)
+    inputs = [param, grad, *state.values()]
+    before, versions = [x.clone() for x in inputs], [x._version for x in inputs]
+    at.update(param, grad, state, at.coefficients(torch.tensor(1.0)))
+    assert [x._version for x in inputs] == versions
+    torch.testing.assert_close(inputs, before, rtol=0, atol=0)
