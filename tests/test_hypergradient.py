@@ -85,3 +85,39 @@ def test_equals_the_paper_drawn_literally(tower):
                 assert value == pytest.approx(oracle.value(k, e).item(), rel=1e-10)
                 assert t <= k or slope == pytest.approx(oracle.gradients[k][e], rel=1e-9, abs=1e-14)
     torch.testing.assert_close(mine, [w.detach() for w in oracle.weights], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("normalize", [None, "cosine"])
+@pytest.mark.parametrize("horizon", [1, 1.5, 10])
+@pytest.mark.parametrize("case", [c for c in RULES if not c.matrix], ids=str)
+def test_horizon_and_cosine_are_what_they_say(case, horizon, normalize):
+    """``T_t = (1 - 1/horizon) T_{t-1} + dU_t/dh`` with dU_t/dh by finite differences, ``<g, T>`` and its cosine."""
+    names, size, flat = ("lr", "weight_decay"), 1e-5, torch.nn.utils.parameters_to_vector
+    rule = case.rule(**case.lively, tune=names, charts={"lr": POSITIVE}, horizon=horizon, normalize=normalize)
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, rule / SGD(lr=1e-3))
+    trace = {n: torch.zeros_like(flat(mine)) for n in names}
+    state = rule.init(flat(mine))
+    for t in range(5):
+        optimizer.zero_grad()
+        loss(mine, t).backward()
+        w, g, old = flat(mine).detach(), flat([p.grad for p in mine]), optimizer.hyperparameters()[0]
+        optimizer.step()
+        values = optimizer.hyperparameters()[0]
+        for n in names if t > 0 else ():
+            slope = (g @ trace[n]).item()
+            assert optimizer.hypergradients()[0][n] == pytest.approx(slope, rel=1e-6, abs=1e-12)
+            raw = slope * (old[n] if n == "lr" else 1.0)
+            raw = slope / (g.norm() * trace[n].norm()).item() if normalize else raw
+            moved = old[n] * math.exp(-1e-3 * raw) if n == "lr" else old[n] - 1e-3 * raw
+            assert values[n] == pytest.approx(moved, rel=1e-8)
+
+        def update(change, w=w, g=g, state=state, t=t, values=values):
+            at = rule.at({n: torch.tensor(v + change.get(n, 0.0)) for n, v in values.items()})
+            return at.update(w, g, state, at.coefficients(torch.tensor(t + 1.0)))
+
+        for n in names:
+            slope = (update({n: size})[0] - update({n: -size})[0]) / (2 * size)
+            trace[n] = (1 - 1 / horizon) * trace[n] + slope
+        w, state = update({})
+        torch.testing.assert_close(flat(mine).detach(), w, rtol=1e-10, atol=1e-12)

@@ -71,6 +71,12 @@ class Chart:
     def __repr__(self) -> str:
         return self.name or repr(self.transform)
 
+    def holds(self, value: float) -> bool:
+        """Whether some raw coordinate stands for `value`."""
+        number = torch.tensor(value, dtype=torch.float64)
+        back = self.unit(number) * self.transform(self.raw(number))
+        return torch.allclose(back, number, rtol=1e-6, atol=0.0)
+
     def unit(self, value: Tensor) -> Tensor:
         """What values are measured in. shape: that of `value`"""
         return value if self.relative else torch.ones_like(value)
@@ -92,7 +98,7 @@ class Chart:
                 raw = torch.where(raw.isfinite(), raw, self.transform.inv(torch.full_like(unit, info.tiny) / unit))
             ends.append(raw)
         low, high = torch.minimum(*ends), torch.maximum(*ends)
-        return low.nan_to_num(-info.max, info.max, -info.max), high.nan_to_num(info.max, info.max, -info.max)
+        return torch.where(low.isfinite(), low, -info.max), torch.where(high.isfinite(), high, info.max)
 
 
 REAL = Chart(transforms.identity_transform, name="REAL")

@@ -67,9 +67,6 @@ class Hyperparameters:
         self.interval = [interval(k, lr.dtype) for k in constraints]
         self.read = torch.full_like(self.raw, torch.nan)
         self.block = Matrix(above, self.raw)
-        for n, chart, value in zip(self.names, self.charts, tuned, strict=True):
-            if not torch.allclose(self.learned(self.raw)[self.names.index(n)], value):
-                raise ValueError(f"{rule!r}: the chart {chart!r} of {n} cannot hold the value {value.tolist()}")
 
     def learned(self, raw: Tensor) -> Tensor:
         """The values at a raw coordinate, before schedules. shape: (tuned, sets)"""

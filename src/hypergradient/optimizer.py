@@ -89,6 +89,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             raise ValueError(f"{where}: betas={group['betas']!r} is not allowed; give beta1 and beta2")
         siblings = [g for g, r in zip(self.param_groups, self.rules, strict=False) if self.per == "all" and r == rule]
         for n in rule.tuned() if self.tower.height else ():
+            rule.check_chart(where, n, group[n])
             group[BASE + n] = siblings[0][BASE + n] if siblings else group[n]
             if group[n] != 0 == group[BASE + n]:
                 raise ValueError(f"{where}: {n}={group[n]!r} would have to be a multiple of a shared value that starts at 0")
@@ -256,20 +257,24 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._forget()
 
     def _check(self, state_dict: dict[str, Any]) -> None:
-        for i, (mine, theirs) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=False)):
-            missing, unknown = (", ".join(sorted(a.keys() - b.keys() - {"initial_lr"})) for a, b in ((mine, theirs), (theirs, mine)))
-            if missing:
-                raise ValueError(
-                    f"state_dict of another optimizer: group {i} has no {missing}"
-                    + (f", but {unknown}" if unknown else "")
-                    + "; a torch.optim optimizer is taken over by from_torch"
-                )
+        """Raise ValueError where `state_dict` is not that of an optimizer with the same tower."""
         self._assemble()
-        here = {k for memory in self.state.values() for k in memory.get("tower", ())}
-        there = {k for memory in state_dict["state"].values() for k in memory.get("tower", ())}
-        if there and here != there:
-            lacking, extra = (", ".join(sorted(x)) or "nothing" for x in (here - there, there - here))
-            raise ValueError(f"state_dict of another tower: it has {extra} where this optimizer has {lacking}")
+        mine, theirs = (_towers(memory) for memory in (self.state, state_dict["state"]))
+        if theirs and mine.keys() != theirs.keys():
+            here, there = (", ".join(sorted(a.keys() - b.keys())) or "nothing" for a, b in ((mine, theirs), (theirs, mine)))
+            raise ValueError(f"state_dict of another tower: it has {there} where this optimizer has {here}")
+        for level in theirs:
+            if theirs[level] != mine[level]:
+                raise ValueError(
+                    f"state_dict of another optimizer: the shapes of level {level} are {theirs[level]}, here {mine[level]}; "
+                    "`per` and the groups have to be the same"
+                )
+        for i, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=False)):
+            if missing := sorted(group.keys() - saved.keys() - {"initial_lr"}):
+                raise ValueError(
+                    f"state_dict of another optimizer: its group {i} has no {', '.join(missing)}; "
+                    "an optimizer of torch.optim is taken over by from_torch"
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "tower": self.tower, "per": self.per, "rules": self.rules}
@@ -277,6 +282,15 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forget()
+
+
+def _towers(state: Mapping[Any, Any]) -> dict[str, list[dict[str, tuple[int, ...]]]]:
+    """What is remembered of each level of a tower: the shapes, one entry per group where they have their own."""
+    found: dict[str, list[dict[str, tuple[int, ...]]]] = {}
+    for memory in state.values():
+        for level, tensors in memory.get("tower", {}).items():
+            found.setdefault(level, []).append({n: tuple(t.shape) for n, t in tensors.items()})
+    return found
 
 
 def _brief(value: Any) -> str:

@@ -51,14 +51,13 @@ def hyperparameter(default: float, constraint: Constraint, tuned: bool | None = 
 
 
 def check(owner: str, name: str, value: Any, constraint: Constraint) -> float:
-    """`value` as a float. Raises ValueError where it does not satisfy `constraint`."""
-    number = isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
-    if isinstance(value, bool) or not number:
-        raise ValueError(f"{owner}: {name}={value!r} is not allowed; it must be {describe(constraint)}")
-    value = float(value)
-    if not (math.isfinite(value) and constraint.check(torch.tensor(value, dtype=torch.float64))):
-        raise ValueError(f"{owner}: {name}={value!r} is not allowed; it must be {describe(constraint)}")
-    return value
+    """`value` as a float. Raises ValueError where it is not a number that satisfies `constraint`."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number or (isinstance(value, Tensor) and value.numel() == 1):
+        known = torch.tensor(float(value), dtype=torch.float64)
+        if known.isfinite() and constraint.check(known):
+            return known.item()
+    raise ValueError(f"{owner}: {name}={value!r} is not allowed; it must be {describe(constraint)}")
 
 
 @dataclass(frozen=True)
@@ -145,9 +144,7 @@ class Rule(ABC):
         owner, known = type(self).__name__, self.hyperparameters()
         for name in known:
             value = getattr(self, name)
-            if isinstance(value, Mapping):
-                if known[name].metadata["tuned"] is None or not value:
-                    raise ValueError(f"{owner}: {name}={value!r} is not allowed; it must be one number")
+            if isinstance(value, Mapping) and value and known[name].metadata["tuned"] is not None:
                 checked: Any = {k: check(owner, f"{name}[{k!r}]", v, self.constraint(name)) for k, v in value.items()}
             else:
                 checked = check(owner, name, value, self.constraint(name))
@@ -159,10 +156,18 @@ class Rule(ABC):
             object.__setattr__(self, "tune", names)
         self._check_names("charts", self.charts, tunable)
         object.__setattr__(self, "charts", {n: Chart.of(c) for n, c in self.charts.items()})
+        for name in self.tuned():
+            self.check_chart(owner, name, getattr(self, name))
         if not (isinstance(self.horizon, (int, float)) and 1 <= self.horizon < math.inf):
             raise ValueError(f"{owner}: horizon={self.horizon!r} is not allowed; it must be a number of steps in [1, inf)")
         if self.normalize not in (None, "cosine"):
             raise ValueError(f"{owner}: normalize={self.normalize!r} is not allowed; it must be None or 'cosine'")
+
+    def check_chart(self, owner: str, name: str, value: Any) -> None:
+        """Raise ValueError where the chart of the hyperparameter `name` has no place for `value`."""
+        for v in value.values() if isinstance(value, Mapping) else [value]:
+            if not self.chart(name).holds(v):
+                raise ValueError(f"{owner}: the chart {self.chart(name)!r} cannot hold {name}={v!r}; give another in `charts`")
 
     def _check_names(self, argument: str, names: Iterable[str], allowed: list[str]) -> None:
         for name in names:

@@ -21,6 +21,8 @@ class Tower:
     rules: tuple[Rule, ...]
 
     def __post_init__(self) -> None:
+        if not self.rules:
+            raise ValueError("a tower has at least one rule, such as Adam(lr=1e-3)")
         for rule in self.rules:
             if not isinstance(rule, Rule):
                 raise TypeError(f"a tower is made of rules such as Adam(lr=1e-3); got {rule!r}")

@@ -22,6 +22,11 @@ class SGD(Rule):
     weight_decay: Number = hyperparameter(0.0, nonnegative, tuned=False)
     nesterov: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and (self.dampening != 0 or (self.momentum == 0 and "momentum" not in self.tuned())):
+            raise ValueError("SGD: nesterov=True needs a momentum, and dampening=0")
+
     def init(self, param: Tensor) -> State:
         return {"momentum_buffer": torch.zeros_like(param)}
 

@@ -1,0 +1,128 @@
+"""Bad input: an error that names argument, value and what is allowed, before any state has changed."""
+
+import copy
+
+import pytest
+import torch
+from cases import parameters, train
+
+from hypergradient import POSITIVE, SGD, UNIT, Adam, AdamW, Hyperoptimizer, Muon, Tower, from_torch
+
+BAD = {
+    "negative lr": (lambda: Adam(lr=-1.0), ValueError, r"Adam: lr=-1.0 .* \[0, inf\)"),
+    "lr nan": (lambda: SGD(lr=float("nan")), ValueError, r"SGD: lr=nan .* finite"),
+    "lr text": (lambda: SGD(lr="fast"), ValueError, r"SGD: lr='fast'"),
+    "lr bool": (lambda: SGD(lr=True), ValueError, r"SGD: lr=True"),
+    "beta 1": (lambda: Adam(beta1=1.0), ValueError, r"Adam: beta1=1.0 .* \[0, 1\)"),
+    "unknown tune": (lambda: Adam(tune=("lr", "speed")), ValueError, r"tune names 'speed'.*lr, beta1, beta2, eps, weight_decay"),
+    "unknown chart": (lambda: Adam(charts={"speed": POSITIVE}), ValueError, "charts names 'speed'"),
+    "not a chart": (lambda: Adam(charts={"lr": "log"}), TypeError, r"'log' is not a chart.*REAL, POSITIVE, UNIT"),
+    "horizon": (lambda: Adam(horizon=0.5), ValueError, r"horizon=0.5 .* \[1, inf\)"),
+    "normalize": (lambda: Adam(normalize="max"), ValueError, r"normalize='max'.*'cosine'"),
+    "unknown argument": (lambda: Adam(speed=1), TypeError, "speed"),
+    "positional class": (lambda: Adam() / 3, TypeError, "3"),
+    "dict with unknown name": (lambda: SGD(tune="lr") / SGD(lr={"lr": 1e-3, "beta1": 0.1}), ValueError, r"values for lr, beta1;.*lr$"),
+    "dict without a name": (lambda: Adam() / SGD(lr={"lr": 1e-3}), ValueError, "lr, beta1, beta2"),
+    "dict with a bad value": (lambda: SGD(lr={"lr": -1.0}), ValueError, r"lr\['lr'\]=-1.0"),
+    "dict below": (lambda: Hyperoptimizer(parameters(), SGD(lr={"lr": 1.0})), ValueError, "no|none"),
+    "nothing to tune": (lambda: SGD(tune=()) / SGD(), ValueError, r"nothing to tune: SGD\("),
+    "matrices above": (lambda: SGD() / Muon(), ValueError, "cannot tune another rule"),
+    "no tower": (lambda: Hyperoptimizer(parameters(), Tower(())), ValueError, "at least one rule"),
+    "per": (lambda: Hyperoptimizer(parameters(), SGD(), per="layer"), ValueError, "per='layer'.*'all', 'group' or 'tensor'"),
+    "not a rule": (lambda: Hyperoptimizer(parameters(), torch.optim.Adam), TypeError, "rules such as"),
+    "no parameters": (lambda: Hyperoptimizer([], SGD()), ValueError, "empty parameter list"),
+    "non-leaf": (lambda: Hyperoptimizer([parameters()[0] * 2], SGD()), ValueError, "non-leaf"),
+    "integers": (lambda: Hyperoptimizer([torch.ones(2, dtype=torch.int64)], SGD()), ValueError, "parameter 0 of group 0 .*torch.int64"),
+    "named integers": (lambda: Hyperoptimizer([("w", torch.ones(2, dtype=torch.bool))], SGD()), ValueError, "w has dtype torch.bool"),
+    "group lr": (lambda: Hyperoptimizer([{"params": parameters(), "lr": -1}], SGD()), ValueError, r"group 0: lr=-1"),
+    "group betas": (lambda: Hyperoptimizer([{"params": parameters(), "betas": (0, 0)}], Adam()), ValueError, "beta1 and beta2"),
+    "group flag": (lambda: Hyperoptimizer([{"params": parameters(), "nesterov": True}], SGD()), ValueError, "nesterov=True differs"),
+    "Muon and vectors": (lambda: Hyperoptimizer(parameters(), Muon()), ValueError, r"parameter 1 of group 0 .*\(4,\).*'rule': AdamW"),
+    "nesterov": (lambda: SGD(nesterov=True), ValueError, "nesterov"),
+    "UNIT and 0": (lambda: Hyperoptimizer(parameters(), Adam(beta1=0.0, tune="beta1", charts={"beta1": UNIT}) / SGD()), ValueError, "UNIT"),
+    "no twin": (lambda: from_torch(torch.optim.LBFGS(parameters())), TypeError, "LBFGS has no rule of its name; allowed: .*AdamW"),
+}
+
+
+@pytest.mark.parametrize(("make", "error", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_named(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def snapshot(optimizer):
+    groups = [{n: v for n, v in group.items() if n != "param_names"} for group in optimizer.param_groups]
+    return copy.deepcopy([optimizer.state_dict()["state"], groups])
+
+
+def unchanged(optimizer, params, action, error, message):
+    train(optimizer, params, 3)
+    before = snapshot(optimizer)
+    with pytest.raises(error, match=message):
+        action()
+    torch.testing.assert_close(snapshot(optimizer), before, rtol=0, atol=0, equal_nan=True)
+    train(optimizer, params, 3)
+
+
+def test_sparse_gradients_are_refused_before_anything_moves():
+    mine = parameters()
+    optimizer = Hyperoptimizer([("a", mine[0]), *((f"p{i}", p) for i, p in enumerate(mine[1:]))], Adam() / SGD(lr=1e-5))
+
+    def step():
+        mine[2].grad = torch.zeros(4, 2).to_sparse()
+        optimizer.step()
+
+    unchanged(optimizer, mine, step, RuntimeError, r"p1 has a gradient of layout torch.sparse_coo.*sparse=False.*SparseAdam")
+
+
+def test_a_bad_group_is_not_added():
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine[:3], Adam() / SGD(lr=1e-5))
+    unchanged(optimizer, mine, lambda: optimizer.add_param_group({"params": mine[3:], "lr": -1.0}), ValueError, "group 1: lr=-1.0")
+    unchanged(optimizer, mine, lambda: optimizer.add_param_group({"params": mine[:1]}), ValueError, "more than one")
+
+
+OTHERS = {
+    "another rule": (Adam() / SGD(lr=1e-5), AdamW() / SGD(lr=1e-5), r"it has 0 AdamW\[.*where this optimizer has 0 Adam\["),
+    "another level": (Adam() / SGD(lr=1e-5), Adam() / Adam(lr=1e-5), "it has 1 Adam"),
+    "another height": (Adam() / SGD(lr=1e-5), Adam() / SGD(lr=1e-5) / SGD(lr=1e-9), r"it has 1 SGD\[lr REAL\], 2 SGD\[\]"),
+    "tuned otherwise": (Adam() / SGD(lr=1e-5), Adam(tune="lr") / SGD(lr=1e-5), r"0 Adam\[lr REAL\] where"),
+    "another chart": (SGD() / SGD(lr=1e-5), SGD(charts={"lr": POSITIVE}) / SGD(lr=1e-5), r"0 SGD\[lr POSITIVE\] where"),
+    "untuned": (Adam() / SGD(lr=1e-5), Adam(), "it has 0 Adam"),
+}
+
+
+@pytest.mark.parametrize(("mine", "other", "message"), OTHERS.values(), ids=OTHERS.keys())
+def test_the_state_of_another_tower_is_refused(mine, other, message):
+    params, theirs = parameters(), parameters()
+    optimizer, another = Hyperoptimizer(params, mine), Hyperoptimizer(theirs, other)
+    train(another, theirs, 3)
+    unchanged(optimizer, params, lambda: optimizer.load_state_dict(another.state_dict()), ValueError, message)
+
+
+def test_the_state_of_torch_is_refused():
+    mine, theirs = parameters(), parameters()
+    optimizer, twin = Hyperoptimizer(mine, Adam()), torch.optim.Adam(theirs)
+    train(twin, theirs, 2)
+    unchanged(optimizer, mine, lambda: optimizer.load_state_dict(twin.state_dict()), ValueError, "no beta1, beta2.*from_torch")
+
+
+def test_the_state_of_other_sets_is_refused():
+    mine, theirs = parameters(), parameters()
+    optimizer, another = Hyperoptimizer(mine, SGD() / SGD(lr=1e-5)), Hyperoptimizer(theirs, SGD() / SGD(lr=1e-5), per="tensor")
+    train(another, theirs, 2)
+    unchanged(optimizer, mine, lambda: optimizer.load_state_dict(another.state_dict()), ValueError, r"level 0 SGD.*'raw': \(1, 4\).*here.*'raw': \(1, 1\).*`per`")
+
+
+def test_a_schedule_cannot_multiply_a_learned_zero():
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, SGD(lr=0.1, momentum=0.0, tune=("lr", "momentum")) / SGD(lr=1e-5))
+
+    def step():
+        optimizer.param_groups[0]["momentum"] = 0.9
+        try:
+            optimizer.step()
+        finally:
+            optimizer.param_groups[0]["momentum"] = 0.0
+
+    unchanged(optimizer, mine, step, ValueError, "momentum=0.9")

@@ -1,0 +1,448 @@
+"""Hyperoptimizer is an optimizer of torch: what scripts do with theirs works with it."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from cases import loss, parameters, train
+from torch import nn
+
+import hypergradient as hg
+from hypergradient import POSITIVE, SGD, UNIT, Adam, AdamW, Hyperoptimizer, Lion, Muon, Rule, from_torch
+
+TOWER = Adam(lr=0.01) / Adam(lr=1e-3) / SGD(lr=1e-5)
+
+
+def forward(model, seed):
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(seed))
+    return (model(x) - x[:, :2].sin()).square().mean()
+
+
+def fit(optimizer, model, steps, start=0):
+    for t in range(start, start + steps):
+        optimizer.zero_grad()
+        forward(model, t).backward()
+        optimizer.step()
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2))
+
+
+def test_is_an_optimizer_that_trains():
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, TOWER)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    losses = train(optimizer, mine, 300)
+    assert sum(losses[-20:]) < 0.2 * sum(losses[:20])
+    assert optimizer.defaults["lr"] == 0.01
+
+
+def test_parameters_stay_the_same_leaves_updated_in_place():
+    mine = parameters()
+    pointers = [p.data_ptr() for p in mine]
+    train(Hyperoptimizer(mine, TOWER), mine, 3)
+    assert all(p.is_leaf and p.requires_grad and p.grad_fn is None for p in mine)
+    assert [p.data_ptr() for p in mine] == pointers
+
+
+def test_no_graph_is_kept_and_gradients_are_left_alone():
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, TOWER)
+    train(optimizer, mine, 3)
+    before = [p.grad.clone() for p in mine]
+    optimizer.step()
+    torch.testing.assert_close([p.grad for p in mine], before, rtol=0, atol=0)
+    tensors = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
+    assert tensors
+    assert not any(t.requires_grad for t in tensors)
+
+
+def test_closure_is_called_with_gradients_and_its_loss_returned():
+    mine, twin = parameters(), parameters()
+    one, other = Hyperoptimizer(mine, TOWER), Hyperoptimizer(twin, TOWER)
+
+    def closure():
+        one.zero_grad()
+        value = loss(mine)
+        value.backward()
+        return value
+
+    with torch.no_grad():
+        assert one.step(closure).item() == loss(twin).item()
+    train(other, twin, 1)
+    torch.testing.assert_close(mine, twin, rtol=0, atol=0)
+    assert torch.is_grad_enabled()
+
+
+def test_frozen_and_unused_parameters_are_not_touched():
+    model = network()
+    model[0].weight.requires_grad_(False)
+    unused = nn.Parameter(torch.ones(3))
+    before = [model[0].weight.clone(), unused.clone()]
+    optimizer = Hyperoptimizer([*model.parameters(), unused], TOWER)
+    fit(optimizer, model, 5)
+    torch.testing.assert_close([model[0].weight.data, unused.data], [x.data for x in before], rtol=0, atol=0)
+    optimizer.load_state_dict(optimizer.state_dict())
+    fit(optimizer, model, 5)
+
+
+@pytest.mark.parametrize("rule", [Adam(lr=0.01), SGD(lr=0.1, momentum=0.9)], ids=repr)
+def test_parameters_that_come_and_go_count_their_own_steps(rule):
+    mine, theirs = parameters(), parameters()
+    optimizer, twin = Hyperoptimizer(mine, rule / SGD(lr=0.0)), getattr(torch.optim, type(rule).__name__)(theirs, lr=rule.lr)
+    if isinstance(rule, SGD):
+        twin.param_groups[0]["momentum"] = 0.9
+    for t in range(30):
+        for params, o in ((mine, optimizer), (theirs, twin)):
+            o.zero_grad()
+            loss(params, t).backward()
+            for i, p in enumerate(params):
+                if (t // 3 + i) % 3 == 0:
+                    p.grad = None
+            o.step()
+    torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_a_parameter_that_did_not_move_says_nothing_of_the_last_step():
+    """With a horizon of 1, the gradient of a parameter that was not part of the last step adds nothing."""
+    (p, *_), optimizer_of = parameters(), lambda ps: Hyperoptimizer(ps, SGD(lr=0.1) / SGD(lr=0.01))
+    q = torch.ones(3, requires_grad=True)
+    both, alone = optimizer_of([p, q]), optimizer_of([p2 := p.detach().clone().requires_grad_()])
+    for t in range(4):
+        p.grad, p2.grad = torch.full_like(p, 1.0 + t), torch.full_like(p, 1.0 + t)
+        q.grad = None if t == 1 else torch.ones(3)
+        before = q.detach().clone()
+        both.step()
+        alone.step()
+        assert torch.equal(before, q) == (t == 1)
+        if t == 2:
+            assert both.hypergradients()[0]["lr"] == alone.hypergradients()[0]["lr"]
+        if t == 3:
+            assert both.hypergradients()[0]["lr"] == pytest.approx(alone.hypergradients()[0]["lr"] - 3)
+
+
+def test_tied_weights():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Linear(6, 2))
+    model[2].weight = model[0].weight
+    fit(Hyperoptimizer(model.parameters(), TOWER), model, 5)
+    assert model[2].weight is model[0].weight
+
+
+def test_models_can_be_copied_in_mid_training():
+    model = network()
+    optimizer = Hyperoptimizer(model.parameters(), TOWER)
+    fit(optimizer, model, 3)
+    copied, average = copy.deepcopy(model), torch.optim.swa_utils.AveragedModel(model)
+    before = [p.clone() for p in copied.parameters()]
+    fit(optimizer, model, 3)
+    average.update_parameters(model)
+    torch.testing.assert_close(list(copied.parameters()), before, rtol=0, atol=0)
+
+
+def test_accumulation_and_clipping():
+    """The hypergradient is that of the gradients which `step` finds."""
+    results = []
+    for parts in (1, 4):
+        model = network()
+        optimizer = Hyperoptimizer(model.parameters(), TOWER)
+        for t in range(10):
+            optimizer.zero_grad()
+            for _ in range(parts):
+                (forward(model, t) / parts).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+        results.append([*model.parameters()])
+    torch.testing.assert_close(*results, rtol=1e-8, atol=1e-10)
+
+
+def test_the_built_in_lstm():
+    torch.manual_seed(0)
+    lstm, x = nn.LSTM(3, 4, num_layers=2), torch.randn(7, 2, 3)
+    optimizer, losses = Hyperoptimizer(lstm.parameters(), TOWER), []
+    for _ in range(60):
+        optimizer.zero_grad()
+        value = (lstm(x)[0][..., :3] - 0.3 * x).square().mean()
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_groups_learn_their_own_values():
+    model = network()
+    groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2].parameters()}]
+    optimizer = Hyperoptimizer(groups, SGD(lr=0.01) / SGD(lr=0.1))
+    assert [optimizer.hyperparameters(g)[0]["lr"] for g in (0, 1)] == [0.1, 0.01]
+    fit(optimizer, model, 5)
+    values = [optimizer.hyperparameters(g)[0]["lr"] for g in (0, 1)]
+    assert values[0] != 0.1
+    assert values[1] != 0.01
+    assert values[0] - 0.1 != pytest.approx(values[1] - 0.01)
+    assert repr(optimizer).startswith("group 0: SGD(lr=")
+
+
+def test_per_all_keeps_the_ratio_of_the_groups():
+    model = network()
+    groups = [{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 0.02}]
+    optimizer = Hyperoptimizer(groups, SGD(lr=0.01) / SGD(lr=0.1), per="all")
+    fit(optimizer, model, 5)
+    one, other = (optimizer.hyperparameters(g)[0]["lr"] for g in (0, 1))
+    assert one != 0.01
+    assert other == pytest.approx(2 * one)
+
+
+def test_a_group_can_have_a_rule_of_its_own():
+    model = network()
+    matrices, vectors = ([p for p in model.parameters() if p.ndim == n] for n in (2, 1))
+    groups = [{"params": matrices}, {"params": vectors, "rule": AdamW(lr=1e-3)}]
+    optimizer = Hyperoptimizer(groups, Muon(lr=0.02) / SGD(lr=1e-4))
+    first = forward(model, 0).item()
+    fit(optimizer, model, 100)
+    assert forward(model, 0).item() < 0.7 * first
+    assert repr(optimizer).startswith("group 0: Muon(lr=")
+    assert "group 1: AdamW(lr=" in repr(optimizer)
+    other = Hyperoptimizer([{"params": matrices}, {"params": vectors, "rule": AdamW(lr=1e-3)}], Muon(lr=0.02) / SGD(lr=1e-4))
+    other.load_state_dict(optimizer.state_dict())
+    assert other.hyperparameters(1) == optimizer.hyperparameters(1)
+
+
+def test_add_param_group_in_mid_training():
+    model = network()
+    optimizer = Hyperoptimizer(model[0].parameters(), TOWER)
+    fit(optimizer, model, 5)
+    learned = optimizer.hyperparameters()
+    optimizer.add_param_group({"params": model[2].parameters(), "lr": 0.05})
+    assert optimizer.hyperparameters(1)[0]["lr"] == 0.05
+    assert optimizer.hyperparameters(0) == learned
+    assert optimizer.hyperparameters(1)[1:] == learned[1:]
+    fit(optimizer, model, 1)
+    assert optimizer.hyperparameters(1)[0]["lr"] == 0.05  # nothing is known of its first step yet
+    fit(optimizer, model, 2)
+    assert optimizer.hyperparameters(1)[0]["lr"] != 0.05
+
+
+def resumed(optimizer, params):
+    """What a new process would go on with: through torch.save and torch.load(weights_only=True)."""
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    twin = Hyperoptimizer(params, optimizer.tower, per=optimizer.per)
+    twin.load_state_dict(torch.load(file, weights_only=True))
+    return twin
+
+
+TOWERS = [
+    Adam(lr=0.01, amsgrad=True),
+    TOWER,
+    Adam(lr=1e-3, tune="lr", charts={"lr": POSITIVE}, horizon=20, normalize="cosine") / SGD(lr=0.2),
+    SGD(lr=0.1, momentum=0.9, charts={"momentum": UNIT}) / SGD(lr={"lr": 1e-3, "momentum": 1e-2}) / SGD(lr=1e-5),
+    Lion(lr=1e-3) / hg.RMSprop(lr=1e-5) / hg.Adagrad(lr=1e-7),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("per", ["all", "group", "tensor"])
+@pytest.mark.parametrize("tower", TOWERS, ids=repr)
+def test_resume_is_exact_to_the_last_bit(tower, per, dtype):
+    mine = [p.detach().to(dtype).requires_grad_() for p in parameters()]
+
+    def go(optimizer, params, start):
+        for t in range(start, start + 4):
+            optimizer.zero_grad()
+            loss([p.double() for p in params], t).backward()
+            optimizer.step()
+
+    optimizer = Hyperoptimizer(mine, tower, per=per)
+    go(optimizer, mine, 0)
+    copies = [p.detach().clone().requires_grad_() for p in mine]
+    twin = resumed(optimizer, copies)
+    assert twin.hyperparameters() == optimizer.hyperparameters()
+    assert twin.hypergradients() == optimizer.hypergradients()
+    go(optimizer, mine, 4)
+    go(twin, copies, 4)
+    torch.testing.assert_close(copies, mine, rtol=0, atol=0)
+    torch.testing.assert_close(twin.state_dict(), optimizer.state_dict(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
+def test_deepcopy_and_pickle(duplicate):
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, TOWER)
+    train(optimizer, mine, 4)
+    twin = duplicate(optimizer)
+    copies = twin.param_groups[0]["params"]
+    assert copies[0] is not mine[0]
+    assert train(twin, copies, 4, 4) == train(optimizer, mine, 4, 4)
+    assert repr(twin) == repr(optimizer)
+
+
+def test_schedules_multiply_what_is_learned():
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, SGD(lr=0.1) / SGD(lr=0.01))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(t / 10, 1.0))
+    for t in range(10):
+        before = [p.detach().clone() for p in mine]
+        train(optimizer, mine, 1, t)
+        assert (t > 0) == (not torch.equal(before[0], mine[0]))
+        schedule.step()
+    learned = optimizer.hyperparameters()[0]["lr"]
+    assert learned != 0.1
+    optimizer.param_groups[0]["lr"] = 0.05
+    assert optimizer.hyperparameters()[0]["lr"] == pytest.approx(learned / 2)
+    assert isinstance(optimizer.param_groups[0]["lr"], float)
+
+
+def test_a_schedule_that_says_nothing_changes_nothing():
+    mine, twin = parameters(), parameters()
+    one, other = Hyperoptimizer(mine, TOWER), Hyperoptimizer(twin, TOWER)
+    schedule = torch.optim.lr_scheduler.ConstantLR(other, factor=1.0)
+    for t in range(5):
+        train(one, mine, 1, t)
+        train(other, twin, 1, t)
+        schedule.step()
+    torch.testing.assert_close(mine, twin, rtol=0, atol=0)
+
+
+def test_the_factor_of_a_schedule_is_part_of_the_derivative():
+    """lr 0.1 under a factor of 1/2, tuned by k, is lr 0.05 tuned by k/4: the chain rule applies the factor twice."""
+    mine, twin = parameters(), parameters()
+    one, other = Hyperoptimizer(mine, SGD(lr=0.1) / SGD(lr=0.04)), Hyperoptimizer(twin, SGD(lr=0.05) / SGD(lr=0.01))
+    one.param_groups[0]["lr"] = 0.05
+    assert train(one, mine, 10) == pytest.approx(train(other, twin, 10), rel=1e-10)
+
+
+def test_values_of_the_user_that_are_not_tuned_are_in_force():
+    mine, theirs = parameters(), parameters()
+    optimizer, twin = Hyperoptimizer(mine, AdamW(lr=0.01)), torch.optim.AdamW(theirs, lr=0.01)
+    for t, decay in enumerate([0.1, 0.0, 0.3]):
+        optimizer.param_groups[0]["weight_decay"] = twin.param_groups[0]["weight_decay"] = decay
+        train(optimizer, mine, 2, t)
+        train(twin, theirs, 2, t)
+    torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["momentum", "weight_decay", "dampening"])
+def test_what_starts_at_zero_can_be_learned(name):
+    rule = SGD(lr=0.1, momentum=0.5 if name == "dampening" else 0.0, tune=name)
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, rule / SGD(lr=10.0))
+    train(optimizer, mine, 20)
+    assert optimizer.hypergradients()[0][name] != 0
+    value = optimizer.hyperparameters()[0][name]
+    assert value != 0 or optimizer.hypergradients()[0][name] > 0  # or it is held by its constraint
+
+
+def test_a_zero_under_the_log_chart_stays_zero():
+    mine = parameters()
+    groups = [{"params": mine[:1]}, {"params": mine[1:], "weight_decay": 0.0}]
+    tower = AdamW(lr=0.01, tune="weight_decay", charts={"weight_decay": POSITIVE}) / SGD(lr=10.0)
+    optimizer = Hyperoptimizer(groups, tower)
+    train(optimizer, mine, 10)
+    assert optimizer.hyperparameters(0)[0]["weight_decay"] != 0.01
+    assert optimizer.hyperparameters(1)[0]["weight_decay"] == 0.0
+
+
+def test_a_learned_lr_is_projected_and_comes_back():
+    p = torch.ones(4, requires_grad=True)
+    optimizer, seen = Hyperoptimizer([p], SGD(lr=0.1) / SGD(lr=1.0)), []
+    for sign in (1, -1, -1, 1, 1, 1):
+        p.grad = torch.full((4,), float(sign))
+        optimizer.step()
+        seen.append(optimizer.hyperparameters()[0]["lr"])
+    assert min(seen) == 0.0
+    assert seen[-1] > 0
+
+
+def test_repr_is_in_the_notation_of_the_paper():
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, Adam(lr=1e-3) / SGD(lr=1e-5))
+    assert repr(optimizer) == "Adam(lr=0.001, beta1=0.9, beta2=0.999) / SGD(lr=1e-05)"
+    tower = SGD(lr=0.1, tune=("lr",), charts={"lr": POSITIVE}, horizon=9) / SGD(lr={"lr": 0.1}) / Adam(lr=1e-3, amsgrad=True)
+    assert eval(repr(tower), vars(hg)) == tower
+
+
+def test_complex_parameters():
+    z, w = (torch.tensor([1 + 2j, 3 - 1j], requires_grad=True) for _ in range(2))
+    optimizer, twin = Hyperoptimizer([z], Adam(lr=0.1) / SGD(lr=0.0)), torch.optim.Adam([w], lr=0.1)
+    for _ in range(10):
+        for x, o in ((z, optimizer), (w, twin)):
+            o.zero_grad()
+            (x.abs() - 1).square().sum().backward()
+            o.step()
+    torch.testing.assert_close(z, w)
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+
+
+def test_bfloat16_parameters_have_float32_hyperparameters_and_state():
+    mine = [p.detach().to(torch.bfloat16).requires_grad_() for p in parameters()]
+    optimizer = Hyperoptimizer(mine, Adam(lr=1e-3) / SGD(lr=1e-6))
+    for _ in range(2):
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss([p.double() for p in mine]).backward()
+            optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+        tensors = [t for t in optimizer.state[mine[0]].values() if isinstance(t, torch.Tensor)]
+        tensors += [t for level in optimizer.state[mine[0]]["tower"].values() for t in level.values()]
+        assert {t.dtype for t in tensors} == {torch.float32}
+    assert mine[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("rule", [SGD(lr=0.1, tune="lr"), Adam(lr=0.1)], ids=repr)
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_non_finite_gradients_do_not_enter_the_tower(rule, bad):
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, rule / Adam(lr=1e-3) / SGD(lr=1e-5))
+    train(optimizer, mine, 5)
+    tower = copy.deepcopy(optimizer.state[mine[0]]["tower"])
+    values = optimizer.hyperparameters()
+    keep = [p.detach().clone() for p in mine]
+    mine[0].grad[0, 0] = bad
+    optimizer.step()
+    assert optimizer.hyperparameters() == values
+    for level, tensors in optimizer.state[mine[0]]["tower"].items():
+        for n, t in tensors.items():
+            assert n == "read" or torch.equal(t, tower[level][n])
+    assert not torch.equal(mine[1], keep[1])  # the weights do what they do in torch.optim
+
+
+def twins():
+    for kind in (c for c in vars(hg).values() if isinstance(c, type) and issubclass(c, Rule) and c is not Rule):
+        if hasattr(torch.optim, kind.__name__):
+            yield getattr(torch.optim, kind.__name__)
+
+
+@pytest.mark.parametrize("kind", list(twins()), ids=lambda k: k.__name__)
+def test_from_torch_goes_on_where_the_torch_optimizer_was(kind, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda x: x.clone())
+    mine, theirs = ([p for p in parameters(kind is torch.optim.Muon)] for _ in range(2))
+    options = {"momentum": 0.9} if kind in (torch.optim.SGD, torch.optim.RMSprop) else {}
+    (one, twin) = (kind([{"params": p[:1], "lr": 0.02}, {"params": p[1:]}], lr=0.01, **options) for p in (mine, theirs))
+    train(one, mine, 5)
+    train(twin, theirs, 5)
+    optimizer = from_torch(one, above=SGD(lr=0.0))
+    assert [optimizer.hyperparameters(g)[0]["lr"] for g in (0, 1)] == [0.02, 0.01]
+    train(optimizer, mine, 5, 5)
+    train(twin, theirs, 5, 5)
+    torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_from_torch_takes_options_and_keeps_flags():
+    groups = [{"params": parameters()[:1], "amsgrad": True}, {"params": parameters()[1:]}]
+    optimizer = from_torch(torch.optim.AdamW(groups, lr=0.1), SGD(lr=0.1), tune=("lr",), charts={"lr": POSITIVE}, per="tensor")
+    assert [rule.amsgrad for rule in optimizer.rules] == [True, False]
+    assert repr(optimizer.rules[0]) == "AdamW(lr=0.1, amsgrad=True, tune=('lr',), charts={'lr': POSITIVE})"
+    assert isinstance(from_torch(torch.optim.Adam(parameters(), decoupled_weight_decay=True)).rules[0], AdamW)
+    assert from_torch(torch.optim.SGD(parameters(), maximize=True)).param_groups[0]["maximize"]
+
+
+def test_named_parameters_keep_their_names():
+    model = network()
+    optimizer = Hyperoptimizer(model.named_parameters(), TOWER)
+    assert optimizer.param_groups[0]["param_names"] == [n for n, _ in model.named_parameters()]
+    fit(optimizer, model, 2)
