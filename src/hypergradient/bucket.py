@@ -137,6 +137,7 @@ class Bucket(Block):
         self.state = owner.rule.init(empty)
         self.sensitivity = {name: torch.zeros_like(empty) for name in owner.names}
         self.step = empty.new_zeros(())
+        self.counts = torch.tensor(self.sizes, device=empty.device)
 
     def _flat(self, tensors: Sequence[Tensor]) -> Tensor:
         real = [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
@@ -180,7 +181,7 @@ class Bucket(Block):
         return values[self.index] if len(self.members) > 1 else values[self.index[0]]
 
     def spread(self, x: Tensor, like: Tensor) -> Tensor:
-        return x.repeat_interleave(torch.tensor(self.sizes, device=x.device), output_size=like.numel())
+        return x.repeat_interleave(self.counts, output_size=like.numel())
 
     def total(self, x: Tensor) -> Tensor:
         if self.index is None:

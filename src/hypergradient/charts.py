@@ -93,9 +93,10 @@ class Chart:
         info = torch.finfo(unit.dtype)
         ends = []
         for end in interval(constraint, unit.dtype):
-            raw = self.transform.inv(torch.full_like(unit, end) / unit)
-            if end == 0:  # an end that the coordinate never reaches (log 0): stop at the last number before it
-                raw = torch.where(raw.isfinite(), raw, self.transform.inv(torch.full_like(unit, info.tiny) / unit))
+            measured = (torch.full_like(unit, end) / unit).clamp(-info.max / 4, info.max / 4)
+            raw = self.transform.inv(measured)
+            if end == 0:  # where the coordinate never reaches it (log 0): stop at the last number before
+                raw = torch.where(raw.isfinite(), raw, self.transform.inv(torch.full_like(unit, info.tiny)))
             ends.append(raw)
         low, high = torch.minimum(*ends), torch.maximum(*ends)
         return torch.where(low.isfinite(), low, -info.max), torch.where(high.isfinite(), high, info.max)

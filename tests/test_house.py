@@ -1,0 +1,98 @@
+"""The order of the house: who may import whom, how long a rule may be, and that the README tells the truth."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from cases import RULES
+
+import hypergradient
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "hypergradient"
+ORDER = [["charts", "numerics"], ["rule"], ["rules"], ["tower", "hypergradient"], ["bucket"], ["level"], ["optimizer"], ["convert"]]
+RANK = {name: i for i, names in enumerate(ORDER) for name in names}
+MODULES = sorted(PACKAGE.glob("*.py")) + sorted((PACKAGE / "rules").glob("*.py"))
+
+
+def imports(path):
+    """Modules of the package that a file imports when it is run: not for types alone."""
+    tree = ast.parse(path.read_text())
+    typing = {n for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) for n in ast.walk(node)}
+    late = {n for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for n in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level and node not in typing and node not in late:
+            yield (node.module or "").split(".")[0]
+
+
+def layer(path):
+    return "rules" if path.parent.name == "rules" else path.stem
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.name != "__init__.py"], ids=lambda p: p.stem)
+def test_imports_go_one_way(path):
+    for name in imports(path):
+        inside = path.parent.name == "rules" and (PACKAGE / "rules" / f"{name}.py").exists()
+        assert inside or RANK[name] < RANK[layer(path)], f"{path.name} imports {name}"
+        assert name != "rules", "only __init__ names a concrete rule"
+
+
+def lines_of_code(path):
+    """Lines that are neither blank, comment, import nor docstring."""
+    source = path.read_text()
+    tree, code = ast.parse(source), set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            continue
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            continue
+        if isinstance(node, (ast.stmt, ast.arg)):
+            code.add(node.lineno)
+            if not hasattr(node, "body"):
+                code.update(range(node.lineno, node.end_lineno + 1))
+    return len(code)
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "rules").glob("[a-z]*.py")), ids=lambda p: p.stem)
+def test_a_rule_has_at_most_forty_lines_of_code(path):
+    assert 5 < lines_of_code(path) <= 40
+
+
+def test_every_rule_is_in_the_table_of_the_tests():
+    rules = {c for c in vars(hypergradient).values() if isinstance(c, type) and issubclass(c, hypergradient.Rule)}
+    assert {case.rule for case in RULES} == rules - {hypergradient.Rule}
+
+
+def test_the_package_depends_on_torch_alone():
+    allowed = {"torch", "__future__", "abc", "collections", "dataclasses", "itertools", "math", "typing"}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert {n.split(".")[0] for n in names} <= allowed, path
+
+
+def blocks(text):
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_code_of_the_readme_runs():
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float32)
+    try:
+        names = {}
+        for block in blocks((ROOT / "README.md").read_text()):
+            exec(block, names)
+    finally:
+        torch.set_default_dtype(torch.float64)
+    rule = names["Signum"]
+    assert issubclass(rule, hypergradient.Rule)
+    assert len([n for n in names["Signum_source"].splitlines() if n.strip()]) <= 15 if "Signum_source" in names else True
+
+
+def test_the_rule_of_the_readme_has_fifteen_lines_and_passes_the_contract():
+    source = next(b for b in blocks((ROOT / "README.md").read_text()) if "(Rule)" in b)
+    lines = [line for line in source.splitlines() if line.strip() and not line.startswith(("import", "from"))]
+    assert len(lines) <= 15

@@ -1,0 +1,53 @@
+"""What a step leaves behind, and what it may not do."""
+
+import gc
+
+import pytest
+import torch
+from cases import parameters, train
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hypergradient import POSITIVE, SGD, Adam, Hyperoptimizer, Muon
+
+HEIGHT_3 = Adam(lr=0.01) / Adam(lr=1e-3) / SGD(lr=1e-5) / SGD(lr=1e-9)
+
+
+def tensors():
+    """How many tensors are alive, and how many bytes they hold."""
+    gc.collect()
+    alive = [x for x in gc.get_objects() if type(x) in (torch.Tensor, torch.nn.Parameter)]
+    return len(alive), sum(x.untyped_storage().nbytes() for x in alive)
+
+
+def test_two_thousand_steps_leave_nothing_behind():
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, HEIGHT_3)
+    train(optimizer, mine, 100)
+    before = tensors()
+    train(optimizer, mine, 2000)
+    assert tensors() == before
+
+
+class NoHostSynchronization(TorchDispatchMode):
+    """Fails where a tensor is read on the host: that would wait for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket not in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("per", ["all", "tensor"])
+@pytest.mark.parametrize(
+    "tower",
+    [HEIGHT_3, Adam(lr=0.01, tune="lr", charts={"lr": POSITIVE}, horizon=9, normalize="cosine") / SGD(lr=0.1), Muon() / SGD(lr=1e-5)],
+    ids=repr,
+)
+def test_a_step_does_not_wait_for_the_device(tower, per):
+    mine = parameters(matrix=isinstance(tower.rules[0], Muon))
+    optimizer = Hyperoptimizer(mine, tower, per=per)
+    train(optimizer, mine, 3)
+    optimizer.param_groups[0]["lr"] *= 0.9
+    with NoHostSynchronization():
+        optimizer.step()
+    with pytest.raises(AssertionError), NoHostSynchronization():
+        mine[0].sum().item()
