@@ -18,9 +18,9 @@ DECAY = {"weight_decay": 0.1}
 
 @dataclass(frozen=True)
 class Case:
-    """A rule: its class, the options under which it is compared with its twin, and values at which all its hyperparameters matter.
+    """A rule, and the options under which it is compared with its twin.
 
-    `lively` is what derivatives are taken at: large steps, and an eps that can be seen.
+    `lively` is what derivatives are taken at: all hyperparameters matter, steps are large, an eps can be seen.
     """
 
     rule: type[Rule]
@@ -43,7 +43,11 @@ RULES = [
         [{}, DECAY, {"momentum": 0.9}, {"momentum": 0.9, "dampening": 0.3}, {"momentum": 0.9, "nesterov": True, **DECAY}],
         {"lr": 0.1, "momentum": 0.8, "dampening": 0.2, "weight_decay": 0.1},
     ),
-    Case(hg.Adam, [{}, DECAY, {"amsgrad": True}, {"betas": (0.8, 0.9), "eps": 1e-3}], {"lr": 0.1, "beta2": 0.9, "eps": 0.1, **DECAY}),
+    Case(
+        hg.Adam,
+        [{}, DECAY, {"amsgrad": True}, {"betas": (0.8, 0.9), "eps": 1e-3}],
+        {"lr": 0.1, "beta2": 0.9, "eps": 0.1, **DECAY},
+    ),
     Case(hg.AdamW, [{}, DECAY, {"amsgrad": True}, {"betas": (0.8, 0.9)}], {"lr": 0.1, "beta2": 0.9, "eps": 0.1, **DECAY}),
     Case(
         hg.RMSprop,

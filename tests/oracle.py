@@ -69,7 +69,10 @@ class Oracle:
         parts = iter(torch.zeros_like(x) if g is None else g for x, g in zip(self.leaves(), found, strict=True))
         slopes = [[next(parts) for _ in self.targets(k)] for k in range(len(self.rules))]
         self.gradients = [
-            {e: (g / torch.autograd.grad(self.value(k, e), x)[0]).item() for (e, x), g in zip(raw.items(), slopes[k + 1], strict=True)}
+            {
+                e: (g / torch.autograd.grad(self.value(k, e), x)[0]).item()
+                for (e, x), g in zip(raw.items(), slopes[k + 1], strict=True)
+            }
             for k, raw in enumerate(self.raw)
         ]
         self.weights = [w.detach().requires_grad_() for w in self.weights]

@@ -14,14 +14,22 @@ BAD = {
     "lr text": (lambda: SGD(lr="fast"), ValueError, r"SGD: lr='fast'"),
     "lr bool": (lambda: SGD(lr=True), ValueError, r"SGD: lr=True"),
     "beta 1": (lambda: Adam(beta1=1.0), ValueError, r"Adam: beta1=1.0 .* \[0, 1\)"),
-    "unknown tune": (lambda: Adam(tune=("lr", "speed")), ValueError, r"tune names 'speed'.*lr, beta1, beta2, eps, weight_decay"),
+    "unknown tune": (
+        lambda: Adam(tune=("lr", "speed")),
+        ValueError,
+        r"tune names 'speed'.*lr, beta1, beta2, eps, weight_decay",
+    ),
     "unknown chart": (lambda: Adam(charts={"speed": POSITIVE}), ValueError, "charts names 'speed'"),
     "not a chart": (lambda: Adam(charts={"lr": "log"}), TypeError, r"'log' is not a chart.*REAL, POSITIVE, UNIT"),
     "horizon": (lambda: Adam(horizon=0.5), ValueError, r"horizon=0.5 .* \[1, inf\)"),
     "normalize": (lambda: Adam(normalize="max"), ValueError, r"normalize='max'.*'cosine'"),
     "unknown argument": (lambda: Adam(speed=1), TypeError, "speed"),
     "positional class": (lambda: Adam() / 3, TypeError, "3"),
-    "dict with unknown name": (lambda: SGD(tune="lr") / SGD(lr={"lr": 1e-3, "beta1": 0.1}), ValueError, r"values for lr, beta1;.*lr$"),
+    "dict with unknown name": (
+        lambda: SGD(tune="lr") / SGD(lr={"lr": 1e-3, "beta1": 0.1}),
+        ValueError,
+        r"values for lr, beta1;.*lr$",
+    ),
     "dict without a name": (lambda: Adam() / SGD(lr={"lr": 1e-3}), ValueError, "lr, beta1, beta2"),
     "dict with a bad value": (lambda: SGD(lr={"lr": -1.0}), ValueError, r"lr\['lr'\]=-1.0"),
     "dict below": (lambda: Hyperoptimizer(parameters(), SGD(lr={"lr": 1.0})), ValueError, "no|none"),
@@ -32,15 +40,39 @@ BAD = {
     "not a rule": (lambda: Hyperoptimizer(parameters(), torch.optim.Adam), TypeError, "rules such as"),
     "no parameters": (lambda: Hyperoptimizer([], SGD()), ValueError, "empty parameter list"),
     "non-leaf": (lambda: Hyperoptimizer([parameters()[0] * 2], SGD()), ValueError, "non-leaf"),
-    "integers": (lambda: Hyperoptimizer([torch.ones(2, dtype=torch.int64)], SGD()), ValueError, "parameter 0 of group 0 .*torch.int64"),
-    "named integers": (lambda: Hyperoptimizer([("w", torch.ones(2, dtype=torch.bool))], SGD()), ValueError, "w has dtype torch.bool"),
+    "integers": (
+        lambda: Hyperoptimizer([torch.ones(2, dtype=torch.int64)], SGD()),
+        ValueError,
+        "parameter 0 of group 0 .*torch.int64",
+    ),
+    "named integers": (
+        lambda: Hyperoptimizer([("w", torch.ones(2, dtype=torch.bool))], SGD()),
+        ValueError,
+        "w has dtype torch.bool",
+    ),
     "group lr": (lambda: Hyperoptimizer([{"params": parameters(), "lr": -1}], SGD()), ValueError, r"group 0: lr=-1"),
     "group betas": (lambda: Hyperoptimizer([{"params": parameters(), "betas": (0, 0)}], Adam()), ValueError, "beta1 and beta2"),
-    "group flag": (lambda: Hyperoptimizer([{"params": parameters(), "nesterov": True}], SGD()), ValueError, "nesterov=True differs"),
-    "Muon and vectors": (lambda: Hyperoptimizer(parameters(), Muon()), ValueError, r"parameter 1 of group 0 .*\(4,\).*'rule': AdamW"),
+    "group flag": (
+        lambda: Hyperoptimizer([{"params": parameters(), "nesterov": True}], SGD()),
+        ValueError,
+        "nesterov=True differs",
+    ),
+    "Muon and vectors": (
+        lambda: Hyperoptimizer(parameters(), Muon()),
+        ValueError,
+        r"parameter 1 of group 0 .*\(4,\).*'rule': AdamW",
+    ),
     "nesterov": (lambda: SGD(nesterov=True), ValueError, "nesterov"),
-    "UNIT and 0": (lambda: Hyperoptimizer(parameters(), Adam(beta1=0.0, tune="beta1", charts={"beta1": UNIT}) / SGD()), ValueError, "UNIT"),
-    "no twin": (lambda: from_torch(torch.optim.LBFGS(parameters())), TypeError, "LBFGS has no rule of its name; allowed: .*AdamW"),
+    "UNIT and 0": (
+        lambda: Hyperoptimizer(parameters(), Adam(beta1=0.0, tune="beta1", charts={"beta1": UNIT}) / SGD()),
+        ValueError,
+        "UNIT",
+    ),
+    "no twin": (
+        lambda: from_torch(torch.optim.LBFGS(parameters())),
+        TypeError,
+        "LBFGS has no rule of its name; allowed: .*AdamW",
+    ),
 }
 
 
@@ -78,7 +110,9 @@ def test_sparse_gradients_are_refused_before_anything_moves():
 def test_a_bad_group_is_not_added():
     mine = parameters()
     optimizer = Hyperoptimizer(mine[:3], Adam() / SGD(lr=1e-5))
-    unchanged(optimizer, mine, lambda: optimizer.add_param_group({"params": mine[3:], "lr": -1.0}), ValueError, "group 1: lr=-1.0")
+    unchanged(
+        optimizer, mine, lambda: optimizer.add_param_group({"params": mine[3:], "lr": -1.0}), ValueError, "group 1: lr=-1.0"
+    )
     unchanged(optimizer, mine, lambda: optimizer.add_param_group({"params": mine[:1]}), ValueError, "more than one")
 
 
@@ -111,7 +145,13 @@ def test_the_state_of_other_sets_is_refused():
     mine, theirs = parameters(), parameters()
     optimizer, another = Hyperoptimizer(mine, SGD() / SGD(lr=1e-5)), Hyperoptimizer(theirs, SGD() / SGD(lr=1e-5), per="tensor")
     train(another, theirs, 2)
-    unchanged(optimizer, mine, lambda: optimizer.load_state_dict(another.state_dict()), ValueError, r"level 0 SGD.*'raw': \(1, 4\).*here.*'raw': \(1, 1\).*`per`")
+    unchanged(
+        optimizer,
+        mine,
+        lambda: optimizer.load_state_dict(another.state_dict()),
+        ValueError,
+        r"level 0 SGD.*'raw': \(1, 4\).*here.*'raw': \(1, 1\).*`per`",
+    )
 
 
 def test_a_schedule_cannot_multiply_a_learned_zero():

@@ -12,7 +12,16 @@ import hypergradient
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "hypergradient"
-ORDER = [["charts", "numerics"], ["rule"], ["rules"], ["tower", "hypergradient"], ["bucket"], ["level"], ["optimizer"], ["convert"]]
+ORDER = [
+    ["charts", "numerics"],
+    ["rule"],
+    ["rules"],
+    ["tower", "hypergradient"],
+    ["bucket"],
+    ["level"],
+    ["optimizer"],
+    ["convert"],
+]
 RANK = {name: i for i, names in enumerate(ORDER) for name in names}
 MODULES = sorted(PACKAGE.glob("*.py")) + sorted((PACKAGE / "rules").glob("*.py"))
 
@@ -20,7 +29,12 @@ MODULES = sorted(PACKAGE.glob("*.py")) + sorted((PACKAGE / "rules").glob("*.py")
 def imports(path):
     """Modules of the package that a file imports when it is run: not for types alone."""
     tree = ast.parse(path.read_text())
-    typing = {n for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) for n in ast.walk(node)}
+    typing = {
+        n
+        for node in tree.body
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for n in ast.walk(node)
+    }
     late = {n for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for n in ast.walk(node)}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level and node not in typing and node not in late:

@@ -63,7 +63,9 @@ TOWERS = [
     Adam(lr=0.05, eps=0.1) / SGD(lr=0.01),
     SGD(lr=0.1, momentum=0.5, tune=("lr", "momentum", "weight_decay", "dampening")) / Adam(lr=0.01, eps=1e-3) / SGD(lr=1e-3),
     Adagrad(lr=0.1, initial_accumulator_value=0.1) / RMSprop(lr=0.01, eps=0.1) / AdamW(lr=0.01, eps=0.1) / SGD(lr=1e-3),
-    Adam(lr=0.05, eps=0.1, charts={"lr": POSITIVE}) / SGD(lr={"lr": 0.1, "beta1": 0.2, "beta2": 0.3}, momentum=0.5) / SGD(lr=0.01),
+    Adam(lr=0.05, eps=0.1, charts={"lr": POSITIVE})
+    / SGD(lr={"lr": 0.1, "beta1": 0.2, "beta2": 0.3}, momentum=0.5)
+    / SGD(lr=0.01),
     Lion(lr=0.01) / SGD(lr=0.01) / Adagrad(lr=0.01) / SGD(lr=0.01, charts={"lr": POSITIVE}) / SGD(lr=0.01),
     SGD(lr=0.1, momentum=0.9, nesterov=True, charts={"lr": POSITIVE, "momentum": UNIT}) / SGD(lr=0.05),
     *(SGD(lr=0.5) / SGD(lr=0.05) / c.rule(**{**c.lively, "lr": 1e-3}) / SGD(lr=1e-4) for c in ABOVE),

@@ -123,7 +123,11 @@ def test_channels_last_and_transposed_parameters_train_as_contiguous_ones():
         optimizer = Hyperoptimizer([p], Adam(lr=0.01) / SGD(lr=1e-3))
         for _ in range(3):
             optimizer.zero_grad()
-            (p.square() * torch.linspace(0.1, 1, 9) if p.shape[-1] == 9 else p.transpose(0, 3).square() * torch.linspace(0.1, 1, 9)).mean().backward()
+            (
+                p.square() * torch.linspace(0.1, 1, 9)
+                if p.shape[-1] == 9
+                else p.transpose(0, 3).square() * torch.linspace(0.1, 1, 9)
+            ).mean().backward()
             optimizer.step()
         results.append(p.detach() if p.shape == x.shape else p.detach().transpose(0, 3))
     torch.testing.assert_close(results[1:], results[:1] * 2, rtol=1e-10, atol=1e-12)

@@ -39,7 +39,11 @@ class NoHostSynchronization(TorchDispatchMode):
 @pytest.mark.parametrize("per", ["all", "tensor"])
 @pytest.mark.parametrize(
     "tower",
-    [HEIGHT_3, Adam(lr=0.01, tune="lr", charts={"lr": POSITIVE}, horizon=9, normalize="cosine") / SGD(lr=0.1), Muon() / SGD(lr=1e-5)],
+    [
+        HEIGHT_3,
+        Adam(lr=0.01, tune="lr", charts={"lr": POSITIVE}, horizon=9, normalize="cosine") / SGD(lr=0.1),
+        Muon() / SGD(lr=1e-5),
+    ],
     ids=repr,
 )
 def test_a_step_does_not_wait_for_the_device(tower, per):

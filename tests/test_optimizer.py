@@ -420,7 +420,7 @@ def twins():
 @pytest.mark.parametrize("kind", list(twins()), ids=lambda k: k.__name__)
 def test_from_torch_goes_on_where_the_torch_optimizer_was(kind, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda x: x.clone())
-    mine, theirs = ([p for p in parameters(kind is torch.optim.Muon)] for _ in range(2))
+    mine, theirs = (parameters(kind is torch.optim.Muon) for _ in range(2))
     options = {"momentum": 0.9} if kind in (torch.optim.SGD, torch.optim.RMSprop) else {}
     (one, twin) = (kind([{"params": p[:1], "lr": 0.02}, {"params": p[1:]}], lr=0.01, **options) for p in (mine, theirs))
     train(one, mine, 5)

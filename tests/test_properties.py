@@ -49,7 +49,11 @@ ADVERSE = st.sampled_from([0.0, -0.0, 1e-300, 1e-30, 1.0, -1.0, 1e10, -1e10, 1e3
 @pytest.mark.parametrize("chart", [REAL, POSITIVE], ids=repr)
 @pytest.mark.parametrize("case", [c for c in RULES if not c.matrix], ids=str)
 @settings(max_examples=4)
-@given(cycle=st.lists(ADVERSE, min_size=1, max_size=7), above=st.sampled_from(ABOVE), dtype=st.sampled_from([torch.float32, torch.float64]))
+@given(
+    cycle=st.lists(ADVERSE, min_size=1, max_size=7),
+    above=st.sampled_from(ABOVE),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
 def test_hyperparameters_keep_their_constraints_under_adverse_gradients(case, chart, cycle, above, dtype):
     p = torch.ones(3, dtype=dtype, requires_grad=True)
     top = above.rule(lr=0.5)
@@ -68,7 +72,12 @@ def test_hyperparameters_keep_their_constraints_under_adverse_gradients(case, ch
 
 
 @settings(max_examples=20)
-@given(tower=st.sampled_from(TOWERS), per=st.sampled_from(["all", "group", "tensor"]), stop=st.integers(0, 12), more=st.integers(1, 6))
+@given(
+    tower=st.sampled_from(TOWERS),
+    per=st.sampled_from(["all", "group", "tensor"]),
+    stop=st.integers(0, 12),
+    more=st.integers(1, 6),
+)
 def test_resume_at_a_random_step_is_exact(tower, per, stop, more):
     mine = parameters()
     optimizer = Hyperoptimizer(mine, tower, per=per)

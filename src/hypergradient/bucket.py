@@ -176,9 +176,9 @@ class Bucket(Block):
             yield p, {"step": self.step, **{n: views[i] for n, views in parts.items()}}
 
     def select(self, values: Tensor) -> Tensor:
-        if values.ndim == 0 or self.index is None:
-            return values.view(())
-        return values[self.index] if len(self.members) > 1 else values[self.index[0]]
+        if values.ndim and self.index is not None:
+            values = values.index_select(0, self.index)
+        return values if values.numel() > 1 else values.view(())
 
     def spread(self, x: Tensor, like: Tensor) -> Tensor:
         return x.repeat_interleave(self.counts, output_size=like.numel())

@@ -83,7 +83,8 @@ class Chart:
 
     def raw(self, value: Tensor) -> Tensor:
         """The coordinate at which a hyperparameter starts. shape: that of `value`"""
-        return self.transform.inv(torch.ones_like(value) if self.relative else value)
+        raw: Tensor = self.transform.inv(torch.ones_like(value) if self.relative else value)
+        return raw
 
     def bounds(self, constraint: Constraint, unit: Tensor) -> tuple[Tensor, Tensor]:
         """The ends of the raw coordinate: beyond them the value leaves `constraint` or can no longer be represented.

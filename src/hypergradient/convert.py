@@ -30,7 +30,7 @@ def from_torch(optimizer: torch.optim.Optimizer, above: Rule | Tower | None = No
     Raises:
         TypeError: there is no such rule.
     """
-    twins = {getattr(torch.optim, rule.__name__, None): rule for rule in _rules(Rule)}
+    twins: dict[Any, Any] = {getattr(torch.optim, rule.__name__, None): rule for rule in _rules(Rule)}
     groups = [dict(group) for group in optimizer.param_groups]
     decoupled = type(optimizer) is torch.optim.Adam and groups[0].get("decoupled_weight_decay", False)
     kind = twins.get(torch.optim.AdamW if decoupled else type(optimizer))
@@ -39,7 +39,7 @@ def from_torch(optimizer: torch.optim.Optimizer, above: Rule | Tower | None = No
         raise TypeError(f"optimizer={type(optimizer).__name__} has no rule of its name; allowed: {known}")
     settings = kind.__dataclass_fields__.keys() - kind.hyperparameters().keys()
     tuning = {n: options.pop(n) for n in TUNING & options.keys()}
-    rule: Rule | None = None
+    rule: Any = None
     for group in groups:
         if "betas" in group:
             group["beta1"], group["beta2"] = group.pop("betas")
@@ -50,8 +50,7 @@ def from_torch(optimizer: torch.optim.Optimizer, above: Rule | Tower | None = No
         group["rule"] = replace(rule, **flags)
         for n in group.keys() & (ENGINE | {"decoupled_weight_decay"}):
             del group[n]
-    assert rule is not None
-    result = Hyperoptimizer(groups, rule if above is None else rule / above, **options)
+    result = Hyperoptimizer(groups, Tower.of(rule) if above is None else rule / above, **options)
     for p, memory in optimizer.state.items():
         memory = {n: torch.as_tensor(v, device=p.device).detach() for n, v in memory.items() if v is not None}
         if memory:  # SGD and Muon do not count their steps; all that matters to them is whether there was a first one
@@ -60,7 +59,7 @@ def from_torch(optimizer: torch.optim.Optimizer, above: Rule | Tower | None = No
     return result
 
 
-def _rules(kind: type[Rule]) -> Iterator[type[Rule]]:
+def _rules(kind: Any) -> Iterator[Any]:
     for rule in kind.__subclasses__():
         yield rule
         yield from _rules(rule)

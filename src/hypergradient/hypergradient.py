@@ -69,7 +69,7 @@ class _Step:
         return self.update(tuple(map(self.spread, self.coefficients(**changed))), **changed)
 
 
-@torch.enable_grad()  # type: ignore[untyped-decorator]
+@torch.enable_grad()
 def _twice(step: _Step, names: tuple[str, ...]) -> tuple[Tensor, State, Sensitivity]:
     """Right for every rule: ``u -> (dU/dh)^T u`` is linear, so its derivative with respect to u is ``dU/dh``."""
     h = {n: step.values[n].detach().requires_grad_() for n in names}
@@ -80,7 +80,7 @@ def _twice(step: _Step, names: tuple[str, ...]) -> tuple[Tensor, State, Sensitiv
     return new.detach(), {k: v.detach() for k, v in state.items()}, dict(zip(names, slopes, strict=True))
 
 
-@torch.enable_grad()  # type: ignore[untyped-decorator]
+@torch.enable_grad()
 def _reverse(step: _Step, names: tuple[str, ...]) -> tuple[Tensor, State, Sensitivity]:
     """One reverse pass for all: each element depends on its own copy of the numbers that enter `update`.
 

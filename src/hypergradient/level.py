@@ -93,9 +93,8 @@ class Hyperparameters:
         products = [[torch.stack(x) for x in zip(*map(b.products, self.names), strict=True)] for b in blocks]
         product, gradient, sensitivity = (sum(x[1:], x[0]).to(raw) for x in zip(*products, strict=True))
         self.read.copy_(torch.where(known, product, torch.nan))
-        if self.rule.normalize:
-            return cosine(product * slope, gradient, sensitivity * slope.square())
-        return product * slope
+        raw_product: Tensor = product * slope
+        return cosine(raw_product, gradient, sensitivity * slope.square()) if self.rule.normalize else raw_product
 
     def tensors(self) -> dict[str, Tensor]:
         """All that has to be saved, by name."""

@@ -60,7 +60,6 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     # ------------------------------------------------------------------ groups
 
-    @torch._disable_dynamo  # type: ignore[untyped-decorator]
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, also in mid-training; their hyperparameters are fresh, the levels above go on.
 
@@ -154,7 +153,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     # -------------------------------------------------------------------- step
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every level, along the gradients that are in ``p.grad`` now.
 
@@ -204,7 +203,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
         normalization; NaN where none has been read. With `maximize`, L is what is minimized: the negative.
         """
         family = self._assemble()[group]
-        return self._tell(group, {h: dict(zip(h.names, h.read, strict=True)) if h.names else {} for h, _ in self._levels(family)})
+        return self._tell(
+            group, {h: dict(zip(h.names, h.read, strict=True)) if h.names else {} for h, _ in self._levels(family)}
+        )
 
     def _levels(self, family: Family) -> list[tuple[Hyperparameters, Scope]]:
         return [(family.owner, family.scope), *((h, h.scope) for h in self._upper)]
@@ -240,7 +241,6 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     # ------------------------------------------------------------- checkpoints
 
-    @torch._disable_dynamo  # type: ignore[untyped-decorator]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, to the last bit.
 

@@ -111,7 +111,8 @@ class Rule(ABC):
     @classmethod
     def constraint(cls, name: str) -> Constraint:
         """What the hyperparameter `name` must satisfy."""
-        return cls.hyperparameters()[name].metadata["constraint"]
+        constraint: Constraint = cls.hyperparameters()[name].metadata["constraint"]
+        return constraint
 
     def tuned(self) -> tuple[str, ...]:
         """The names that a rule above moves."""
@@ -178,6 +179,6 @@ class Rule(ABC):
                 )
 
     def __repr__(self) -> str:
-        shown = [(f.name, getattr(self, f.name), f) for f in sorted(fields(self), key=lambda f: f.kw_only)]
+        shown = [(f.name, getattr(self, f.name), f) for f in sorted(fields(self), key=lambda f: bool(f.kw_only))]
         body = (f"{n}={v!r}" for n, v, f in shown if n == "lr" or v != (f.default if n != "charts" else {}))
         return f"{type(self).__name__}({', '.join(body)})"

@@ -22,7 +22,7 @@ class Muon(Rule):
     momentum: Number = hyperparameter(0.95, unit_interval)
     nesterov: bool = True
     eps: Number = hyperparameter(1e-7, nonnegative, tuned=False)
-    ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315)
+    ns_coefficients: tuple[float, ...] = (3.4445, -4.775, 2.0315)
     ns_steps: int = 5
     adjust_lr_fn: str | None = None
     elementwise: ClassVar[bool] = False
@@ -31,7 +31,7 @@ class Muon(Rule):
     def accepts(cls, param: Tensor) -> str | None:
         if param.ndim == 2 and not param.is_complex():
             return None
-        return "Muon moves real matrices only; put the others in a group with a rule of its own: {'params': …, 'rule': AdamW(lr=3e-4)}"
+        return "Muon moves real matrices only; give the others a group and a rule: {'params': …, 'rule': AdamW(lr=3e-4)}"
 
     def init(self, param: Tensor) -> State:
         return {"momentum_buffer": torch.zeros_like(param)}
@@ -42,11 +42,12 @@ class Muon(Rule):
         tall = x.shape[0] > x.shape[1]
         x = x.T if tall else x
         x = x / torch.maximum(x.norm(), self.eps)
-        a, b, c = self.ns_coefficients
+        p, q, r = self.ns_coefficients
         for _ in range(self.ns_steps):
             gram = x @ x.T
-            x = a * x + (b * gram + c * gram @ gram) @ x
+            x = p * x + (q * gram + r * gram @ gram) @ x
         rows, columns = param.shape
-        fit = {"match_rms_adamw": 0.2 * max(rows, columns) ** 0.5}.get(self.adjust_lr_fn, max(1.0, rows / columns) ** 0.5)
+        match = self.adjust_lr_fn == "match_rms_adamw"
+        fit = 0.2 * max(rows, columns) ** 0.5 if match else max(1.0, rows / columns) ** 0.5
         new = param * (1 - self.lr * self.weight_decay) - self.lr * fit * (x.T if tall else x)
         return new, {"momentum_buffer": buffer}
