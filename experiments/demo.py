@@ -1,6 +1,6 @@
 """Handwritten digits from seven initial step sizes, with and without a tower that tunes the step size.
 
-    python -m experiments.demo [--seeds 3] [--epochs 30]
+    python -m experiments.demo [--seeds 2] [--epochs 30]
 
 Prints a table of test errors and learned step sizes; leaves a picture and the numbers in ``demo/``. The network is the
 paper's: one hidden layer of 128, tanh on it and on the ten outputs, so that a step far too large saturates every output
@@ -26,7 +26,7 @@ import sklearn
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -59,6 +59,11 @@ class Contender:
     """Test error after training, in percent."""
     paths: dict[float, list[list[float]]] = field(default_factory=dict)
     """The step size in force after 0, 1, 2, … steps."""
+
+    @property
+    def tuned(self) -> bool:
+        """Whether there is a rule above."""
+        return isinstance(self.tower(STARTS[0]), Tower)
 
     def error(self, start: float) -> float:
         """The mean over the seeds."""
@@ -126,13 +131,13 @@ def train(
 def run(entries: Sequence[Contender], seeds: int, epochs: int, console: Console) -> None:
     """Every training, under a progress bar."""
     data, test = digits()
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description:<46}"), *columns, console=console) as progress:
-        task = progress.add_task("", total=seeds * len(STARTS) * len(entries) * epochs)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("epochs,"), TimeRemainingColumn(), TextColumn("left"))
+    with Progress(TextColumn("{task.description:<22}"), *columns, console=console) as progress:
+        task = progress.add_task("training", total=seeds * len(STARTS) * len(entries) * epochs)
         for seed in range(seeds):
             for start in STARTS:
+                progress.update(task, description=f"seed {seed}, from {start:g}")
                 for entry in entries:
-                    progress.update(task, description=f"{start:g}: {entry.name}")
                     error, path = train(entry.tower(start), data, test, epochs, seed, lambda: progress.advance(task))
                     entry.errors.setdefault(start, []).append(error)
                     entry.paths.setdefault(start, []).append(path)
@@ -142,21 +147,17 @@ def run(entries: Sequence[Contender], seeds: int, epochs: int, console: Console)
 def table(entries: Sequence[Contender]) -> Table:
     """Test error by initial step size; for the towers the learned step size beside it."""
     seeds = len(entries[0].errors[STARTS[0]])
-    over = f", {seeds} seeds: mean error, median step size" if seeds > 1 else ""
-    result = Table(title=f"Handwritten digits, test error in % and learned step size{over}", title_justify="left")
+    result = Table(title=f"Test error in %, mean of {seeds}; learned step size, median of {seeds}")
     result.add_column("initial\nstep size", justify="right")
     for entry in entries:
-        head, _, detail = entry.name.partition(", ")
-        result.add_column(f"{head}\n{detail}", justify="right")
-        if isinstance(entry.tower(1.0), Tower):
+        result.add_column(entry.name.replace(", ", "\n", 1), justify="right")
+        if entry.tuned:
             result.add_column("learned\nstep size", justify="right")
     for start in STARTS:
-        best = min(entry.error(start) for entry in entries)
         row = [f"{start:g}"]
         for entry in entries:
-            error = entry.error(start)
-            row.append(f"[bold]{error:.1f}[/bold]" if error == best else f"{error:.1f}")
-            if isinstance(entry.tower(1.0), Tower):
+            row.append(f"{entry.error(start):.1f}")
+            if entry.tuned:
                 row.append(f"{entry.learned(start):.2g}")
         result.add_row(*row)
     return result
@@ -164,22 +165,28 @@ def table(entries: Sequence[Contender]) -> Table:
 
 def picture(entries: Sequence[Contender], path: Path) -> None:
     """Left, error against initial step size; right, the step size over time, of the first seed."""
-    look = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
-    with matplotlib.rc_context(look):
+    theme: dict[Any, Any] = {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "figure.constrained_layout.wspace": 0.06,
+    }
+    with matplotlib.rc_context(theme):
         figure = Figure(figsize=(8, 3.6), dpi=150, layout="constrained")
         left, right = figure.subplots(1, 2)
-        for entry in entries:
-            left.plot(STARTS, [entry.error(s) for s in STARTS], label=entry.name, linewidth=1.8, markersize=6, **entry.style)
-            if not isinstance(entry.tower(1.0), Tower):
-                continue
-            line = {**entry.style, "marker": "", "linewidth": 1.0 if entry.style["linestyle"] == "--" else 1.4}
-            for start in STARTS:
-                right.plot(entry.paths[start][0], **line)
+        for entry, size in zip(entries, (9, 7, 4.5), strict=True):  # the smallest on top: coinciding points stay visible
+            errors = [entry.error(start) for start in STARTS]
+            left.plot(STARTS, errors, label=entry.name, linewidth=1.8, markersize=size, **entry.style)
+            for start in STARTS if entry.tuned else ():
+                over = 3 if entry.style["linestyle"] == "--" else 2  # dashes over what they coincide with
+                right.plot(entry.paths[start][0], **{**entry.style, "marker": ""}, linewidth=1.2, zorder=over)
         left.set(xscale="log", yscale="log", xlabel="initial step size", ylabel="test error (%)", xticks=STARTS)
         left.set_yticks([2, 5, 10, 20, 50, 100], labels=["2", "5", "10", "20", "50", "100"])
         left.minorticks_off()
         right.set(yscale="log", xlabel="training step", ylabel="step size", yticks=STARTS, ylim=(4e-7, 2))
         right.minorticks_off()
+        left.margins(y=0.08)
         right.margins(x=0.01)
         for axes in (left, right):
             axes.grid(color="#e6e6e6", linewidth=0.6)
@@ -215,9 +222,11 @@ def record(entries: Sequence[Contender], args: argparse.Namespace, seconds: floa
 def main() -> None:
     """Train, print the table, save the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=2, help="trainings of each kind (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=30, help="passes over the training set (default: %(default)s)")
     args = parser.parse_args()
+    if min(args.seeds, args.epochs) < 1:
+        parser.error("--seeds and --epochs must be at least 1")
     torch.set_num_threads(1)  # the network is too small to be worth sharing out
     console, entries, begin = Console(), contenders(), time.perf_counter()
     run(entries, args.seeds, args.epochs, console)
@@ -226,6 +235,8 @@ def main() -> None:
     picture(entries, OUT / "demo.png")
     record(entries, args, seconds, OUT / "demo.json")
     console.print(table(entries))
+    for entry in entries:
+        console.print(repr(entry.tower(STARTS[0])), highlight=False, soft_wrap=True)
     console.print(f"{seconds:.0f} s; picture in {OUT / 'demo.png'}, numbers in {OUT / 'demo.json'}")
 
 

@@ -71,10 +71,10 @@ def rmsprop(lr):
 
 
 TALL = {
-    "SGD": [sgd(0.1), sgd(0.01), sgd(0.01), sgd(1.0), sgd(1e3)],
+    "SGD": [sgd(0.1), sgd(0.01), sgd(0.03), sgd(3.0), sgd(3e5)],
     "Adagrad": [adagrad(0.05), adagrad(3e-3), adagrad(1e-3), adagrad(1e-3), adagrad(1e-3)],
     "Adam": [adam(3e-3), adam(3e-5, 1), adam(3e-7, 2), adam(3e-9, 3), adam(3e-11, 4)],
-    "RMSprop": [rmsprop(0.01), rmsprop(1e-3), rmsprop(1e-4), rmsprop(1e-5), rmsprop(1e-6)],
+    "RMSprop": [rmsprop(0.01), rmsprop(1e-4), rmsprop(3e-5), rmsprop(1e-5), rmsprop(1e-5)],
 }
 MIXED = {
     "momentum": [sgd(0.02, 0.9), sgd(1e-4, 0.9), sgd(1e-5)],
