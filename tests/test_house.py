@@ -118,7 +118,7 @@ def test_the_rule_of_the_readme_has_fifteen_lines():
 def test_the_rule_of_the_readme_passes_the_contract():
     names = {"torch": torch}
     exec(next(b for b in blocks((ROOT / "README.md").read_text()) if "(Rule)" in b), names)
-    mine, oracle = parameters(), Oracle(tower := names["Signum"](lr=0.01) / SGD(lr=1e-3), weights())
+    mine, oracle = parameters(), Oracle(tower := names["SoftSign"](lr=0.01) / SGD(lr=1e-3), weights())
     optimizer = Hyperoptimizer(mine, tower)
     for t in range(5):
         value = loss(oracle.weights, t)

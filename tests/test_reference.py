@@ -2,7 +2,7 @@
 
 The reference is the code that came with the paper, PyPI `gradient-descent-the-ultimate-optimizer` 1.0, on an MLP. Its own
 parametrization is expressed with options, charts and the two rules below. The paths agree in float32 up to the rounding of
-200 steps, and in float64 nothing is left of the difference.
+200 steps (below 5e-7, relative), and in float64 nothing is left of the difference (below 1e-15).
 """
 
 from copy import deepcopy
@@ -70,6 +70,7 @@ def rmsprop(lr):
     return ReferenceRMSprop(lr=lr, charts={"lr": SQUARE, "alpha": TANH}), partial(gdtuo.RMSProp, lr)
 
 
+# Calm enough for no step size to turn negative: there the reference goes on, climbing, and ours is projected back.
 TALL = {
     "SGD": [sgd(0.1), sgd(0.01), sgd(0.03), sgd(3.0), sgd(3e5)],
     "Adagrad": [adagrad(0.05), adagrad(3e-3), adagrad(1e-3), adagrad(1e-3), adagrad(1e-3)],
