@@ -20,7 +20,7 @@ lint: $(READY) ## Style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY) ## Time one step against torch.optim and the reference implementation
+bench: $(READY) ## Time one optimizer step beside torch.optim and the reference implementation
 	$(BIN)/python -m benchmarks.step
 
 # torch first: its CPU build where it can be had, without the gigabytes of an accelerator's libraries

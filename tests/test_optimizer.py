@@ -441,6 +441,11 @@ def test_from_torch_takes_options_and_keeps_flags():
     assert from_torch(torch.optim.SGD(parameters(), maximize=True)).param_groups[0]["maximize"]
 
 
+def test_from_torch_takes_our_rules_whatever_else_has_their_name():
+    type("Adam", (Adam,), {})
+    assert type(from_torch(torch.optim.Adam(parameters())).rules[0]) is Adam
+
+
 def test_named_parameters_keep_their_names():
     model = network()
     optimizer = Hyperoptimizer(model.named_parameters(), TOWER)

@@ -30,7 +30,8 @@ def from_torch(optimizer: torch.optim.Optimizer, above: Rule | Tower | None = No
     Raises:
         TypeError: there is no such rule.
     """
-    twins: dict[Any, Any] = {getattr(torch.optim, rule.__name__, None): rule for rule in _rules(Rule)}
+    ours = [rule for rule in _rules(Rule) if rule.__module__.startswith(f"{__package__}.")]
+    twins: dict[Any, Any] = {getattr(torch.optim, rule.__name__, None): rule for rule in ours}
     groups = [dict(group) for group in optimizer.param_groups]
     decoupled = type(optimizer) is torch.optim.Adam and groups[0].get("decoupled_weight_decay", False)
     kind = twins.get(torch.optim.AdamW if decoupled else type(optimizer))

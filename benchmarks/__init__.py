@@ -1,0 +1,1 @@
+"""Timings. Not part of the package."""
