@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .engine import Engine
 from .hypergradient import Sensitivity, differentiate
 from .numerics import all_finite, wide
-from .rule import State
+from .rule import Rule, State
 
 if TYPE_CHECKING:
     from .level import Hyperparameters, Scope
@@ -25,6 +26,52 @@ if TYPE_CHECKING:
 PIECE = 1 << 17
 """Elements worked on at a time: a few of float32 fit a second-level cache."""
 PREFIX = "sensitivity_"
+EAGER = Engine(compile=False)
+
+
+def products(pairs: int, total: Callable[[Tensor], Tensor], grad: Tensor, traces: Sequence[Tensor]) -> Tensor:
+    """See `Block.products`; of one piece."""
+    terms = [[grad * t for t in traces]]
+    if pairs == 3:
+        terms += [[grad * grad] * len(traces), [t * t for t in traces]]
+    return torch.stack([torch.stack([total(x) for x in row]) for row in terms])
+
+
+def advance(
+    rule: Rule,
+    fading: float,
+    values: dict[str, Tensor],
+    scale: dict[str, Tensor],
+    step: Tensor,
+    param: Tensor,
+    grad: Tensor,
+    state: State,
+    traces: Sensitivity,
+    spread: Callable[[Tensor, Tensor], Tensor],
+    allowed: Tensor | None,
+) -> Tensor | None:
+    """One step of one piece, in place: of the parameter, of its state and of the sensitivities, ``T = fading T + dU/dh``.
+
+    Returns:
+        whether it was made: `allowed`, and the result is finite; None where all is allowed. shape: ()
+    """
+    new, new_state, slopes = differentiate(rule, values, tuple(traces), step + 1, param, grad, state, spread)
+    pairs = [(param, new), *((state[n], x) for n, x in new_state.items())]
+    for n, slope in slopes.items():
+        pairs.append((traces[n], traces[n] * fading + (slope * scale[n] if n in scale else slope)))
+    if allowed is not None:
+        allowed = allowed & all_finite(x for _, x in pairs)
+    for old, x in pairs:
+        old.copy_(x if allowed is None else torch.where(allowed, x, old))
+    return allowed
+
+
+def _same(x: Tensor, like: Tensor) -> Tensor:
+    return x
+
+
+def _whole(x: Tensor) -> Tensor:
+    return x.sum().view(1)
 
 
 class Block(ABC):
@@ -38,6 +85,8 @@ class Block(ABC):
         step: how many steps they have made. shape: ()
     """
 
+    uniform = False
+    """Whether all elements use the same numbers, so that one compiled function serves all such blocks."""
     owner: Hyperparameters
     scope: Scope
     param: Tensor
@@ -56,9 +105,13 @@ class Block(ABC):
 
     @abstractmethod
     def total(self, x: Tensor) -> Tensor:
-        """Sums over the elements that use the same set of hyperparameters. shape: that of `param` -> (sets,)"""
+        """From elements to segments, by summation. shape: that of a piece of `param` -> (segments,)"""
 
-    def pieces(self) -> Iterator[Any]:
+    def collect(self, x: Tensor) -> Tensor:
+        """From segments to the sets of hyperparameters that they use. shape: (..., segments) -> (..., sets)"""
+        return x
+
+    def pieces(self, engine: Engine) -> Iterator[Any]:
         """Indices that cut the elements into parts to be worked on one after the other."""
         yield ...
 
@@ -66,40 +119,33 @@ class Block(ABC):
         """All that this block remembers, by the name under which it is saved."""
         return {"step": self.step, **self.state, **{PREFIX + n: t for n, t in self.sensitivity.items()}}
 
-    def products(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
-        """``<g, T>``, ``<g, g>`` and ``<T, T>`` with the sensitivity T to hyperparameter `name`. shape of each: (sets,)"""
-        terms = []
-        for piece in self.pieces():
-            g, t = self.grad[piece], self.sensitivity[name][piece]
-            pairs = ((g, t), (g, g), (t, t)) if self.owner.rule.normalize else ((g, t),)
-            terms.append([self.total(a * b) for a, b in pairs])
-        sums = [torch.stack(x).sum(0) for x in zip(*terms, strict=True)]
-        return (sums[0], sums[-2 if len(sums) > 1 else 0], sums[-1])
+    def products(self, engine: Engine) -> Tensor:
+        """``<g, T>`` with each sensitivity T, and where the rule normalizes ``<g, g>`` and ``<T, T>``.
+
+        Shape: (1 or 3, tuned, sets).
+        """
+        pairs, parts, run = 3 if self.owner.rule.normalize else 1, [], engine if self.uniform else EAGER
+        for piece in self.pieces(engine):
+            traces = [t[piece] for t in self.sensitivity.values()]
+            parts.append(run(products)(pairs, self.total, self.grad[piece], traces))
+        return self.collect(parts[0] if len(parts) == 1 else torch.stack(parts).sum(0))
 
     def fade(self) -> None:
         """Let a step pass in which these elements did not move."""
         for tensor in self.sensitivity.values():
             tensor.mul_(self.owner.fading)
 
-    def move(self, allowed: Tensor | None = None) -> None:
+    def move(self, engine: Engine, allowed: Tensor | None = None) -> None:
         """Make one step with the hyperparameters in force, or none at all where `allowed` is false. shape: ()"""
-        owner, names = self.owner, tuple(self.sensitivity)
-        values = {n: self.select(v.to(self.param)) for n, v in owner.values(self.scope).items()}
-        count = self.step + 1
-        for piece in self.pieces():
-            old = {"": self.param[piece], **{n: t[piece] for n, t in self.state.items()}}
-            state = {n: t for n, t in old.items() if n}
-            step = owner.rule, values, names, count, old[""], self.grad[piece], state
-            param, state, partial = differentiate(*step, self.spread)
-            new = {"": param, **state}
-            for n, slope in partial.items():
-                old[PREFIX + n] = trace = self.sensitivity[n][piece]
-                scale = self.scope.scale.get(n)
-                new[PREFIX + n] = trace * owner.fading + (slope if scale is None else slope * scale.to(slope))
-            if allowed is not None:
-                allowed = allowed & all_finite(new.values())
-            for n, tensor in old.items():
-                tensor.copy_(new[n] if allowed is None else torch.where(allowed, new[n], tensor))
+        owner, run = self.owner, engine if self.uniform else EAGER
+        values = {n: self.select(v.to(self.step)) for n, v in owner.values(self.scope).items()}
+        scale = {n: v.to(self.step) for n, v in self.scope.scale.items()}
+        for piece in self.pieces(engine):
+            param, grad = self.param[piece], self.grad[piece]
+            state = {n: t[piece] for n, t in self.state.items()}
+            traces = {n: t[piece] for n, t in self.sensitivity.items()}
+            arguments = owner.rule, owner.fading, values, scale, self.step, param, grad, state, traces
+            allowed = run(advance)(*arguments, self.spread, allowed)
         self.step.add_(1 if allowed is None else allowed)
 
 
@@ -119,7 +165,7 @@ class Matrix(Block):
         return x
 
     def total(self, x: Tensor) -> Tensor:
-        return x.sum(1) if self.owner.sets > 1 else x.sum().view(1)
+        return x.sum(1) if self.owner.sets > 1 else _whole(x)
 
 
 class Bucket(Block):
@@ -138,6 +184,9 @@ class Bucket(Block):
         self.sensitivity = {name: torch.zeros_like(empty) for name in owner.names}
         self.step = empty.new_zeros(())
         self.counts = torch.tensor(self.sizes, device=empty.device)
+        if index is None or len(members) == 1:
+            self.uniform = owner.rule.elementwise
+            self.spread, self.total = _same, _whole  # type: ignore[method-assign]
 
     def _flat(self, tensors: Sequence[Tensor]) -> Tensor:
         real = [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
@@ -184,15 +233,16 @@ class Bucket(Block):
         return x.repeat_interleave(self.counts, output_size=like.numel())
 
     def total(self, x: Tensor) -> Tensor:
-        if self.index is None:
-            return x.sum().view(1)
-        parts = x.split(self.sizes) if len(self.members) > 1 else [x]
-        sums = torch.stack([part.sum() for part in parts])
-        return sums.new_zeros(self.owner.sets).index_add(0, self.index, sums)
+        return torch.stack([part.sum() for part in x.split(self.sizes)])
 
-    def pieces(self) -> Iterator[Any]:
+    def collect(self, x: Tensor) -> Tensor:
+        if self.index is None:
+            return x
+        return x.new_zeros(*x.shape[:-1], self.owner.sets).index_add(-1, self.index, x)
+
+    def pieces(self, engine: Engine) -> Iterator[Any]:
         n = self.sizes[0]
-        if len(self.members) > 1 or n <= PIECE or not self.owner.rule.elementwise:
+        if engine.compile or len(self.members) > 1 or n <= PIECE or not self.owner.rule.elementwise:
             yield ...
         else:
             for start in range(0, n, PIECE):

@@ -7,11 +7,13 @@ differentiated is the update rule. The *sensitivity* ``dU/dh`` is taken with the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vjp
 
 from .numerics import ratio
 from .rule import Rule, State
@@ -69,6 +71,61 @@ class _Step:
         return self.update(tuple(map(self.spread, self.coefficients(**changed))), **changed)
 
 
+def pullback(
+    function: Callable[..., tuple[Sequence[Tensor], Any]], inputs: Sequence[Tensor]
+) -> tuple[Sequence[Tensor], Any, Any]:
+    """The value of ``function(*inputs)``, its second output, and the map from a cotangent of output i to the inputs'.
+
+    Plain autograd, for `torch.func` costs twice as much in dispatch; but the compiler takes `torch.func` alone.
+    """
+    if torch.compiler.is_compiling():
+        if not function(*inputs)[0]:
+            return (), (), None
+        outputs, pull, extra = vjp(function, *inputs, has_aux=True)  # type: ignore[misc]
+        return outputs, extra, lambda i, u: pull(tuple(u if j == i else torch.zeros_like(y) for j, y in enumerate(outputs)))
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        outputs, extra = function(*leaves)
+
+    def pull_back(i: int, u: Tensor) -> Sequence[Tensor | None]:
+        if not outputs[i].requires_grad:
+            return [None] * len(leaves)
+        return torch.autograd.grad(outputs[i], leaves, u, allow_unused=True, retain_graph=True)
+
+    return [y.detach() for y in outputs], extra, pull_back
+
+
+def _reverse(step: _Step, names: tuple[str, ...]) -> tuple[Tensor, State, Sensitivity]:
+    """One reverse pass for all: each element depends on its own copy of the numbers that enter `update`.
+
+    The chain has two links, ``dU/dh = dU/dh|c + sum_c dU/dc dc/dh``; the second is arithmetic of a few numbers.
+    """
+
+    def copies(x: Tensor) -> Tensor:
+        return x.expand_as(step.param) if x.ndim == 0 else step.spread(x)
+
+    def named(values: Sequence[Tensor]) -> dict[str, Tensor]:
+        return dict(zip(names, values, strict=True))
+
+    def update(*x: Tensor) -> tuple[Sequence[Tensor], State]:
+        new, state = step.update(x[len(names) :], **named(x[: len(names)]))
+        return (new,), state
+
+    h = [step.values[n] for n in names]
+    c, _, inner = pullback(lambda *x: (step.coefficients(**named(x)), ()), h)
+    (new,), state, outer = pullback(update, [copies(x) for x in (*h, *c)])
+    slopes = outer(0, torch.ones_like(new))
+    total = named(slopes[: len(names)])
+    for i, partial in enumerate(slopes[len(names) :]):
+        if partial is not None:
+            for name, link in zip(names, inner(i, torch.ones_like(c[i])), strict=True):
+                if link is not None:
+                    term, rest = partial * step.spread(link), total[name]
+                    total[name] = term if rest is None else rest + term
+    sensitivity = {n: torch.zeros_like(new) if x is None else x for n, x in total.items()}
+    return new, {k: v.detach() for k, v in state.items()}, sensitivity
+
+
 @torch.enable_grad()
 def _twice(step: _Step, names: tuple[str, ...]) -> tuple[Tensor, State, Sensitivity]:
     """Right for every rule: ``u -> (dU/dh)^T u`` is linear, so its derivative with respect to u is ``dU/dh``."""
@@ -78,39 +135,6 @@ def _twice(step: _Step, names: tuple[str, ...]) -> tuple[Tensor, State, Sensitiv
     pulled = torch.autograd.grad(new, list(h.values()), u, create_graph=True, materialize_grads=True)
     slopes = (torch.autograd.grad(x, u, retain_graph=True)[0] if x.requires_grad else torch.zeros_like(new) for x in pulled)
     return new.detach(), {k: v.detach() for k, v in state.items()}, dict(zip(names, slopes, strict=True))
-
-
-@torch.enable_grad()
-def _reverse(step: _Step, names: tuple[str, ...]) -> tuple[Tensor, State, Sensitivity]:
-    """One reverse pass for all: each element depends on its own copy of the numbers that enter `update`.
-
-    The chain has two links, ``dU/dh = dU/dh|c + sum_c dU/dc dc/dh``; the second is arithmetic of a few numbers.
-    """
-
-    def copies(x: Tensor) -> Tensor:
-        return (x.expand_as(step.param) if x.ndim == 0 else step.spread(x)).detach().requires_grad_()
-
-    h = {n: step.values[n].detach().requires_grad_() for n in names}
-    c = step.coefficients(**h)
-    own = {n: copies(x) for n, x in h.items()}
-    wide = [copies(x) if x.requires_grad else step.spread(x) for x in c]
-    new, state = step.update(tuple(wide), **own)
-    dependent = [(x, w) for x, w in zip(c, wide, strict=True) if w.requires_grad]
-    leaves = [*own.values(), *(w for _, w in dependent)]
-    slopes: list[Tensor | None] = [None] * len(leaves)
-    if new.requires_grad:
-        slopes = list(torch.autograd.grad(new, leaves, torch.ones_like(new), allow_unused=True))
-    total = dict(zip(names, slopes[: len(names)], strict=True))
-    for (x, _), outer in zip(dependent, slopes[len(names) :], strict=True):
-        if outer is None:
-            continue
-        inner = torch.autograd.grad(x.sum(), list(h.values()), allow_unused=True, retain_graph=True)
-        for name, slope in zip(names, inner, strict=True):
-            if slope is not None:
-                link, sofar = outer * step.spread(slope), total[name]
-                total[name] = link if sofar is None else sofar + link
-    sensitivity = {n: torch.zeros_like(new) if x is None else x for n, x in total.items()}
-    return new.detach(), {k: v.detach() for k, v in state.items()}, sensitivity
 
 
 def cosine(product: Tensor, gradient: Tensor, sensitivity: Tensor) -> Tensor:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from .bucket import Block, Matrix
+from .bucket import EAGER, Block, Matrix
 from .charts import interval
-from .hypergradient import cosine
+from .engine import Engine
+from .hypergradient import cosine, pullback
 from .numerics import all_finite
 from .rule import Rule
 from .tower import Tower
@@ -80,21 +82,18 @@ class Hyperparameters:
                 values[name] = (value * scope.scale[name]).clamp(*ends) if name in scope.scale else value
         return values
 
-    def gradient(self, blocks: Sequence[Block], known: Tensor) -> Tensor:
+    def gradient(self, products: Tensor, known: Tensor) -> Tensor:
         """The hypergradient in chart coordinates, normalized if the rule asks for it. shape: (tuned, sets)
 
         Args:
-            blocks: what these hyperparameters have moved, with its gradients.
+            products: of what these hyperparameters have moved; see `Block.products`.
             known: whether they have moved anything yet. shape: ()
         """
-        with torch.enable_grad():
-            raw = self.raw.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.learned(raw).sum(), raw)
-        products = [[torch.stack(x) for x in zip(*map(b.products, self.names), strict=True)] for b in blocks]
-        product, gradient, sensitivity = (sum(x[1:], x[0]).to(raw) for x in zip(*products, strict=True))
-        self.read.copy_(torch.where(known, product, torch.nan))
-        raw_product: Tensor = product * slope
-        return cosine(raw_product, gradient, sensitivity * slope.square()) if self.rule.normalize else raw_product
+        _, _, back = pullback(lambda raw: ((self.learned(raw),), ()), [self.raw])
+        (slope,) = back(0, torch.ones_like(self.raw))
+        self.read.copy_(torch.where(known, products[0], torch.nan))
+        product: Tensor = products[0] * slope
+        return cosine(product, products[1], products[2] * slope.square()) if self.rule.normalize else product
 
     def tensors(self) -> dict[str, Tensor]:
         """All that has to be saved, by name."""
@@ -120,24 +119,44 @@ def upper(tower: Tower, like: Tensor) -> list[Hyperparameters]:
     return stack
 
 
-def step(blocks: Sequence[Block], allowed: Sequence[Tensor] | None = None) -> None:
-    """One step of one level: read the hypergradients of the last step, let the level above move, then move.
+def step(blocks: Sequence[Block], engine: Engine) -> None:
+    """One step of all levels: read the hypergradients of the last step, let the levels above move, then move `blocks`."""
+    if hypers := [h for h in dict.fromkeys(b.owner for b in blocks) if h.block is not None]:
+        engine(tune, False)(hypers, *zip(*(_read(h, [b for b in blocks if b.owner is h], engine) for h in hypers), strict=True))
+    for block in blocks:
+        block.move(engine)
+
+
+def tune(hypers: Sequence[Hyperparameters], products: Sequence[Tensor], known: Sequence[Tensor]) -> None:
+    """One step of all levels above those of `hypers`.
+
+    Upwards, each level takes the hypergradients below as its gradients and reads its own off its last step; where one is
+    not finite, this level and those above will not move. Downwards, each moves with the hyperparameters just moved.
 
     Args:
-        blocks: what this level moves, with its gradients.
-        allowed: for each block, whether it may move; None: all may. shape of each: ()
+        products: for each of `hypers`, what was read off the last step; see `Block.products`.
+        known: for each, whether there was one. shape of each: ()
     """
-    owners = dict.fromkeys(b.owner for b in blocks)
-    tuned = {h: h.block for h in owners if h.block is not None}
-    known = []
-    for h, above in tuned.items():
-        mine = [b for b in blocks if b.owner is h]
-        known.append(torch.stack([(b.step > 0).to(h.raw.device) for b in mine]).any())
-        above.grad = h.gradient(mine, known[-1])
-    if tuned:
-        finite = all_finite(above.grad for above in tuned.values())
-        step(list(tuned.values()), [finite & k for k in known])
-        for h in tuned:
-            h.raw.copy_(h.raw.clamp(h.low, h.high))
-    for i, block in enumerate(blocks):
-        block.move(None if allowed is None else allowed[i])
+    plan = []
+    finite = torch.ones_like(known[0])
+    while True:
+        blocks = [h.block for h in hypers if h.block is not None]
+        for h, block, p, k in zip(hypers, blocks, products, known, strict=True):
+            block.grad = h.gradient(p, k)
+        finite = finite & all_finite(b.grad for b in blocks)
+        plan.append([(h, b, finite & k) for h, b, k in zip(hypers, blocks, known, strict=True)])
+        above = blocks[0].owner
+        if above.block is None:
+            break
+        product, moved = _read(above, blocks, EAGER)
+        hypers, products, known = [above], [product], [moved]
+    for h, block, allowed in chain.from_iterable(reversed(plan)):
+        block.move(EAGER, allowed)
+        h.raw.copy_(h.raw.clamp(h.low, h.high))
+
+
+def _read(hyper: Hyperparameters, blocks: Sequence[Block], engine: Engine) -> tuple[Tensor, Tensor]:
+    """What `hyper` has done in the last step: the products over all that it moved, and whether it moved anything."""
+    products = [b.products(engine).to(hyper.raw) for b in blocks]
+    known = [(b.step > 0).to(hyper.raw.device) for b in blocks]
+    return sum(products[1:], products[0]), torch.stack(known).any()

@@ -91,7 +91,7 @@ class Rule(ABC):
         return {}
 
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
-        """Numbers that `update` needs and that depend on hyperparameters and the step count (1, 2, …) alone."""
+        """Numbers (not truth values) for `update` that depend on hyperparameters and the step count (1, 2, …) alone."""
         return ()
 
     @abstractmethod

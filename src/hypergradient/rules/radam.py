@@ -28,13 +28,13 @@ class RAdam(Rule):
         length = limit - 2 * step * self.beta2**step / (1 - self.beta2**step)
         rho = length.clamp_min(5)  # where it is shorter the rectified branch is not taken, but must stay finite
         rectifier = sqrt((rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho))
-        return self.lr / (1 - self.beta1**step), rectifier * sqrt(1 - self.beta2**step), length > 5
+        return self.lr / (1 - self.beta1**step), rectifier * sqrt(1 - self.beta2**step), length - 5
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
-        step_size, adaptive, rectify = c
+        step_size, adaptive, excess = c
         g = grad if self.decoupled_weight_decay else grad + self.weight_decay * param
         shrink = 1 - self.lr * self.weight_decay if self.decoupled_weight_decay else 1.0
         m = self.beta1 * state["exp_avg"] + (1 - self.beta1) * g
         v = self.beta2 * state["exp_avg_sq"] + (1 - self.beta2) * g * g
-        scale = torch.where(rectify, adaptive / (sqrt(v) + self.eps), 1.0)
+        scale = torch.where(excess > 0, adaptive / (sqrt(v) + self.eps), 1.0)
         return shrink * param - step_size * m * scale, {"exp_avg": m, "exp_avg_sq": v}
