@@ -16,7 +16,7 @@ from hypergradient import SGD, Hyperoptimizer
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "hypergradient"
 ORDER = [
-    ["charts", "numerics"],
+    ["charts", "numerics", "engine"],
     ["rule"],
     ["rules"],
     ["tower", "hypergradient"],
@@ -83,7 +83,7 @@ def test_every_rule_is_in_the_table_of_the_tests():
 
 
 def test_the_package_depends_on_torch_alone():
-    allowed = {"torch", "__future__", "abc", "collections", "dataclasses", "itertools", "math", "typing"}
+    allowed = {"torch", "__future__", "abc", "collections", "dataclasses", "itertools", "math", "typing", "warnings"}
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .engine import Engine
-from .hypergradient import Sensitivity, differentiate
+from .hypergradient import Numbers, Sensitivity, differentiate, prepare
 from .numerics import all_finite, wide
 from .rule import Rule, State
 
@@ -40,7 +40,7 @@ def products(pairs: int, total: Callable[[Tensor], Tensor], grad: Tensor, traces
 def advance(
     rule: Rule,
     fading: float,
-    values: dict[str, Tensor],
+    numbers: Numbers,
     scale: dict[str, Tensor],
     step: Tensor,
     param: Tensor,
@@ -55,10 +55,11 @@ def advance(
     Returns:
         whether it was made: `allowed`, and the result is finite; None where all is allowed. shape: ()
     """
-    new, new_state, slopes = differentiate(rule, values, tuple(traces), step + 1, param, grad, state, spread)
+    new, new_state, slopes = differentiate(rule, numbers, tuple(traces), step + 1, param, grad, state, spread)
     pairs = [(param, new), *((state[n], x) for n, x in new_state.items())]
     for n, slope in slopes.items():
-        pairs.append((traces[n], traces[n] * fading + (slope * scale[n] if n in scale else slope)))
+        slope = slope * scale[n] if n in scale else slope
+        pairs.append((traces[n], traces[n] * fading + slope if fading else slope))
     if allowed is not None:
         allowed = allowed & all_finite(x for _, x in pairs)
     for old, x in pairs:
@@ -82,7 +83,7 @@ class Block(ABC):
         param, grad: what is moved, and along what; both shaped alike.
         state: what the rule remembers of them. shape of each: that of `param`
         sensitivity: by hyperparameter, ``dU/dh`` of the past steps, faded by the horizon. shape: that of `param`
-        step: how many steps they have made. shape: ()
+        step: how many steps they have made, of one element
     """
 
     uniform = False
@@ -140,23 +141,24 @@ class Block(ABC):
         owner, run = self.owner, engine if self.uniform else EAGER
         values = {n: self.select(v.to(self.step)) for n, v in owner.values(self.scope).items()}
         scale = {n: v.to(self.step) for n, v in self.scope.scale.items()}
+        numbers = run(prepare, False)(owner.rule, values, tuple(self.sensitivity), self.step + 1)
         for piece in self.pieces(engine):
             param, grad = self.param[piece], self.grad[piece]
             state = {n: t[piece] for n, t in self.state.items()}
             traces = {n: t[piece] for n, t in self.sensitivity.items()}
-            arguments = owner.rule, owner.fading, values, scale, self.step, param, grad, state, traces
+            arguments = owner.rule, owner.fading, numbers, scale, self.step, param, grad, state, traces
             allowed = run(advance)(*arguments, self.spread, allowed)
-        self.step.add_(1 if allowed is None else allowed)
+        self.step.copy_(self.step + (1 if allowed is None else allowed))
 
 
 class Matrix(Block):
     """The hyperparameters of a rule as what the rule above moves. shape of `param`: (tuned, sets)"""
 
     def __init__(self, owner: Hyperparameters, param: Tensor) -> None:
-        self.owner, self.scope, self.param = owner, owner.scope, param
+        self.owner, self.scope, self.param, self.grad = owner, owner.scope, param, torch.zeros_like(param)
         self.state = owner.rule.init(param)
         self.sensitivity = {name: torch.zeros_like(param) for name in owner.names}
-        self.step = param.new_zeros(())
+        self.step = param.new_zeros((1, 1))  # not (): torch 2.13 compiles away what is written to a float64 scalar
 
     def select(self, values: Tensor) -> Tensor:
         return values.view(-1, 1).expand_as(self.param)

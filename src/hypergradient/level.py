@@ -90,7 +90,8 @@ class Hyperparameters:
             known: whether they have moved anything yet. shape: ()
         """
         _, _, back = pullback(lambda raw: ((self.learned(raw),), ()), [self.raw])
-        (slope,) = back(0, torch.ones_like(self.raw))
+        slope = back(0, torch.ones_like(self.raw))[0]
+        assert slope is not None
         self.read.copy_(torch.where(known, products[0], torch.nan))
         product: Tensor = products[0] * slope
         return cosine(product, products[1], products[2] * slope.square()) if self.rule.normalize else product
@@ -142,7 +143,7 @@ def tune(hypers: Sequence[Hyperparameters], products: Sequence[Tensor], known: S
     while True:
         blocks = [h.block for h in hypers if h.block is not None]
         for h, block, p, k in zip(hypers, blocks, products, known, strict=True):
-            block.grad = h.gradient(p, k)
+            block.grad.copy_(h.gradient(p, k))
         finite = finite & all_finite(b.grad for b in blocks)
         plan.append([(h, b, finite & k) for h, b, k in zip(hypers, blocks, known, strict=True)])
         above = blocks[0].owner
