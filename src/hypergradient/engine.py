@@ -43,7 +43,7 @@ class Engine:
                 return fast(*arguments)
             except torch._dynamo.exc.BackendCompilerFailed as error:  # before anything has run, so nothing is done twice
                 self.compile = False
-                cause = str(error).strip().splitlines()[0]
+                cause = f"{type(error.inner_exception).__name__}: {error.inner_exception}".splitlines()[0]
                 warnings.warn(f"compile=True: no working compiler, going on without ({cause})", RuntimeWarning, stacklevel=2)
                 return function(*arguments)
 

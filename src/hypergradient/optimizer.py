@@ -149,13 +149,14 @@ class Hyperoptimizer(torch.optim.Optimizer):
         said = {n: float(group[n]) for n in owner.rule.hyperparameters()}
         if said == scope.said:
             return
-        scale = {n: said[n] / group[BASE + n] for n in owner.names if said[n] != group[BASE + n] != 0}
+        scale = {n: said[n] / group[BASE + n] if group[BASE + n] else 1.0 for n in owner.names}
         for n in owner.names:
             if said[n] != 0 == group[BASE + n]:
                 raise ValueError(f"group: {n}={said[n]!r} would have to be a multiple of a learned value that starts at 0")
         scope.said = said
         scope.fixed = {n: owner.like.new_tensor(v) for n, v in said.items() if n not in owner.names}
-        scope.scale = {n: owner.like.new_tensor(v) for n, v in scale.items()}
+        # a factor of 1 is left out, but for a compiler, to which its coming and going would be another function
+        scope.scale = {n: owner.like.new_tensor(v) for n, v in scale.items() if v != 1 or self.compile}
 
     # -------------------------------------------------------------------- step
 

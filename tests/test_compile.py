@@ -1,0 +1,100 @@
+"""compile=True: the same steps, compiled once."""
+
+import warnings
+
+import pytest
+import torch
+from cases import parameters, train
+from torch._dynamo.testing import CompileCounter
+
+from hypergradient import POSITIVE, SGD, Adagrad, Adam, Hyperoptimizer, Muon, RMSprop
+
+# the compiler of torch 2.13 itself imports what torch 2.13 deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+
+TOWERS = [
+    Adam(lr=0.01) / Adam(lr=1e-3) / SGD(lr=1e-5),
+    SGD(lr=0.1, momentum=0.5, charts={"lr": POSITIVE}, horizon=5, normalize="cosine") / RMSprop(lr=0.01),
+    Adagrad(lr=0.1) / SGD(lr={"lr": 0.01}) / SGD(lr=1e-3),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    """A compiler that remembers nothing."""
+    torch._dynamo.reset()
+
+
+def pair(tower, steps=12, matrix=False, **options):
+    """Losses and towers of the same training, eager and compiled."""
+    runs = []
+    for compile in (False, True):
+        mine = parameters(matrix)
+        optimizer = Hyperoptimizer(mine, tower, compile=compile, **options)
+        runs.append((train(optimizer, mine, steps), optimizer.hyperparameters(), optimizer.hypergradients()))
+    return runs
+
+
+def agree(one, other):
+    torch.testing.assert_close(one[0], other[0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(one[1], other[1], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(one[2], other[2], rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("tower", TOWERS, ids=repr)
+def test_a_compiled_step_is_the_eager_one(tower):
+    agree(*pair(tower))
+
+
+@pytest.mark.parametrize("options", [{"per": "tensor"}, {"maximize": True}, {"per": "all"}], ids=str)
+def test_a_compiled_step_takes_the_options(options):
+    agree(*pair(Adam(lr=1e-3) / SGD(lr=1e-5), steps=5, **options))
+
+
+def test_a_rule_that_is_not_elementwise_runs_beside_compiled_levels():
+    agree(*pair(Muon(lr=0.01) / SGD(lr=1e-4), steps=5, matrix=True))
+
+
+def test_values_schedules_and_steps_do_not_compile_again(monkeypatch):
+    """Only what is new in kind is compiled: a group is, a learned value, ``group["lr"]`` or another length is not."""
+    counter, compiler = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compiler(f, **{**options, "backend": counter}))
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine[:2], Adam(lr=0.01) / Adam(lr=1e-3) / SGD(lr=1e-5), compile=True)
+    train(optimizer, mine, 3)
+    made = counter.frame_count
+    assert made > 0
+    for t in range(5):
+        optimizer.param_groups[0]["lr"] *= 0.9
+        train(optimizer, mine, 1, 3 + t)
+    optimizer.state_dict()
+    assert counter.frame_count == made
+    optimizer.add_param_group({"params": mine[2:3]})
+    train(optimizer, mine, 4)
+    assert counter.frame_count <= 2 * made
+
+
+def test_without_a_compiler_one_warning_then_eager(monkeypatch):
+    def broken(graph, inputs):
+        raise OSError("no C++ compiler found")
+
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compiler(f, **{**options, "backend": broken}))
+    mine, twin = parameters(), parameters()
+    optimizer = Hyperoptimizer(mine, TOWERS[0], compile=True)
+    with pytest.warns(RuntimeWarning, match="compile=True: no working compiler.*no C.. compiler found") as caught:
+        losses = train(optimizer, mine, 4)
+    assert len(caught) == 1
+    assert losses == train(Hyperoptimizer(twin, TOWERS[0]), twin, 4)
+
+
+def test_a_resumed_optimizer_compiles_too():
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, TOWERS[0], compile=True)
+    train(optimizer, mine, 3)
+    copies = [p.detach().clone().requires_grad_() for p in mine]
+    twin = Hyperoptimizer(copies, TOWERS[0], compile=True)
+    twin.load_state_dict(optimizer.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        assert train(twin, copies, 3, 3) == train(optimizer, mine, 3, 3)
