@@ -12,9 +12,9 @@ def sqrt(x: Tensor) -> Tensor:
     """Square root of ``x >= 0`` with a finite slope at 0.
 
     The slope of the square root at 0 is infinite, and 0 * inf turns the hypergradients of a tower NaN in its first
-    steps. Below the smallest normal number the result is constant, so the slope there is 0.
+    steps. Added to any other number, the smallest normal one changes nothing.
     """
-    return x.clamp_min(torch.finfo(x.dtype).tiny).sqrt()
+    return (x + torch.finfo(x.dtype).tiny).sqrt()
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -25,18 +25,19 @@ class Adam(Rule):
         return {name: torch.zeros_like(param) for name in names}
 
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
-        return self.lr / (1 - self.beta1**step), sqrt(1 - self.beta2**step)
+        root = sqrt(1 - self.beta2**step)
+        return self.lr / (1 - self.beta1**step) * root, self.eps * root, 1 - self.beta1, 1 - self.beta2
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
-        step, state = self.move(grad + self.weight_decay * param, state, c)
+        step, state = self.move(torch.addcmul(grad, self.weight_decay, param), state, c)
         return param - step, state
 
     def move(self, g: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         """The step that gradients of a first and second moment ask for, and their new averages."""
-        step_size, root = c
-        m = self.beta1 * state["exp_avg"] + (1 - self.beta1) * g
-        v = self.beta2 * state["exp_avg_sq"] + (1 - self.beta2) * g * g
+        step_size, eps, weight1, weight2 = c
+        m = torch.lerp(state["exp_avg"], g, weight1)
+        v = torch.lerp(state["exp_avg_sq"], g * g, weight2)
         new = {"exp_avg": m, "exp_avg_sq": v}
         if self.amsgrad:
             v = new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], v)
-        return step_size * m / (sqrt(v) / root + self.eps), new
+        return step_size * m / (sqrt(v) + eps), new

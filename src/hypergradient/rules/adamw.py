@@ -14,6 +14,10 @@ class AdamW(Adam):
 
     weight_decay: Number = hyperparameter(1e-2, nonnegative, tuned=False)
 
+    def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
+        return *super().coefficients(step), 1 - self.lr * self.weight_decay
+
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
-        step, state = self.move(grad, state, c)
-        return param * (1 - self.lr * self.weight_decay) - step, state
+        *moments, shrink = c
+        step, state = self.move(grad, state, tuple(moments))
+        return param * shrink - step, state

@@ -30,6 +30,6 @@ class RMSprop(Rule):
         new = {"square_avg": s}
         if self.centered:
             new["grad_avg"] = self.alpha * state["grad_avg"] + (1 - self.alpha) * g
-            variance = s - new["grad_avg"].square()
+            variance = (s - new["grad_avg"].square()).clamp_min(0)
         b = self.momentum * state["momentum_buffer"] + g / (sqrt(variance) + self.eps)
         return param - self.lr * b, {**new, "momentum_buffer": b}
