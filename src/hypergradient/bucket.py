@@ -86,6 +86,7 @@ class Block(ABC):
         step: how many steps they have made, of one element
     """
 
+    index: Tensor | None = None
     uniform = False
     """Whether all elements use the same numbers, so that one compiled function serves all such blocks."""
     owner: Hyperparameters
@@ -136,19 +137,24 @@ class Block(ABC):
         for tensor in self.sensitivity.values():
             tensor.mul_(self.owner.fading)
 
-    def move(self, engine: Engine, allowed: Tensor | None = None) -> None:
-        """Make one step with the hyperparameters in force, or none at all where `allowed` is false. shape: ()"""
-        owner, run = self.owner, engine if self.uniform else EAGER
-        values = {n: self.select(v.to(self.step)) for n, v in owner.values(self.scope).items()}
+    def numbers(self, engine: Engine) -> Numbers:
+        """What the next step needs besides the elements; the same for blocks of one scope, step count and index."""
+        run = engine if self.uniform else EAGER
+        values = {n: self.select(v.to(self.step)) for n, v in self.owner.values(self.scope).items()}
+        arguments: Numbers = run(prepare, False)(self.owner.rule, values, tuple(self.sensitivity), self.step + 1)
+        return arguments
+
+    def move(self, engine: Engine, numbers: Numbers, allowed: Tensor | None = None) -> Tensor | None:
+        """Make one step but for counting it, or none at all where `allowed` is false; says whether it was made. shape: ()"""
+        run = engine if self.uniform else EAGER
         scale = {n: v.to(self.step) for n, v in self.scope.scale.items()}
-        numbers = run(prepare, False)(owner.rule, values, tuple(self.sensitivity), self.step + 1)
         for piece in self.pieces(engine):
             param, grad = self.param[piece], self.grad[piece]
             state = {n: t[piece] for n, t in self.state.items()}
             traces = {n: t[piece] for n, t in self.sensitivity.items()}
-            arguments = owner.rule, owner.fading, numbers, scale, self.step, param, grad, state, traces
+            arguments = self.owner.rule, self.owner.fading, numbers, scale, self.step, param, grad, state, traces
             allowed = run(advance)(*arguments, self.spread, allowed)
-        self.step.copy_(self.step + (1 if allowed is None else allowed))
+        return allowed
 
 
 class Matrix(Block):
@@ -176,15 +182,17 @@ class Bucket(Block):
     Args:
         members: the parameters. A rule that is not elementwise gets one at a time, in its shape.
         index: which set of hyperparameters each of them uses, or None where there is one for all. shape: (members,)
+        step: how many steps they have made; buckets with the same history have the same tensor. shape: ()
     """
 
-    def __init__(self, owner: Hyperparameters, scope: Scope, members: Sequence[Tensor], index: Tensor | None) -> None:
-        self.owner, self.scope, self.members, self.index = owner, scope, list(members), index
+    def __init__(
+        self, owner: Hyperparameters, scope: Scope, members: Sequence[Tensor], index: Tensor | None, step: Tensor
+    ) -> None:
+        self.owner, self.scope, self.members, self.index, self.step = owner, scope, list(members), index, step
         self.sizes = [p.numel() * (2 if p.is_complex() else 1) for p in members]
         empty = self._flat(members).to(wide(members[0].dtype))
         self.state = owner.rule.init(empty)
         self.sensitivity = {name: torch.zeros_like(empty) for name in owner.names}
-        self.step = empty.new_zeros(())
         self.counts = torch.tensor(self.sizes, device=empty.device)
         if index is None or len(members) == 1:
             self.uniform = owner.rule.elementwise
@@ -275,19 +283,26 @@ class Family:
         """Put parameters into buckets: alike in dtype, device and history, and not too many."""
         alike: dict[Any, list[Tensor]] = defaultdict(list)
         filled: dict[Any, int] = defaultdict(int)
+        clocks: dict[Any, Tensor] = {}
         for p in params:
             alone = p.numel() >= PIECE or not self.owner.rule.elementwise
-            kind = p.dtype, p.device, id(self.memory.get(p, {}).get("step")), p if alone else None
+            step = self.memory.get(p, {}).get("step")
+            history = p.dtype, p.device, id(step)
+            if history not in clocks:
+                clocks[history] = torch.zeros((), dtype=wide(p.dtype), device=p.device)
+                if step is not None:
+                    clocks[history].copy_(step)
+            kind = history, p if alone else None
             filled[kind] += p.numel()
             alike[kind, filled[kind] // PIECE].append(p)
-        for members in alike.values():
+        for ((history, _), _), members in alike.items():
             index = None
             if self.owner.sets > 1:
                 index = torch.tensor([self.position[p] for p in members], device=members[0].device)
-            bucket = Bucket(self.owner, self.scope, members, index)
+            bucket = Bucket(self.owner, self.scope, members, index, clocks[history])
             for p, mine in bucket.memory():
                 theirs = self.memory[p]
-                for name in mine.keys() & theirs.keys():
+                for name in mine.keys() & theirs.keys() - {"step"}:
                     mine[name].copy_(theirs[name])
                 theirs.update(mine)
             self.buckets.append(bucket)

@@ -81,17 +81,22 @@ def differentiate(
     if not names:
         return *rule.at(fixed).update(param, grad, state, tuple(map(each, numbers.c))), {}
 
+    c = list(map(each, numbers.c))
+    linked = [i for i, links in enumerate(numbers.links) if any(x is not None for x in links)]
+
     def update(*x: Tensor) -> tuple[Sequence[Tensor], State]:
         at = rule.at({**fixed, **dict(zip(names, x[: len(names)], strict=True))})
-        new, new_state = at.update(param, grad, state, x[len(names) :])
+        for i, y in zip(linked, x[len(names) :], strict=True):
+            c[i] = y
+        new, new_state = at.update(param, grad, state, tuple(c))
         return (new,), new_state
 
-    copies = [each(x).expand_as(param) for x in (*(numbers.values[n] for n in names), *numbers.c)]
-    (new,), new_state, back = pullback(update, copies)
+    copies = [each(numbers.values[n]) for n in names] + [c[i] for i in linked]
+    (new,), new_state, back = pullback(update, [x.expand_as(param) for x in copies])
     slopes = back(0, torch.ones_like(new))
     total = dict(zip(names, slopes, strict=False))
-    for partial, links in zip(slopes[len(names) :], numbers.links, strict=True):
-        for name, link in zip(names, links, strict=True):
+    for i, partial in zip(linked, slopes[len(names) :], strict=True):
+        for name, link in zip(names, numbers.links[i], strict=True):
             if partial is not None and link is not None:
                 term, rest = partial * each(link), total[name]
                 total[name] = term if rest is None else rest + term

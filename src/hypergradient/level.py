@@ -12,7 +12,7 @@ from torch import Tensor
 from .bucket import EAGER, Block, Matrix
 from .charts import interval
 from .engine import Engine
-from .hypergradient import cosine, pullback
+from .hypergradient import Numbers, cosine, pullback
 from .numerics import all_finite
 from .rule import Rule
 from .tower import Tower
@@ -124,8 +124,14 @@ def step(blocks: Sequence[Block], engine: Engine) -> None:
     """One step of all levels: read the hypergradients of the last step, let the levels above move, then move `blocks`."""
     if hypers := [h for h in dict.fromkeys(b.owner for b in blocks) if h.block is not None]:
         engine(tune, False)(hypers, *zip(*(_read(h, [b for b in blocks if b.owner is h], engine) for h in hypers), strict=True))
+    numbers: dict[tuple[int, ...], Numbers] = {}
     for block in blocks:
-        block.move(engine)
+        key = id(block.scope), id(block.step), id(block.index)
+        if key not in numbers:
+            numbers[key] = block.numbers(engine)
+        block.move(engine, numbers[key])
+    for count in {id(b.step): b.step for b in blocks}.values():
+        count.add_(1)
 
 
 def tune(hypers: Sequence[Hyperparameters], products: Sequence[Tensor], known: Sequence[Tensor]) -> None:
@@ -152,7 +158,8 @@ def tune(hypers: Sequence[Hyperparameters], products: Sequence[Tensor], known: S
         product, moved = _read(above, blocks, EAGER)
         hypers, products, known = [above], [product], [moved]
     for h, block, allowed in chain.from_iterable(reversed(plan)):
-        block.move(EAGER, allowed)
+        made = block.move(EAGER, block.numbers(EAGER), allowed)
+        block.step.copy_(block.step + allowed if made is None else block.step + made)
         h.raw.copy_(h.raw.clamp(h.low, h.high))
 
 
