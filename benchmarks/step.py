@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from hypergradient import POSITIVE, SGD, Adam, Hyperoptimizer
+from hypergradient import POSITIVE, SGD, Adam, Hyperoptimizer, Tower
 
 Step = Callable[[], Any]
 FULL = Adam(tune="lr", charts={"lr": POSITIVE}, horizon=100, normalize="cosine") / SGD(lr=0.1)
@@ -102,6 +102,8 @@ def contestants(shapes: list[tuple[int, ...]]) -> Iterator[tuple[str, Step]]:
     }
     for name, tower in towers.items():
         yield f"ours, {name}", Hyperoptimizer(parameters(shapes), tower).step
+        if isinstance(tower, Tower):
+            yield f"ours compiled, {name}", Hyperoptimizer(parameters(shapes), tower, compile=True).step
     yield "reference, Adam / SGD", reference(shapes, gdtuo.SGD(1e-5))
 
 
