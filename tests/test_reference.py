@@ -23,7 +23,7 @@ TANH = ComposeTransform([TanhTransform(), AffineTransform(0.5, 0.5)])
 THEIRS = {"lr": "alpha", "momentum": "mu", "alpha": "gamma"}
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class ReferenceAdam(Adam):
     """Adam with a second moment that starts at 1e-8.
 
@@ -41,7 +41,7 @@ class ReferenceAdam(Adam):
         return super().coefficients(step + self.ahead)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class ReferenceRMSprop(RMSprop):
     """RMSprop with its eps, 1e-8, inside the square root."""
 

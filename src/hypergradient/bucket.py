@@ -56,14 +56,21 @@ def advance(
         whether it was made: `allowed`, and the result is finite; None where all is allowed. shape: ()
     """
     new, new_state, slopes = differentiate(rule, numbers, tuple(traces), step + 1, param, grad, state, spread)
-    pairs = [(param, new), *((state[n], x) for n, x in new_state.items())]
+    if new_state.keys() != state.keys():
+        raise ValueError(f"{type(rule).__name__}: init returns a state of {sorted(state)}, update one of {sorted(new_state)}")
+    old = [param, *state.values()]
+    pairs = [(param, new)]
+    for n, x in new_state.items():  # what is handed on as it is must be read before it is written
+        pairs.append((state[n], x.clone() if any(x is y for y in old) else x))
     for n, slope in slopes.items():
         slope = slope * scale[n] if n in scale else slope
-        pairs.append((traces[n], traces[n] * fading + slope if fading else slope))
+        if fading:  # what is not finite would stay for ever
+            slope = torch.nan_to_num(traces[n] * fading + slope, 0.0, 0.0, 0.0)
+        pairs.append((traces[n], slope))
     if allowed is not None:
         allowed = allowed & all_finite(x for _, x in pairs)
-    for old, x in pairs:
-        old.copy_(x if allowed is None else torch.where(allowed, x, old))
+    for target, x in pairs:
+        target.copy_(x if allowed is None else torch.where(allowed, x, target))
     return allowed
 
 
@@ -135,7 +142,7 @@ class Block(ABC):
     def fade(self) -> None:
         """Let a step pass in which these elements did not move."""
         for tensor in self.sensitivity.values():
-            tensor.mul_(self.owner.fading)
+            tensor.mul_(self.owner.fading) if self.owner.fading else tensor.zero_()
 
     def numbers(self, engine: Engine) -> Numbers:
         """What the next step needs besides the elements; the same for blocks of one scope, step count and index."""
@@ -162,7 +169,7 @@ class Matrix(Block):
 
     def __init__(self, owner: Hyperparameters, param: Tensor) -> None:
         self.owner, self.scope, self.param, self.grad = owner, owner.scope, param, torch.zeros_like(param)
-        self.state = owner.rule.init(param)
+        self.state = {n: t.clone() for n, t in owner.rule.init(param).items()}
         self.sensitivity = {name: torch.zeros_like(param) for name in owner.names}
         self.step = param.new_zeros((1, 1))  # not (): torch 2.13 compiles away what is written to a float64 scalar
 
@@ -191,7 +198,11 @@ class Bucket(Block):
         self.owner, self.scope, self.members, self.index, self.step = owner, scope, list(members), index, step
         self.sizes = [p.numel() * (2 if p.is_complex() else 1) for p in members]
         empty = self._flat(members).to(wide(members[0].dtype))
-        self.state = owner.rule.init(empty)
+        self.state = {n: t.clone() for n, t in owner.rule.init(empty).items()}
+        if reserved := [n for n in self.state if n in ("step", "tower") or n.startswith(PREFIX)]:
+            raise ValueError(
+                f"{type(owner.rule).__name__}: the state {reserved[0]!r} has a name that is kept for the optimizer"
+            )
         self.sensitivity = {name: torch.zeros_like(empty) for name in owner.names}
         self.counts = torch.tensor(self.sizes, device=empty.device)
         if index is None or len(members) == 1:

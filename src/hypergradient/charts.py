@@ -26,9 +26,9 @@ def interval(constraint: Constraint, dtype: torch.dtype) -> tuple[float, float]:
     low = getattr(constraint, "lower_bound", -info.max / 4)
     high = getattr(constraint, "upper_bound", info.max / 4)
     if not constraint.check(torch.tensor(low, dtype=dtype)):
-        low += info.tiny
+        low += max(info.tiny, abs(low) * info.eps)
     if not constraint.check(torch.tensor(high, dtype=dtype)):
-        high -= info.eps
+        high -= max(info.tiny, abs(high) * info.eps)
     return float(low), float(high)
 
 
@@ -69,7 +69,9 @@ class Chart:
         )
 
     def __repr__(self) -> str:
-        return self.name or repr(self.transform)
+        if self.name:
+            return self.name
+        return f"Chart({_spell(self.transform)}, relative=True)" if self.relative else _spell(self.transform)
 
     def holds(self, value: float) -> bool:
         """Whether some raw coordinate stands for `value`."""
@@ -101,6 +103,15 @@ class Chart:
             ends.append(raw)
         low, high = torch.minimum(*ends), torch.maximum(*ends)
         return torch.where(low.isfinite(), low, -info.max), torch.where(high.isfinite(), high, info.max)
+
+
+def _spell(transform: Transform) -> str:
+    """`transform` with its arguments, which its own `repr` leaves out."""
+    if isinstance(transform, transforms.ComposeTransform):
+        return f"ComposeTransform([{', '.join(map(_spell, transform.parts))}])"
+    numbers = {n: x.tolist() if isinstance(x, Tensor) else x for n, x in vars(transform).items()}
+    said = (f"{n}={x!r}" for n, x in numbers.items() if not n.startswith("_") and isinstance(x, (int, float, list)))
+    return f"{type(transform).__name__}({', '.join(said)})"
 
 
 REAL = Chart(transforms.identity_transform, name="REAL")

@@ -41,7 +41,8 @@ def prepare(rule: Rule, values: dict[str, Tensor], names: tuple[str, ...], count
     """
 
     def coefficients(*x: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
-        return rule.at({**values, **dict(zip(names, x, strict=True))}).coefficients(count), ()
+        at = rule.at({**values, **dict(zip(names, x, strict=True))})
+        return tuple(c if isinstance(c, Tensor) else count.new_tensor(c) for c in at.coefficients(count)), ()
 
     if not (names and rule.elementwise):
         return Numbers(values, coefficients(*(values[n] for n in names))[0], ())
@@ -101,7 +102,7 @@ def differentiate(
                 term, rest = partial * each(link), total[name]
                 total[name] = term if rest is None else rest + term
     sensitivity = {n: torch.zeros_like(new) if x is None else x for n, x in total.items()}
-    return new, {k: v.detach() for k, v in new_state.items()}, sensitivity
+    return new, {k: v.detach() if v.requires_grad else v for k, v in new_state.items()}, sensitivity
 
 
 @torch.enable_grad()
@@ -117,7 +118,8 @@ def _differentiate_any(
     if names:
         pulled = torch.autograd.grad(new, list(h.values()), u, create_graph=True, materialize_grads=True)
     slopes = (torch.autograd.grad(x, u, retain_graph=True)[0] if x.requires_grad else torch.zeros_like(new) for x in pulled)
-    return new.detach(), {k: v.detach() for k, v in state.items()}, dict(zip(names, slopes, strict=True))
+    kept = {k: v.detach() if v.requires_grad else v for k, v in state.items()}
+    return new.detach(), kept, dict(zip(names, slopes, strict=True))
 
 
 def pullback(
@@ -146,4 +148,4 @@ def pullback(
 
 def cosine(product: Tensor, gradient: Tensor, sensitivity: Tensor) -> Tensor:
     """``<g, T> / (|g| |T|)`` from ``<g, T>``, ``|g|^2`` and ``|T|^2``; 0 where one of them vanishes."""
-    return ratio(product, gradient.sqrt() * sensitivity.sqrt())
+    return ratio(product, gradient.sqrt() * sensitivity.sqrt()).clamp(-1, 1)  # beyond it the squares have underflown

@@ -12,7 +12,7 @@ def sqrt(x: Tensor) -> Tensor:
     """Square root of ``x >= 0`` with a finite slope at 0.
 
     The slope of the square root at 0 is infinite, and 0 * inf turns the hypergradients of a tower NaN in its first
-    steps. Added to any other number, the smallest normal one changes nothing.
+    steps. The smallest normal number, added, changes nothing that is not nearly as small.
     """
     return (x + torch.finfo(x.dtype).tiny).sqrt()
 

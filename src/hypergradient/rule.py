@@ -14,11 +14,13 @@ stacked in towers, checkpointed and differentiated.
 from __future__ import annotations
 
 import math
+import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
+import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from .tower import Tower
 
 __all__ = ["Number", "Rule", "State", "hyperparameter", "nonnegative", "positive", "real", "unit_interval"]
-
-import torch
 
 Number: TypeAlias = Any
 """A hyperparameter: a float, or on an upper level a dict of floats; a tensor inside `coefficients` and `update`."""
@@ -52,8 +52,8 @@ def hyperparameter(default: float, constraint: Constraint, tuned: bool | None = 
 
 def check(owner: str, name: str, value: Any, constraint: Constraint) -> float:
     """`value` as a float. Raises ValueError where it is not a number that satisfies `constraint`."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if number or (isinstance(value, Tensor) and value.numel() == 1):
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if number or (isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()):
         known = torch.tensor(float(value), dtype=torch.float64)
         if known.isfinite() and constraint.check(known):
             return known.item()
@@ -136,6 +136,10 @@ class Rule(ABC):
             object.__setattr__(rule, name, value)
         return rule
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__repr__ = Rule.__repr__  # type: ignore[method-assign]  # or the dataclass would make another
+
     def __truediv__(self, above: Rule | Tower) -> Tower:
         from .tower import Tower
 
@@ -152,7 +156,7 @@ class Rule(ABC):
             object.__setattr__(self, name, checked)
         tunable = [n for n, f in known.items() if f.metadata["tuned"] is not None]
         if self.tune is not None:
-            names = (self.tune,) if isinstance(self.tune, str) else tuple(self.tune)
+            names = (self.tune,) if isinstance(self.tune, str) else tuple(self.tune)  # one name may stand for itself
             self._check_names("tune", names, tunable)
             object.__setattr__(self, "tune", names)
         self._check_names("charts", self.charts, tunable)
@@ -161,6 +165,10 @@ class Rule(ABC):
             self.check_chart(owner, name, getattr(self, name))
         if not (isinstance(self.horizon, (int, float)) and 1 <= self.horizon < math.inf):
             raise ValueError(f"{owner}: horizon={self.horizon!r} is not allowed; it must be a number of steps in [1, inf)")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(f.default, bool) and not isinstance(value, bool):
+                raise ValueError(f"{owner}: {f.name}={value!r} is not allowed; it must be True or False")
         if self.normalize not in (None, "cosine"):
             raise ValueError(f"{owner}: normalize={self.normalize!r} is not allowed; it must be None or 'cosine'")
 
@@ -170,7 +178,9 @@ class Rule(ABC):
             if not self.chart(name).holds(v):
                 raise ValueError(f"{owner}: the chart {self.chart(name)!r} cannot hold {name}={v!r}; give another in `charts`")
 
-    def _check_names(self, argument: str, names: Iterable[str], allowed: list[str]) -> None:
+    def _check_names(self, argument: str, names: Collection[str], allowed: list[str]) -> None:
+        if len(set(names)) < len(names):
+            raise ValueError(f"{type(self).__name__}: {argument}={names!r} names a hyperparameter twice")
         for name in names:
             if name not in allowed:
                 raise ValueError(

@@ -21,11 +21,14 @@ class Tower:
     rules: tuple[Rule, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "rules", tuple(self.rules))
         if not self.rules:
             raise ValueError("a tower has at least one rule, such as Adam(lr=1e-3)")
         for rule in self.rules:
             if not isinstance(rule, Rule):
                 raise TypeError(f"a tower is made of rules such as Adam(lr=1e-3); got {rule!r}")
+            if not rule.hyperparameters():
+                raise TypeError(f"{type(rule).__name__} has no hyperparameters: a rule is a @dataclass(frozen=True) with some")
         for below, rule in zip(self.rules, self.rules[1:], strict=False):
             if not below.tuned():
                 raise ValueError(f"{rule!r} has nothing to tune: {below!r} names no hyperparameter in `tune`")

@@ -9,7 +9,7 @@ from ..numerics import sqrt
 from ..rule import Number, Rule, State, hyperparameter, nonnegative, unit_interval
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Adadelta(Rule):
     """Zeiler 2012, Algorithm 1 (arXiv 1212.5701), times a step size."""
 

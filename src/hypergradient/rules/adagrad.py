@@ -9,7 +9,7 @@ from ..numerics import sqrt
 from ..rule import Number, Rule, State, hyperparameter, nonnegative
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Adagrad(Rule):
     """Duchi, Hazan & Singer 2011, diagonal form, with the options of `torch.optim.Adagrad`."""
 

@@ -9,7 +9,7 @@ from ..numerics import sqrt
 from ..rule import Number, Rule, State, hyperparameter, nonnegative, unit_interval
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Adam(Rule):
     """Kingma & Ba 2015, Algorithm 1 (arXiv 1412.6980); `amsgrad`: Reddi, Kale & Kumar 2018, Algorithm 2."""
 

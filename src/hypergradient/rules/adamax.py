@@ -8,7 +8,7 @@ from torch import Tensor
 from ..rule import Number, Rule, State, hyperparameter, nonnegative, unit_interval
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Adamax(Rule):
     """Kingma & Ba 2015, Algorithm 2 (arXiv 1412.6980), with torch's `eps` inside the maximum."""
 

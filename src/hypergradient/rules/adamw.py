@@ -8,7 +8,7 @@ from ..rule import Number, State, hyperparameter, nonnegative
 from .adam import Adam
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class AdamW(Adam):
     """Adam with decoupled weight decay: Loshchilov & Hutter 2019, Algorithm 2 (arXiv 1711.05101)."""
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..rule import Number, Rule, State, hyperparameter, nonnegative, unit_interval
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Lion(Rule):
     """Chen et al. 2023, Algorithm 2 (arXiv 2302.06675).
 

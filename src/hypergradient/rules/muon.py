@@ -9,7 +9,7 @@ from torch import Tensor
 from ..rule import Number, Rule, State, hyperparameter, nonnegative, unit_interval
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Muon(Rule):
     """Jordan et al. 2024: momentum, orthogonalized by `ns_steps` Newton–Schulz iterations; as `torch.optim.Muon`.
 
@@ -26,6 +26,14 @@ class Muon(Rule):
     ns_steps: int = 5
     adjust_lr_fn: str | None = None
     elementwise: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adjust_lr_fn not in (None, "original", "match_rms_adamw") or not 0 < self.ns_steps < 100:
+            fn, steps = self.adjust_lr_fn, self.ns_steps
+            raise ValueError(
+                f"Muon: adjust_lr_fn={fn!r} must be None, 'original' or 'match_rms_adamw', ns_steps={steps!r} in 1…99"
+            )
 
     @classmethod
     def accepts(cls, param: Tensor) -> str | None:

@@ -9,7 +9,7 @@ from ..numerics import sqrt
 from ..rule import Number, Rule, State, hyperparameter, nonnegative, unit_interval
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class NAdam(Rule):
     """Dozat 2016, Algorithm 2, with the momentum schedule of `torch.optim.NAdam`."""
 

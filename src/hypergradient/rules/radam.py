@@ -9,7 +9,7 @@ from ..numerics import sqrt
 from ..rule import Number, Rule, State, hyperparameter, nonnegative, unit_interval
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class RAdam(Rule):
     """Liu et al. 2020, Algorithm 2 (arXiv 1908.03265), with torch's threshold of 5."""
 
@@ -26,8 +26,8 @@ class RAdam(Rule):
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
         limit = 2 / (1 - self.beta2) - 1
         length = limit - 2 * step * self.beta2**step / (1 - self.beta2**step)
-        rho = length.clamp_min(5)  # where it is shorter the rectified branch is not taken, but must stay finite
-        rectifier = sqrt((rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho))
+        rho, top = length.clamp_min(5), limit.clamp_min(5)  # below it the branch is not taken, but must stay finite
+        rectifier = sqrt((rho - 4) * (rho - 2) * top / ((top - 4) * (top - 2) * rho))
         return self.lr / (1 - self.beta1**step), rectifier * sqrt(1 - self.beta2**step), length - 5
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:

@@ -9,7 +9,7 @@ from ..numerics import sqrt
 from ..rule import Number, Rule, State, hyperparameter, nonnegative, unit_interval
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class RMSprop(Rule):
     """Tieleman & Hinton 2012, lecture 6.5; `centered`: Graves 2013 (arXiv 1308.0850), equations 38–45."""
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..rule import Number, Rule, State, hyperparameter, nonnegative, real, unit_interval
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class SGD(Rule):
     """Stochastic gradient descent with momentum, as `torch.optim.SGD`.
 
