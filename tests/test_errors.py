@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 from cases import parameters, train
+from torch.distributions.transforms import AffineTransform
 
-from hypergradient import POSITIVE, SGD, UNIT, Adam, AdamW, Hyperoptimizer, Muon, Tower, from_torch
+from hypergradient import POSITIVE, SGD, UNIT, Adagrad, Adam, AdamW, Hyperoptimizer, Muon, Tower, from_torch
 
 BAD = {
     "negative lr": (lambda: Adam(lr=-1.0), ValueError, r"Adam: lr=-1.0 .* \[0, inf\)"),
@@ -68,6 +69,21 @@ BAD = {
         ValueError,
         "UNIT",
     ),
+    "twice": (lambda: SGD(tune=("lr", "lr")), ValueError, r"tune=\('lr', 'lr'\) names a hyperparameter twice"),
+    "flag": (lambda: Adam(amsgrad="no"), ValueError, "amsgrad='no' .* True or False"),
+    "Muon's lr": (lambda: Muon(adjust_lr_fn="typo"), ValueError, "adjust_lr_fn='typo'.*'original'"),
+    "complex lr": (lambda: SGD(lr=torch.tensor(1j)), ValueError, "SGD: lr="),
+    "no group": (
+        lambda: Hyperoptimizer(parameters(), SGD()).add_param_group(parameters()),
+        TypeError,
+        "group 1: a group is a dict",
+    ),
+    "no params": (lambda: Hyperoptimizer([{"lr": 1.0}], SGD()), TypeError, "group 0: a group is a dict with 'params'"),
+    "a setting of a group": (
+        lambda: Hyperoptimizer([{"params": parameters(), "initial_accumulator_value": 1.0}], Adagrad()),
+        ValueError,
+        "initial_accumulator_value=1.0 differs.*a rule",
+    ),
     "no twin": (
         lambda: from_torch(torch.optim.LBFGS(parameters())),
         TypeError,
@@ -122,6 +138,13 @@ OTHERS = {
     "another height": (Adam() / SGD(lr=1e-5), Adam() / SGD(lr=1e-5) / SGD(lr=1e-9), r"it has 1 SGD\[lr REAL\], 2 SGD\[\]"),
     "tuned otherwise": (Adam() / SGD(lr=1e-5), Adam(tune="lr") / SGD(lr=1e-5), r"0 Adam\[lr REAL\] where"),
     "another chart": (SGD() / SGD(lr=1e-5), SGD(charts={"lr": POSITIVE}) / SGD(lr=1e-5), r"0 SGD\[lr POSITIVE\] where"),
+    "a flag": (Adam() / SGD(lr=1e-5), Adam(amsgrad=True) / SGD(lr=1e-5), r"amsgrad=True\] where"),
+    "a horizon": (Adam() / SGD(lr=1e-5), Adam(horizon=9) / SGD(lr=1e-5), r"horizon=9\] where"),
+    "arguments of a chart": (
+        SGD(charts={"lr": AffineTransform(0, 2)}) / SGD(lr=1e-5),
+        SGD(charts={"lr": AffineTransform(0, 4)}) / SGD(lr=1e-5),
+        r"AffineTransform\(loc=0, scale=4\)\] where",
+    ),
     "untuned": (Adam() / SGD(lr=1e-5), Adam(), "it has 0 Adam"),
 }
 

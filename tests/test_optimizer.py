@@ -2,7 +2,9 @@
 
 import copy
 import io
+import math
 import pickle
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -444,6 +446,202 @@ def test_from_torch_takes_options_and_keeps_flags():
 def test_from_torch_takes_our_rules_whatever_else_has_their_name():
     type("Adam", (Adam,), {})
     assert type(from_torch(torch.optim.Adam(parameters())).rules[0]) is Adam
+
+
+def test_from_torch_tunes_what_each_group_has():
+    a, b, *_ = parameters()
+    for momenta in ((0.9, 0.0), (0.0, 0.9)):
+        groups = [{"params": [p], "momentum": m} for p, m in zip((a, b), momenta, strict=True)]
+        optimizer = from_torch(torch.optim.SGD(groups, lr=0.1), SGD(lr=1e-3))
+        assert [("momentum" in optimizer.hypergradients(g)[0]) for g in (0, 1)] == [m > 0 for m in momenta]
+
+
+def test_from_torch_of_a_complex_nadam():
+    z, w = (torch.tensor([1 + 2j, 3 - 1j], requires_grad=True) for _ in range(2))
+    one, twin = torch.optim.NAdam([z], lr=0.1), torch.optim.NAdam([w], lr=0.1)
+    for t in range(10):
+        for x, o in ((z, one), (w, twin)):
+            o.zero_grad()
+            (x.abs() - 1).square().sum().backward()
+            o.step()
+        if t == 4:
+            one = from_torch(one)
+    torch.testing.assert_close(z, w)
+
+
+def test_freezing_the_first_parameter_loses_nothing():
+    model = network()
+    optimizer = Hyperoptimizer(model.parameters(), TOWER)
+    fit(optimizer, model, 5)
+    learned = optimizer.hyperparameters()
+    for flag in (False, True):
+        model[0].weight.requires_grad_(flag)
+        assert copy.deepcopy(optimizer).hyperparameters() == learned
+        assert resumed(optimizer, list(model.parameters())).hyperparameters() == learned
+
+
+def test_two_loads_of_one_state_dict_are_independent():
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, TOWER)
+    train(optimizer, mine, 5)
+    saved = optimizer.state_dict()
+    learned = optimizer.hyperparameters()
+    twin = Hyperoptimizer(theirs := parameters(), TOWER)
+    twin.load_state_dict(saved)
+    train(twin, theirs, 5)
+    assert optimizer.hyperparameters() == learned
+    other = Hyperoptimizer(parameters(), TOWER)
+    other.load_state_dict(saved)
+    assert other.hyperparameters() == learned
+
+
+@pytest.mark.parametrize("per", ["group", "tensor"])
+def test_resume_is_exact_where_parameters_have_sat_out_steps(per):
+    mine = [p.detach().float().requires_grad_() for p in parameters()]
+
+    def go(optimizer, params, steps):
+        for t in steps:
+            optimizer.zero_grad()
+            loss([p.double() for p in params], t).backward()
+            for k, p in enumerate(params):
+                if t == 3 + k or (k == 1 and t > 12):
+                    p.grad = None
+            optimizer.step()
+
+    optimizer = Hyperoptimizer(mine, Adam(lr=0.01, horizon=5) / SGD(lr=1e-3), per=per)
+    go(optimizer, mine, range(10))
+    twin = resumed(optimizer, copies := [p.detach().clone().requires_grad_() for p in mine])
+    go(optimizer, mine, range(10, 25))
+    go(twin, copies, range(10, 25))
+    torch.testing.assert_close(copies, mine, rtol=0, atol=0)
+    assert twin.hyperparameters() == optimizer.hyperparameters()
+
+
+def test_a_float64_group_in_mid_training_is_resumed_exactly():
+    a = torch.ones(3, dtype=torch.float32, requires_grad=True)
+    b = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    optimizer = Hyperoptimizer([a], TOWER)
+
+    def go(optimizer, params):
+        for _ in range(5):
+            for p in params:
+                p.grad = p.detach().clone()
+            optimizer.step()
+
+    go(optimizer, [a])
+    optimizer.add_param_group({"params": [b]})
+    go(optimizer, [a, b])
+    copies = [x.detach().clone().requires_grad_() for x in (a, b)]
+    twin = Hyperoptimizer([{"params": [x]} for x in copies], TOWER)
+    twin.load_state_dict(optimizer.state_dict())
+    go(optimizer, [a, b])
+    go(twin, copies)
+    assert twin.hyperparameters() == optimizer.hyperparameters()
+    torch.testing.assert_close(copies, [a, b], rtol=0, atol=0)
+
+
+def test_an_idle_group_says_nothing_of_the_last_step_to_higher_levels():
+    """The step size of the group that sat out was not moved, so its gradient is none of the level above's business."""
+    a, b = (torch.ones(2, requires_grad=True) for _ in range(2))
+    optimizer = Hyperoptimizer([{"params": [a]}, {"params": [b]}], SGD(lr=0.1, horizon=10) / SGD(lr=0.01) / SGD(lr=0.0))
+    before = 0.0
+    for t in range(6):
+        a.grad, b.grad = torch.full_like(a, 1.0 + t), None if t == 4 else torch.full_like(b, 2.0 + t)
+        if t == 5:
+            before = optimizer.hypergradients(0)[0]["lr"]  # along it the level above has moved the lr of a, in step 4
+        optimizer.step()
+        assert math.isnan(optimizer.hypergradients(1)[0]["lr"]) == (t in (0, 4))
+    assert optimizer.hypergradients()[1]["lr"] == pytest.approx(-before * optimizer.hypergradients(0)[0]["lr"])
+
+
+@pytest.mark.parametrize("read_first", [False, True])
+def test_parameters_may_be_replaced_after_construction(read_first):
+    mine, theirs = parameters(), parameters()
+    optimizer = Hyperoptimizer(mine, TOWER)
+    if read_first:
+        optimizer.hyperparameters()
+    optimizer.param_groups[0]["params"] = theirs
+    train(optimizer, theirs, 3)
+    assert resumed(optimizer, parameters()).hyperparameters() == optimizer.hyperparameters()
+
+
+def test_a_scheduler_that_keeps_its_own_base_values_multiplies_too():
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, SGD(lr=1e-3, momentum=0.9) / SGD(lr=0.0))
+    optimizer.hyperparameters()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=20)
+    for t in range(10):
+        assert optimizer.hyperparameters()[0]["momentum"] == pytest.approx(optimizer.param_groups[0]["momentum"])
+        train(optimizer, mine, 1, t)
+        schedule.step()
+    twin = Hyperoptimizer(parameters(), SGD(lr=1e-3, momentum=0.9) / SGD(lr=0.0))
+    torch.optim.lr_scheduler.OneCycleLR(twin, 1e-3, total_steps=20)
+    twin.load_state_dict(optimizer.state_dict())
+    plain = Hyperoptimizer(parameters(), SGD(lr=1e-3, momentum=0.9) / SGD(lr=0.0))
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=20)
+    optimizer.load_state_dict(plain.state_dict())
+
+
+def test_a_rule_may_hand_on_what_it_is_given():
+    @dataclass(frozen=True)
+    class Previous(Rule):
+        """Heavy ball by the iterate before, and two states that change places."""
+
+        lr: float = hg.hyperparameter(0.1, hg.nonnegative)
+
+        def init(self, param):
+            zero = torch.zeros_like(param)
+            return {"before": param, "a": zero, "b": zero}
+
+        def update(self, param, grad, state, c):
+            new = param - self.lr * grad + 0.5 * (param - state["before"])
+            return new, {"before": param, "a": state["b"] + 1, "b": state["a"]}
+
+    for extra in (0, 1):
+        p, *others = (torch.ones(2, requires_grad=True) for _ in range(1 + extra))
+        optimizer = Hyperoptimizer([p, *others], Previous(lr=0.1) / SGD(lr=0.0))
+        x = before = a = b = 1.0
+        a = b = 0.0
+        for _ in range(4):
+            for q in (p, *others):
+                q.grad = q.detach().clone()
+            optimizer.step()
+            x, before, a, b = x - 0.1 * x + 0.5 * (x - before), x, b + 1, a
+        assert p.tolist() == pytest.approx([x, x])
+        assert [optimizer.state[p][n][0].item() for n in "ab"] == [a, b]
+
+
+def test_the_cosine_stays_a_cosine_when_squares_leave_their_range():
+    p = torch.ones(4, dtype=torch.float32, requires_grad=True)
+    tower = Adam(lr=1e-3, tune="lr", charts={"lr": POSITIVE}, horizon=100, normalize="cosine") / SGD(lr=0.3)
+    optimizer, before = Hyperoptimizer([p], tower), 1e-3
+    for size in (1.0, 1.0, 1e-23, 1e-30, 1.0):
+        p.grad = torch.full_like(p, size)
+        optimizer.step()
+        after = optimizer.hyperparameters()[0]["lr"]
+        assert abs(math.log(after / before)) < 0.3001
+        before = after
+
+
+def test_one_bad_gradient_does_not_stop_the_tuning_for_ever():
+    p = torch.ones(4, requires_grad=True)
+    optimizer = Hyperoptimizer([p], SGD(lr=0.1, momentum=0.0, horizon=10) / SGD(lr=1e-3))
+    for t in range(30):
+        p.grad = torch.ones(4)
+        if t == 5:
+            p.grad[0] = torch.inf
+        optimizer.step()
+        p.detach().nan_to_num_(1.0, 1.0, 1.0)
+        optimizer.state[p]["momentum_buffer"].nan_to_num_(0.0, 0.0, 0.0)
+    assert math.isfinite(optimizer.hypergradients()[0]["lr"])
+
+
+@pytest.mark.parametrize("beta2", [0.5, 0.6, 0.65, 0.9])
+def test_radam_has_a_derivative_where_it_never_rectifies(beta2):
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, hg.RAdam(lr=0.01, beta2=beta2) / SGD(lr=1e-3))
+    train(optimizer, mine, 10)
+    assert all(map(math.isfinite, optimizer.hypergradients()[0].values()))
 
 
 def test_named_parameters_keep_their_names():

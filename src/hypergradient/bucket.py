@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -281,55 +281,54 @@ class Family:
         self, owner: Hyperparameters, scope: Scope, params: Sequence[Tensor], memory: MutableMapping[Tensor, Any]
     ) -> None:
         self.owner, self.scope, self.params, self.memory = owner, scope, list(params), memory
-        self.position = {p: i for i, p in enumerate(self.params)}
         self.buckets: list[Bucket] = []
-        moved = [p for p in self.params if "step" in memory.get(p, {})]
-        steps: dict[float, Tensor] = {}
-        for p in moved:
-            step = memory[p]["step"]
-            memory[p]["step"] = steps.setdefault(float(step), step)
-        self._fill(moved)
-
-    def _fill(self, params: Iterable[Tensor]) -> None:
-        """Put parameters into buckets: alike in dtype, device and history, and not too many."""
-        alike: dict[Any, list[Tensor]] = defaultdict(list)
-        filled: dict[Any, int] = defaultdict(int)
-        clocks: dict[Any, Tensor] = {}
-        for p in params:
-            alone = p.numel() >= PIECE or not self.owner.rule.elementwise
-            step = self.memory.get(p, {}).get("step")
-            history = p.dtype, p.device, id(step)
-            if history not in clocks:
-                clocks[history] = torch.zeros((), dtype=wide(p.dtype), device=p.device)
-                if step is not None:
-                    clocks[history].copy_(step)
-            kind = history, p if alone else None
-            filled[kind] += p.numel()
-            alike[kind, filled[kind] // PIECE].append(p)
-        for ((history, _), _), members in alike.items():
-            index = None
-            if self.owner.sets > 1:
-                index = torch.tensor([self.position[p] for p in members], device=members[0].device)
-            bucket = Bucket(self.owner, self.scope, members, index, clocks[history])
-            for p, mine in bucket.memory():
-                theirs = self.memory[p]
-                for name in mine.keys() & theirs.keys() - {"step"}:
-                    mine[name].copy_(theirs[name])
-                theirs.update(mine)
-            self.buckets.append(bucket)
+        self.present: list[bool] = []
+        self.made = {p: int(memory[p]["step"]) for p in self.params if "step" in memory.get(p, {})}
 
     def active(self) -> list[Bucket]:
-        """The buckets whose members have gradients; those of the others see a step pass."""
-        present = {b: [p.grad is not None for p in b.members] for b in self.buckets}
-        mixed = [b for b, have in present.items() if any(have) and not all(have)]
-        self.buckets = [b for b in self.buckets if b not in mixed]
-        for bucket in mixed:
-            self._fill(p for p in bucket.members if p.grad is not None)
-            self._fill(p for p in bucket.members if p.grad is None)
-        if sum(len(b.members) for b in self.buckets) < len(self.params):
-            placed = {p for b in self.buckets for p in b.members}
-            self._fill(p for p in self.params if p.grad is not None and p not in placed)
+        """The buckets whose parameters have gradients; those of the others see a step pass."""
+        present = [p.grad is not None for p in self.params]
+        if present != self.present:
+            self._fill(present)
         for bucket in self.buckets:
             if bucket.members[0].grad is None:
                 bucket.fade()
         return [b for b in self.buckets if b.members[0].grad is not None]
+
+    def count(self) -> None:
+        """Count a step of those that were active."""
+        for p, moves in zip(self.params, self.present, strict=True):
+            if moves:
+                self.made[p] += 1
+
+    def _fill(self, present: list[bool]) -> None:
+        """Put the parameters that have moved or will move into buckets, alike in dtype, device, number of steps made and
+        whether they have a gradient. Which go together follows from that alone, as it has to for an exact resume.
+        """
+        self.present = present
+        alike: dict[Any, list[int]] = defaultdict(list)
+        filled: dict[Any, int] = defaultdict(int)
+        for i, (p, moves) in enumerate(zip(self.params, present, strict=True)):
+            if moves or p in self.made:
+                alone = p.numel() >= PIECE or not self.owner.rule.elementwise
+                kind = p.dtype, p.device, self.made.setdefault(p, 0), moves, i if alone else None
+                filled[kind] += p.numel()
+                alike[kind, filled[kind] // PIECE].append(i)
+        before = {tuple(map(id, b.members)): b for b in self.buckets}
+        clocks: dict[Any, Tensor] = {}
+        self.buckets = []
+        for ((dtype, device, made, moves, _), _), positions in alike.items():
+            members = [self.params[i] for i in positions]
+            clock = clocks.setdefault((dtype, device, made, moves), torch.full((), made, dtype=wide(dtype), device=device))
+            bucket = before.get(tuple(map(id, members)))
+            if bucket is None:
+                index = torch.tensor(positions, device=device) if self.owner.sets > 1 else None
+                bucket = Bucket(self.owner, self.scope, members, index, clock)
+                for p, mine in bucket.memory():
+                    for name in mine.keys() & self.memory[p].keys() - {"step"}:
+                        mine[name].copy_(self.memory[p][name])
+                    self.memory[p].update(mine)
+            bucket.step = clock
+            for p in members:
+                self.memory[p]["step"] = clock
+            self.buckets.append(bucket)

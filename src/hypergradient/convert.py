@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .optimizer import Hyperoptimizer
 from .rule import Rule
@@ -47,17 +48,26 @@ def from_torch(optimizer: torch.optim.Optimizer, above: Rule | Tower | None = No
         values = {n: float(group[n]) for n in kind.hyperparameters()}
         group.update(values)
         flags = {n: group.pop(n) for n in settings & group.keys()}
-        rule = rule or kind(**values, **flags, **tuning)
-        group["rule"] = replace(rule, **flags)
+        own = kind(**values, **flags, **tuning)
+        rule = rule or own
+        alike = own.tuned() == rule.tuned() and all(own.chart(n) == rule.chart(n) for n in own.tuned())
+        group["rule"] = replace(rule, **flags) if alike else own
         for n in group.keys() & (ENGINE | {"decoupled_weight_decay"}):
             del group[n]
     result = Hyperoptimizer(groups, Tower.of(rule) if above is None else rule / above, **options)
     for p, memory in optimizer.state.items():
         memory = {n: torch.as_tensor(v, device=p.device).detach() for n, v in memory.items() if v is not None}
         if memory:  # SGD and Muon do not count their steps; all that matters to them is whether there was a first one
-            moved = {n: v.expand(p.shape).clone() for n, v in memory.items() if n != "step"}
+            moved = {n: _shaped(v, p) for n, v in memory.items() if n != "step"}
             result.state[p] = {"step": memory.get("step", torch.ones(())).clone(), **moved}
     return result
+
+
+def _shaped(value: Tensor, param: Tensor) -> Tensor:
+    """State of torch in the shape of its parameter; a number stands for both parts of a complex one."""
+    if value.ndim == 0 and param.is_complex() and not value.is_complex():
+        value = torch.complex(value, value)
+    return value.expand(param.shape).clone()
 
 
 def _rules(kind: Any) -> Iterator[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import chain
 
 import torch
@@ -96,6 +96,12 @@ class Hyperparameters:
         product: Tensor = products[0] * slope
         return cosine(product, products[1], products[2] * slope.square()) if self.rule.normalize else product
 
+    def rest(self) -> None:
+        """Let a step pass in which nothing that these hyperparameters move has moved."""
+        if self.block is not None:
+            self.read.fill_(torch.nan)
+            self.block.fade()
+
     def tensors(self) -> dict[str, Tensor]:
         """All that has to be saved, by name."""
         if self.block is None:
@@ -103,9 +109,13 @@ class Hyperparameters:
         return {"raw": self.raw, "unit": self.unit, "read": self.read, **self.block.tensors()}
 
     def __str__(self) -> str:
-        """The rule and its charts, by which a checkpoint recognizes it: ``Adam[lr REAL, beta1 UNIT]``."""
-        charts = (f"{n} {c!r}" for n, c in zip(self.names, self.charts, strict=True))
-        return f"{type(self.rule).__name__}[{', '.join(charts)}]"
+        """All but the values, by which a checkpoint recognizes it: ``Adam[lr REAL, beta1 UNIT, amsgrad=True]``."""
+        charts = [f"{n} {c!r}" for n, c in zip(self.names, self.charts, strict=True)]
+        settings = [f for f in fields(self.rule) if "constraint" not in f.metadata and f.name not in ("tune", "charts")]
+        if not self.names:
+            settings = [f for f in settings if not f.kw_only]
+        said = [f"{f.name}={v!r}" for f in settings if (v := getattr(self.rule, f.name)) != f.default]
+        return f"{type(self.rule).__name__}[{', '.join(charts + said)}]"
 
 
 def upper(tower: Tower, like: Tensor) -> list[Hyperparameters]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
@@ -16,7 +17,7 @@ from .numerics import wide
 from .rule import Rule, check
 from .tower import Tower
 
-BASE = "base_"
+BASE = "constructed_"
 """Groups keep under this prefix what a tuned hyperparameter was when the group was made: what schedules are relative to."""
 
 
@@ -72,7 +73,10 @@ class Hyperoptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: an integer parameter, a value outside its constraint, a parameter the rule cannot move.
         """
-        group, where = dict(param_group), f"group {len(self.param_groups)}"
+        where = f"group {len(self.param_groups)}"
+        if not isinstance(param_group, dict) or "params" not in param_group:
+            raise TypeError(f"{where}: a group is a dict with 'params', got {param_group!r}")
+        group = dict(param_group)
         rule = group.pop("rule", self.tower.rules[0])
         Tower((rule, *self.tower.rules[1:]))
         if not isinstance(group["params"], (Tensor, set)):
@@ -88,7 +92,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 if isinstance(default, Mapping):
                     raise ValueError(f"{rule!r}: {n} has a value per hyperparameter of the level below; there is none")
                 group[n] = check(where, n, group.get(n, default), rule.constraint(n))
-            elif group.get(n, default) != default:
+            if n not in rule.numbers() and group.get(n, default) != default:
                 raise ValueError(f"{where}: {n}={group[n]!r} differs from the rule's {default!r}; give the group a rule")
         if "betas" in group:
             raise ValueError(f"{where}: betas={group['betas']!r} is not allowed; give beta1 and beta2")
@@ -106,21 +110,24 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def _assemble(self) -> list[Family]:
         """The parameters of each group in buckets, with the hyperparameters that move them."""
         params = [group["params"] for group in self.param_groups]
-        if any(list(map(id, f.params)) != list(map(id, p)) for f, p in zip(self._families, params, strict=False)):
-            self._forget()
+        for family, now in zip(self._families, params, strict=False):
+            if list(map(id, family.params)) != list(map(id, now)):
+                self._replace(family.params, now)
+                self._forget()
         if len(self._families) < len(params):
             everything = list(chain.from_iterable(params))
-            home = next((p for p in everything if p.requires_grad), everything[0])
             double = any(wide(p.dtype) == torch.float64 for p in everything)
-            like = torch.empty((), dtype=torch.float64 if double else torch.float32, device=home.device)
+            like = torch.empty((), dtype=torch.float64 if double else torch.float32, device=everything[0].device)
+            if self._families and self._families[0].owner.like.dtype != like.dtype:
+                self._forget()
             if not self._families:
                 self._upper = upper(self.tower, like)
                 for level, hyper in enumerate(self._upper, 1):
-                    self._keep(hyper, home, level)
+                    self._keep(hyper, everything, level)
             for i in range(len(self._families), len(params)):
                 self._families.append(Family(self._owner(i, like), Scope({}), params[i], self.state))
-        for group, family in zip(self.param_groups, self._families, strict=True):
-            self._listen(group, family)
+        for i, (group, family) in enumerate(zip(self.param_groups, self._families, strict=True)):
+            self._listen(i, group, family)
         return self._families
 
     def _owner(self, i: int, like: Tensor) -> Hyperparameters:
@@ -133,26 +140,37 @@ class Hyperoptimizer(torch.optim.Optimizer):
         sets = len(group["params"]) if self.per == "tensor" else 1
         initial = {n: like.new_full((sets,), group.get(BASE + n, group[n])) for n in rule.hyperparameters()}
         owner = Hyperparameters(rule, initial, self._upper[0] if self._upper else None)
-        self._keep(owner, next((p for p in group["params"] if p.requires_grad), group["params"][0]), 0)
+        self._keep(owner, group["params"], 0)
         return owner
 
-    def _keep(self, hyper: Hyperparameters, home: Tensor, level: int) -> None:
-        """Let `state` remember `hyper` under the parameter `home`, and `hyper` what `state` remembers."""
+    def _keep(self, hyper: Hyperparameters, params: list[Tensor], level: int) -> None:
+        """Let `state` remember `hyper` under one of `params`, and `hyper` what `state` remembers."""
+        key = f"{level} {hyper}"
+        homes = [p for p in params if key in self.state.get(p, {}).get("tower", {})]
+        home = next(chain(homes, (p for p in params if p.requires_grad), params))
         tensors, kept = hyper.tensors(), self.state[home].setdefault("tower", {})
-        for n, saved in kept.get(f"{level} {hyper}", {}).items():
+        for n, saved in kept.get(key, {}).items():
             tensors[n].copy_(saved)
-        kept[f"{level} {hyper}"] = tensors
+        kept[key] = tensors
 
-    def _listen(self, group: dict[str, Any], family: Family) -> None:
-        """Take over what a group says of the hyperparameters of its rule, where it says something new."""
+    def _replace(self, old: list[Tensor], new: list[Tensor]) -> None:
+        """Take what is remembered of parameters that somebody has replaced by others over to those, place by place."""
+        for p, q in zip(old, new, strict=False):
+            if p is not q and p in self.state:
+                self.state[q] = self.state.pop(p)
+
+    def _listen(self, i: int, group: dict[str, Any], family: Family) -> None:
+        """Take over what group `i` says of the hyperparameters of its rule, where it says something new."""
         owner, scope = family.owner, family.scope
         said = {n: float(group[n]) for n in owner.rule.hyperparameters()}
         if said == scope.said:
             return
         scale = {n: said[n] / group[BASE + n] if group[BASE + n] else 1.0 for n in owner.names}
-        for n in owner.names:
-            if said[n] != 0 == group[BASE + n]:
-                raise ValueError(f"group: {n}={said[n]!r} would have to be a multiple of a learned value that starts at 0")
+        for n, value in said.items():
+            if not math.isfinite(value):
+                raise ValueError(f"group {i}: {n}={value!r} is not allowed; it must be a finite number")
+            if n in owner.names and value != 0 == group[BASE + n]:
+                raise ValueError(f"group {i}: {n}={value!r} would have to be a multiple of a learned value that starts at 0")
         scope.said = said
         scope.fixed = {n: owner.like.new_tensor(v) for n, v in said.items() if n not in owner.names}
         # a factor of 1 is left out, but for a compiler, to which its coming and going would be another function
@@ -184,11 +202,15 @@ class Hyperoptimizer(torch.optim.Optimizer):
                     )
         families = self._assemble()
         active = [(b, g["maximize"]) for f, g in zip(families, self.param_groups, strict=True) for b in f.active()]
+        for idle in {f.owner for f in families} - {b.owner for b, _ in active}:
+            idle.rest()
         for bucket, maximize in active:
             bucket.gather(maximize)
         step([bucket for bucket, _ in active], self._engine)
         for bucket, _ in active:
             bucket.scatter()
+        for family in families:
+            family.count()
         return loss
 
     # ------------------------------------------------------------ what it does
@@ -201,7 +223,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
             the group; on a level with a value per hyperparameter of the level below, a dict of dicts.
         """
         family = self._assemble()[group]
-        return self._tell(group, {h: h.values(s) for h, s in self._levels(family)})
+        fixed: list[dict[str, Any]] = [{n: getattr(h.rule, n) for n in h.rule.hyperparameters()} for h in self._upper]
+        count = len(family.params)
+        fixed.insert(0, {n: [v] * count if self.per == "tensor" else v for n, v in family.scope.said.items()})
+        tuned = self._tell(group, lambda hyper, scope: hyper.values(scope))
+        return [{**f, **t} for f, t in zip(fixed, tuned, strict=True)]
 
     def hypergradients(self, group: int = 0) -> list[dict[str, Any]]:
         """``dL/dvalue`` as read in the last step, for what is tuned, in the shape of `hyperparameters`.
@@ -209,30 +235,23 @@ class Hyperoptimizer(torch.optim.Optimizer):
         In natural units, with respect to the learned value (a schedule's factor is part of the derivative), before any
         normalization; NaN where none has been read. With `maximize`, L is what is minimized: the negative.
         """
-        family = self._assemble()[group]
-        return self._tell(
-            group, {h: dict(zip(h.names, h.read, strict=True)) if h.names else {} for h, _ in self._levels(family)}
-        )
+        self._assemble()
+        return self._tell(group, lambda hyper, scope: dict(zip(hyper.names, hyper.read, strict=True)) if hyper.names else {})
 
-    def _levels(self, family: Family) -> list[tuple[Hyperparameters, Scope]]:
-        return [(family.owner, family.scope), *((h, h.scope) for h in self._upper)]
-
-    def _tell(self, group: int, told: dict[Hyperparameters, dict[str, Tensor]]) -> list[dict[str, Any]]:
-        below = [(), self.rules[group].tuned(), *(h.names for h in self._upper)]
-        levels = []
-        for names, (hyper, values) in zip(below, told.items(), strict=False):
-            level: dict[str, Any] = {}
-            for n in hyper.rule.hyperparameters():
-                if n not in values:
-                    continue
-                value = values[n].tolist()
-                if not names and self.per == "tensor":
-                    level[n] = value if isinstance(value, list) else [value] * len(self.param_groups[group]["params"])
-                elif hyper.sets > 1:
-                    level[n] = dict(zip(names, value, strict=True)) if isinstance(value, list) else value
-                else:
-                    level[n] = value[0] if isinstance(value, list) else value
-            levels.append(level)
+    def _tell(self, group: int, read: Callable[[Hyperparameters, Scope], dict[str, Tensor]]) -> list[dict[str, Any]]:
+        """Of each level what `read` says of the tuned hyperparameters, as numbers in the shape of `hyperparameters`."""
+        family = self._families[group]
+        levels: list[dict[str, Any]] = []
+        for level, hyper in enumerate((family.owner, *self._upper)):
+            below = [(), self.rules[group].tuned(), *(h.names for h in self._upper)][level]
+            said = read(hyper, hyper.scope if level else family.scope)
+            numbers = {n: said[n].tolist() for n in hyper.names}
+            if level == 0 and self.per == "tensor":
+                levels.append(numbers)
+            elif hyper.sets > 1:
+                levels.append({n: dict(zip(below, row, strict=True)) for n, row in numbers.items()})
+            else:
+                levels.append({n: row[0] for n, row in numbers.items()})
         return levels
 
     def __repr__(self) -> str:
@@ -240,9 +259,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for i, rule in enumerate(self.rules):
             text = []
             for r, values in zip((rule, *self.tower.rules[1:]), self.hyperparameters(i), strict=True):
-                shown = {n: _brief(v) for n, v in values.items()}
-                kept = (n for n, f in r.hyperparameters().items() if n == "lr" or n in r.tuned() or values[n] != f.default)
-                text.append(f"{type(r).__name__}({', '.join(f'{n}={shown[n]}' for n in kept)})")
+                defaults = {n: f.default for n, f in r.hyperparameters().items() if n != "lr" and n not in r.tuned()}
+                shown = (f"{n}={_brief(v)}" for n, v in values.items() if n not in defaults or _brief(v) != _brief(defaults[n]))
+                text.append(f"{type(r).__name__}({', '.join(shown)})")
             lines.append(" / ".join(text))
         return lines[0] if len(lines) == 1 else "\n".join(f"group {i}: {line}" for i, line in enumerate(lines))
 
@@ -260,7 +279,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         for p, key in zip(chain.from_iterable(group["params"] for group in self.param_groups), saved, strict=True):
             if key in state_dict["state"]:
-                self.state[p] = dict(state_dict["state"][key])
+                self.state[p] = _copied(state_dict["state"][key])
         self._forget()
 
     def _check(self, state_dict: dict[str, Any]) -> None:
@@ -277,7 +296,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
                     "`per` and the groups have to be the same"
                 )
         for i, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=False)):
-            if missing := sorted(group.keys() - saved.keys() - {"initial_lr"}):
+            needed = {n for n in group if n.removeprefix(BASE) in self.rules[i].hyperparameters()}
+            if missing := sorted(needed - saved.keys()):
                 raise ValueError(
                     f"state_dict of another optimizer: its group {i} has no {', '.join(missing)}; "
                     "an optimizer of torch.optim is taken over by from_torch"
@@ -297,7 +317,14 @@ def _towers(state: Mapping[Any, Any]) -> dict[str, list[dict[str, tuple[int, ...
     for memory in state.values():
         for level, tensors in memory.get("tower", {}).items():
             found.setdefault(level, []).append({n: tuple(t.shape) for n, t in tensors.items()})
-    return found
+    return {level: sorted(shapes, key=str) for level, shapes in found.items()}
+
+
+def _copied(memory: Any) -> Any:
+    """A copy of tensors in dicts; theirs may be those of a living optimizer."""
+    if isinstance(memory, dict):
+        return {n: _copied(x) for n, x in memory.items()}
+    return memory.clone() if isinstance(memory, Tensor) else memory
 
 
 def _brief(value: Any) -> str:

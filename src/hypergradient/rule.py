@@ -109,6 +109,11 @@ class Rule(ABC):
         return {f.name: f for f in fields(cls) if "constraint" in f.metadata}
 
     @classmethod
+    def numbers(cls) -> tuple[str, ...]:
+        """The names of those that can be tuned, and can differ between groups."""
+        return tuple(n for n, f in cls.hyperparameters().items() if f.metadata["tuned"] is not None)
+
+    @classmethod
     def constraint(cls, name: str) -> Constraint:
         """What the hyperparameter `name` must satisfy."""
         constraint: Constraint = cls.hyperparameters()[name].metadata["constraint"]
@@ -154,7 +159,7 @@ class Rule(ABC):
             else:
                 checked = check(owner, name, value, self.constraint(name))
             object.__setattr__(self, name, checked)
-        tunable = [n for n, f in known.items() if f.metadata["tuned"] is not None]
+        tunable = self.numbers()
         if self.tune is not None:
             names = (self.tune,) if isinstance(self.tune, str) else tuple(self.tune)  # one name may stand for itself
             self._check_names("tune", names, tunable)
@@ -178,7 +183,7 @@ class Rule(ABC):
             if not self.chart(name).holds(v):
                 raise ValueError(f"{owner}: the chart {self.chart(name)!r} cannot hold {name}={v!r}; give another in `charts`")
 
-    def _check_names(self, argument: str, names: Collection[str], allowed: list[str]) -> None:
+    def _check_names(self, argument: str, names: Collection[str], allowed: Collection[str]) -> None:
         if len(set(names)) < len(names):
             raise ValueError(f"{type(self).__name__}: {argument}={names!r} names a hyperparameter twice")
         for name in names:
