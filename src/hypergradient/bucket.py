@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .engine import Engine
 from .hypergradient import Numbers, Sensitivity, differentiate, prepare
-from .numerics import all_finite, wide
+from .numerics import all_finite, finite_or_zero, wide
 from .rule import Rule, State
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def advance(
     for n, slope in slopes.items():
         slope = slope * scale[n] if n in scale else slope
         if fading:  # what is not finite would stay for ever
-            slope = torch.nan_to_num(traces[n] * fading + slope, 0.0, 0.0, 0.0)
+            slope = finite_or_zero(traces[n] * fading + slope)
         pairs.append((traces[n], slope))
     if allowed is not None:
         allowed = allowed & all_finite(x for _, x in pairs)

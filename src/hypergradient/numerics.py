@@ -27,6 +27,11 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     return torch.stack([x.isfinite().all() for x in tensors]).all()
 
 
+def finite_or_zero(x: Tensor) -> Tensor:
+    """`x`, and 0 where it is not finite. (The compiler makes six times slower code of `torch.nan_to_num`.)"""
+    return torch.where(x.isfinite(), x, 0.0)
+
+
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The real dtype to compute in: half precision cannot hold a change of 1e-4 in a hyperparameter or a long sum."""
     return torch.promote_types(dtype.to_real(), torch.float32)
