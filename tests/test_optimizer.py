@@ -644,6 +644,19 @@ def test_radam_has_a_derivative_where_it_never_rectifies(beta2):
     assert all(map(math.isfinite, optimizer.hypergradients()[0].values()))
 
 
+@pytest.mark.parametrize("above", [None, SGD(lr=1e-5)], ids=repr)
+def test_a_value_that_rounds_out_of_its_constraint_is_held(above):
+    mine = [p.detach().float().requires_grad_() for p in parameters()]
+    rule = Adam(lr=0.01, beta2=1 - 1e-9)
+    optimizer = Hyperoptimizer(mine, rule if above is None else rule / above)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss([p.double() for p in mine]).backward()
+        optimizer.step()
+    assert all(p.isfinite().all() for p in mine)
+    assert optimizer.hyperparameters()[0]["beta2"] < 1
+
+
 def test_named_parameters_keep_their_names():
     model = network()
     optimizer = Hyperoptimizer(model.named_parameters(), TOWER)

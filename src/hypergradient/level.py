@@ -56,6 +56,7 @@ class Hyperparameters:
         lr = initial["lr"] if "lr" in initial else next(iter(initial.values()))
         self.sets = lr.numel()
         self.like = lr.new_empty(())
+        self.interval = {n: interval(rule.constraint(n), lr.dtype) for n in initial}
         self.scope = Scope({n: v if self.sets > 1 else v.view(()) for n, v in initial.items() if n not in self.names})
         if above is None:
             self.block = None
@@ -66,7 +67,6 @@ class Hyperparameters:
         constraints = [rule.constraint(n) for n in self.names]
         bounds = [c.bounds(k, u) for c, k, u in zip(self.charts, constraints, self.unit, strict=True)]
         self.low, self.high = (torch.stack(ends) for ends in zip(*bounds, strict=True))
-        self.interval = [interval(k, lr.dtype) for k in constraints]
         self.read = torch.full_like(self.raw, torch.nan)
         self.block = Matrix(above, self.raw)
 
@@ -78,8 +78,9 @@ class Hyperparameters:
         """Every hyperparameter of the rule as it is in force. shape of each: () or (sets,)"""
         values = dict(scope.fixed)
         if self.names:
-            for name, value, ends in zip(self.names, self.learned(self.raw), self.interval, strict=True):
-                values[name] = (value * scope.scale[name]).clamp(*ends) if name in scope.scale else value
+            for name, value in zip(self.names, self.learned(self.raw), strict=True):
+                scaled = name in scope.scale
+                values[name] = (value * scope.scale[name]).clamp(*self.interval[name]) if scaled else value
         return values
 
     def gradient(self, products: Tensor, known: Tensor) -> Tensor:
@@ -118,6 +119,11 @@ class Hyperparameters:
         return f"{type(self.rule).__name__}[{', '.join(charts + said)}]"
 
 
+def number(rule: Rule, name: str, value: list[float], like: Tensor) -> Tensor:
+    """Values of a hyperparameter in the dtype of `like`, held where rounding would take them out of their constraint."""
+    return like.new_tensor(value).clamp(*interval(rule.constraint(name), like.dtype))
+
+
 def upper(tower: Tower, like: Tensor) -> list[Hyperparameters]:
     """The hyperparameters of every rule but the leftmost, from left to right; dtype and device are those of `like`."""
     stack: list[Hyperparameters] = []
@@ -125,7 +131,7 @@ def upper(tower: Tower, like: Tensor) -> list[Hyperparameters]:
         given = {n: getattr(rule, n) for n in rule.hyperparameters()}
         rows = {n: [v[b] for b in below.tuned()] if isinstance(v, Mapping) else [v] for n, v in given.items()}
         sets = max(map(len, rows.values()))
-        initial = {n: like.new_tensor(row).expand(sets).clone() for n, row in rows.items()}
+        initial = {n: number(rule, n, row, like).expand(sets).clone() for n, row in rows.items()}
         stack.insert(0, Hyperparameters(rule, initial, stack[0] if stack else None))
     return stack
 

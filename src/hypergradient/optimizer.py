@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .bucket import Family
 from .engine import Engine
-from .level import Hyperparameters, Scope, step, upper
+from .level import Hyperparameters, Scope, number, step, upper
 from .numerics import wide
 from .rule import Rule, check
 from .tower import Tower
@@ -138,7 +138,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 if other == rule:
                     return family.owner
         sets = len(group["params"]) if self.per == "tensor" else 1
-        initial = {n: like.new_full((sets,), group.get(BASE + n, group[n])) for n in rule.hyperparameters()}
+        initial = {n: number(rule, n, [group.get(BASE + n, group[n])] * sets, like) for n in rule.hyperparameters()}
         owner = Hyperparameters(rule, initial, self._upper[0] if self._upper else None)
         self._keep(owner, group["params"], 0)
         return owner
@@ -172,7 +172,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
             if n in owner.names and value != 0 == group[BASE + n]:
                 raise ValueError(f"group {i}: {n}={value!r} would have to be a multiple of a learned value that starts at 0")
         scope.said = said
-        scope.fixed = {n: owner.like.new_tensor(v) for n, v in said.items() if n not in owner.names}
+        fixed = {n: owner.like.new_tensor(v) for n, v in said.items() if n not in owner.names}
+        scope.fixed = {n: v.clamp(*owner.interval[n]) for n, v in fixed.items()}
         # a factor of 1 is left out, but for a compiler, to which its coming and going would be another function
         scope.scale = {n: owner.like.new_tensor(v) for n, v in scale.items() if v != 1 or self.compile}
 
