@@ -32,10 +32,6 @@ class Case:
     def __str__(self) -> str:
         return self.rule.__name__
 
-    @property
-    def tunable(self) -> tuple[str, ...]:
-        return tuple(n for n, f in self.rule.hyperparameters().items() if f.metadata["tuned"] is not None)
-
 
 RULES = [
     Case(

@@ -19,8 +19,8 @@ STEPS = 7
 def tower_with(case, level):
     """A tower in which everything of the rule of `case`, at `level`, is tuned."""
     if level == 0:
-        return case.rule(**case.lively, tune=case.tunable) / TOP
-    above = case.rule(**{**case.lively, "lr": 2e-2}, tune=case.tunable)
+        return case.rule(**case.lively, tune=case.rule.numbers()) / TOP
+    above = case.rule(**{**case.lively, "lr": 2e-2}, tune=case.rule.numbers())
     return BELOW / above / TOP if level == 1 else BELOW / SGD(lr=0.5) / above / TOP
 
 

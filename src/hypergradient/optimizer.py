@@ -249,7 +249,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             numbers = {n: said[n].tolist() for n in hyper.names}
             if level == 0 and self.per == "tensor":
                 levels.append(numbers)
-            elif hyper.sets > 1:
+            elif any(isinstance(getattr(hyper.rule, n), Mapping) for n in hyper.rule.hyperparameters()):
                 levels.append({n: dict(zip(below, row, strict=True)) for n, row in numbers.items()})
             else:
                 levels.append({n: row[0] for n, row in numbers.items()})
