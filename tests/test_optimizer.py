@@ -13,6 +13,7 @@ from torch import nn
 
 import hypergradient as hg
 from hypergradient import POSITIVE, SGD, UNIT, Adam, AdamW, Hyperoptimizer, Lion, Muon, Rule, from_torch
+from hypergradient.level import READ
 
 TOWER = Adam(lr=0.01) / Adam(lr=1e-3) / SGD(lr=1e-5)
 
@@ -400,9 +401,15 @@ def test_bfloat16_parameters_have_float32_hyperparameters_and_state():
             optimizer.step()
         optimizer.load_state_dict(optimizer.state_dict())
         tensors = [t for t in optimizer.state[mine[0]].values() if isinstance(t, torch.Tensor)]
-        tensors += [t for level in optimizer.state[mine[0]]["tower"].values() for t in level.values()]
         assert {t.dtype for t in tensors} == {torch.float32}
     assert mine[0].dtype == torch.bfloat16
+
+
+def levels(optimizer):
+    """What is remembered of each level above the weights."""
+    memory = [(n, t) for of in optimizer.state.values() for n, t in of.items() if n.startswith("level")]
+    assert len(memory) == optimizer.tower.height
+    return {n: t.clone() for n, t in memory}
 
 
 @pytest.mark.parametrize("rule", [SGD(lr=0.1, tune="lr"), Adam(lr=0.1)], ids=repr)
@@ -411,15 +418,14 @@ def test_non_finite_gradients_do_not_enter_the_tower(rule, bad):
     mine = parameters()
     optimizer = Hyperoptimizer(mine, rule / Adam(lr=1e-3) / SGD(lr=1e-5))
     train(optimizer, mine, 5)
-    tower = copy.deepcopy(optimizer.state[mine[0]]["tower"])
+    tower = levels(optimizer)
     values = optimizer.hyperparameters()
     keep = [p.detach().clone() for p in mine]
     mine[0].grad[0, 0] = bad
     optimizer.step()
     assert optimizer.hyperparameters() == values
-    for level, tensors in optimizer.state[mine[0]]["tower"].items():
-        for n, t in tensors.items():
-            assert n == "read" or torch.equal(t, tower[level][n])
+    for level, rows in levels(optimizer).items():
+        assert all(torch.equal(row, tower[level][i]) for i, row in enumerate(rows) if i != READ)
     assert not torch.equal(mine[1], keep[1])  # the weights do what they do in torch.optim
 
 

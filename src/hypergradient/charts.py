@@ -88,6 +88,18 @@ class Chart:
         raw: Tensor = self.transform.inv(torch.ones_like(value) if self.relative else value)
         return raw
 
+    @property
+    def flat(self) -> bool:
+        """Whether the coordinate is the value itself."""
+        return self.transform is transforms.identity_transform and not self.relative
+
+    def slope(self, raw: Tensor) -> Tensor:
+        """The derivative of the transform. shape: that of `raw`"""
+        if self.flat:
+            return torch.ones_like(raw)
+        slope: Tensor = self.transform.log_abs_det_jacobian(raw, self.transform(raw)).exp() * self.transform.sign
+        return slope
+
     def bounds(self, constraint: Constraint, unit: Tensor) -> tuple[Tensor, Tensor]:
         """The ends of the raw coordinate: beyond them the value leaves `constraint` or can no longer be represented.
 

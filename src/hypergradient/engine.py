@@ -19,19 +19,20 @@ class Engine:
 
     def __init__(self, compile: bool) -> None:
         self.compile = compile
-        self._compiled: dict[tuple[Callable[..., Any], bool], Callable[..., Any]] = {}
+        self._compiled: dict[Any, Callable[..., Any]] = {}
 
     def __call__(self, function: Callable[..., Any], dynamic: bool = True) -> Callable[..., Any]:
         """`function` as it is run here.
 
         Args:
+            function: it must be equal to itself when it comes again.
             dynamic: whether the sizes of its tensors vary from call to call.
         """
         if not self.compile:
             return function
-        if (function, dynamic) not in self._compiled:
-            self._compiled[function, dynamic] = self._guarded(function, dynamic)
-        return self._compiled[function, dynamic]
+        if function not in self._compiled:
+            self._compiled[function] = self._guarded(function, dynamic)
+        return self._compiled[function]
 
     def _guarded(self, function: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
         fast = torch.compile(function, fullgraph=True, dynamic=dynamic)

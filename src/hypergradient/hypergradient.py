@@ -2,148 +2,358 @@
 
 The hypergradient of a hyperparameter h is ``dL/dh = <dL/dw, dU/dh>`` where ``w = U(w', g', state'; h)`` is the last
 step and everything but h is held constant. ``dL/dw`` is the gradient of the next backward pass, so all that has to be
-differentiated is the update rule. The *sensitivity* ``dU/dh`` is taken with the step; one step later it meets ``dL/dw``.
+differentiated is the update rule. Its derivative, the *sensitivity* ``dU/dh``, is taken with the step and kept until
+``dL/dw`` is known; where the rule can be replayed from what the step has left behind, it is taken only then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import vjp
 
-from .numerics import ratio
+from .charts import UNIT
+from .numerics import finite_or_zero, ratio
 from .rule import Rule, State
-
-Sensitivity = dict[str, Tensor]
 
 
 class Numbers(NamedTuple):
-    """What a step needs besides the elements: few numbers, the same for all elements of a segment.
+    """What a step needs besides the elements, few numbers, the same for all elements of a segment.
 
     Attributes:
-        values: every hyperparameter of the rule. shape of each: () or (segments,)
-        c: what `Rule.coefficients` makes of them. shape of each: () or (segments,)
-        links: for each of `c`, its derivative with respect to each tuned hyperparameter; None where it is 0.
+        count: which step of these elements this is, from 1; 0 where there was none.
+        values: every hyperparameter of the rule.
+        scale: for each that is tuned, the factor of its schedule.
+        c: what `Rule.coefficients` makes of them.
+        links: those derivatives of `c` with respect to what is tuned that are not 0 by nature, times the scale.
     """
 
+    count: Tensor
     values: dict[str, Tensor]
-    c: Sequence[Tensor]
-    links: Sequence[Sequence[Tensor | None]]
+    scale: dict[str, Tensor]
+    c: tuple[Tensor, ...]
+    links: dict[tuple[int, str], Tensor]
 
 
-def prepare(rule: Rule, values: dict[str, Tensor], names: tuple[str, ...], count: Tensor) -> Numbers:
-    """The numbers of step `count` (from 1), with their derivatives with respect to the hyperparameters `names`.
+class Step:
+    """One step of a rule on the elements of a model, and its derivative; all that is known before any number is.
 
-    Apart from `differentiate`, for it is arithmetic of a few numbers, and the compiler would repeat it for each element.
-    """
-
-    def coefficients(*x: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
-        at = rule.at({**values, **dict(zip(names, x, strict=True))})
-        return tuple(c if isinstance(c, Tensor) else count.new_tensor(c) for c in at.coefficients(count)), ()
-
-    if not (names and rule.elementwise):
-        return Numbers(values, coefficients(*(values[n] for n in names))[0], ())
-    c, _, back = pullback(coefficients, [values[n] for n in names])
-    return Numbers(values, c, [back(i, torch.ones_like(x)) for i, x in enumerate(c)])
-
-
-def differentiate(
-    rule: Rule,
-    numbers: Numbers,
-    names: tuple[str, ...],
-    count: Tensor,
-    param: Tensor,
-    grad: Tensor,
-    state: State,
-    spread: Callable[[Tensor, Tensor], Tensor],
-) -> tuple[Tensor, State, Sensitivity]:
-    """One step of `rule`, and its derivative with respect to the hyperparameters `names`.
-
-    One reverse pass gives all: each element depends on its own copy of the numbers that enter `update`, and
-    ``dU/dh = dU/dh|c + sum_c dU/dc dc/dh``.
+    The functions of elements work in place on lists of flat tensors, so that they can be run as they are or compiled.
 
     Args:
-        param, grad: what is moved, and along what. shape: (elements,) or any
-        spread: from segments to elements. shape: (segments,), that of `param` -> that of `param`
+        rule: the rule; its numbers do not matter.
+        names: which hyperparameters are tuned.
+        off: which are 0 and stay so.
 
-    Returns:
-        the new parameter, the new state, and ``dU/dh`` by name, each shaped like `param`.
+    Attributes:
+        state: the names of what the rule remembers.
+        order: all hyperparameters, the tuned ones first.
+        keeps: what is kept of a step until its hypergradient is read: "sensitivity", "gradient" or "nothing".
+        penalized, moving: in a replay, whether the gradient depends on the parameter, what is averaged on what is tuned.
     """
-    if not rule.elementwise:
-        return _differentiate_any(rule, numbers.values, names, count, param, grad, state)
 
-    def each(x: Tensor) -> Tensor:
-        return x if x.ndim == 0 else spread(x, param)
+    penalized = moving = False
 
-    fixed = {n: each(v) for n, v in numbers.values.items() if n not in names}
-    if not names:
-        return *rule.at(fixed).update(param, grad, state, tuple(map(each, numbers.c))), {}
+    def __init__(self, rule: Rule, names: tuple[str, ...], off: frozenset[str] = frozenset()) -> None:
+        self.rule, self.names = rule.at({}, off), names
+        self.order = (*names, *(n for n in rule.hyperparameters() if n not in names))
+        self.fading = 1 - 1 / rule.horizon
+        self.pairs = 3 if rule.normalize else 1
+        self.state = tuple(rule.init(torch.zeros((1, 1))))
+        self.links, self.coefficients = self._links() if rule.elementwise else ((), 0)
+        self.keeps = self._kept() if names and rule.elementwise else "sensitivity"
+        self.kept = {"sensitivity": names, "gradient": ("gradient",), "nothing": ()}[self.keeps]
 
-    c = list(map(each, numbers.c))
-    linked = [i for i, links in enumerate(numbers.links) if any(x is not None for x in links)]
+    def _probe(self) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
+        """Values for a step of one element, and the coefficients made of them."""
+        one = torch.ones((), dtype=torch.float64)
+        values = {n: (one / 2).requires_grad_(n in self.names) for n in self.order}
+        return values, self.rule.at(values).coefficients(2 * one)
 
-    def update(*x: Tensor) -> tuple[Sequence[Tensor], State]:
-        at = rule.at({**fixed, **dict(zip(names, x[: len(names)], strict=True))})
-        for i, y in zip(linked, x[len(names) :], strict=True):
-            c[i] = y
-        new, new_state = at.update(param, grad, state, tuple(c))
-        return (new,), new_state
+    @torch.enable_grad()
+    def _links(self) -> tuple[tuple[tuple[int, str], ...], int]:
+        """Which coefficient depends on which tuned hyperparameter, name by name, and how many coefficients there are."""
+        values, c = self._probe()
+        tuned, links = [values[n] for n in self.names], []
+        for i, x in enumerate(c):
+            if isinstance(x, Tensor) and x.requires_grad:
+                found = torch.autograd.grad(x, tuned, allow_unused=True, retain_graph=True)
+                links += [(i, n) for n, slope in zip(self.names, found, strict=True) if slope is not None]
+        return tuple(sorted(links, key=lambda link: self.names.index(link[1]))), len(c)
 
-    copies = [each(numbers.values[n]) for n in names] + [c[i] for i in linked]
-    (new,), new_state, back = pullback(update, [x.expand_as(param) for x in copies])
-    slopes = back(0, torch.ones_like(new))
-    total = dict(zip(names, slopes, strict=False))
-    for i, partial in zip(linked, slopes[len(names) :], strict=True):
-        for name, link in zip(names, numbers.links[i], strict=True):
-            if partial is not None and link is not None:
-                term, rest = partial * each(link), total[name]
-                total[name] = term if rest is None else rest + term
-    sensitivity = {n: torch.zeros_like(new) if x is None else x for n, x in total.items()}
-    return new, {k: v.detach() if v.requires_grad else v for k, v in new_state.items()}, sensitivity
+    @torch.enable_grad()
+    def _kept(self) -> str:
+        """What has to be kept for the derivative. Found by a step of one element: what the hyperparameters reach in it."""
+        if self.fading or self.rule.normalize or type(self.rule).update is not Rule.update:
+            return "sensitivity"
+        values, c = self._probe()
+        at, one = self.rule.at(values), torch.ones((), dtype=torch.float64)
+        gradient = at.gradient(one, one)
+        self.penalized = gradient is not one
+        if not any(x.requires_grad for x in at.advance(gradient, at.init(one), c).values()):
+            return "nothing"
+        averages = at.averages(gradient, c)
+        self.moving = any(x.requires_grad for x, _ in averages.values())
+        weights = [w for _, w in averages.values() if w.requires_grad] or [values[n] for n in self.names]
+        reach = torch.autograd.grad(weights, [values[n] for n in self.names], [one] * len(weights), allow_unused=True)
+        undone = all(self.rule.chart(n) == UNIT for n, x in zip(self.names, reach, strict=True) if x is not None)
+        return "gradient" if undone and averages.keys() == set(self.state) else "sensitivity"
+
+    # ---------------------------------------------------------------- few numbers
+
+    def prepare(self, values: Tensor, scale: Tensor, count: Tensor) -> Tensor:
+        """The numbers of step `count` (from 1), with their derivatives; one row each.
+
+        Apart from the functions of elements, for the compiler would repeat it for each of them.
+
+        Args:
+            values: every hyperparameter, in the order of `order`. shape: (hyperparameters, segments)
+            scale: for each that is tuned, the factor of its schedule. shape: (tuned, 1)
+            count: shape: ()
+        """
+        tuned, fixed = values[: len(self.names)], values[len(self.names) :]
+        scale = scale.expand_as(tuned)
+        rows = [count.expand_as(values[:1]), values, scale]
+        if k := self.coefficients:
+
+            def function(*h: Tensor) -> tuple[Tensor, tuple[()]]:
+                at = self.rule.at(dict(zip(self.order, [*h, *fixed], strict=True)))
+                c = [x if isinstance(x, Tensor) else values.new_tensor(x) for x in at.coefficients(count)]
+                own = [x.expand(k, values.shape[1])[i] for i, x in enumerate(c)]
+                return torch.stack(own), ()
+
+            # one reverse pass gives all: each coefficient is made of a copy of its own
+            c, _, found = slopes(function, [h.expand(k, -1) for h in tuned])
+            slope = dict(zip(self.names, found, strict=True))
+            row = {n: s for n, s in zip(self.names, scale, strict=True)}
+            rows.append(c)
+            rows += [(slope[n][i] * row[n])[None] for i, n in self.links]
+        return torch.cat(rows)
+
+    def rows(self) -> int:
+        """How many rows `prepare` returns."""
+        return 1 + len(self.order) + len(self.names) + self.coefficients + len(self.links)
+
+    def numbers(self, rows: Tensor) -> Numbers:
+        """The rows of `prepare` by name. shape: (rows, elements or 1) -> (elements,) or () each"""
+        it = iter((rows[:, 0] if rows.shape[1] == 1 else rows).unbind())
+        count = next(it)
+        values, scale = ({n: next(it) for n in names} for names in (self.order, self.names))
+        c = tuple(next(it) for _ in range(self.coefficients))
+        return Numbers(count, values, scale, c, {link: next(it) for link in self.links})
+
+    # ------------------------------------------------------------------- elements
+
+    def differentiate(
+        self,
+        numbers: Numbers,
+        copy: Callable[[Tensor], Tensor],
+        function: Callable[[Rule, tuple[Tensor, ...]], tuple[Tensor, Any]],
+        cotangent: Tensor | None = None,
+    ) -> tuple[Tensor, Any, list[Tensor | None], dict[int, Tensor | None]]:
+        """``function(rule, c)`` and its derivative with respect to what is tuned and to the coefficients made of that.
+
+        Args:
+            copy: what is differentiated with respect to: the numbers themselves, or a copy of them for each element.
+            cotangent: of the first output; None: 1.
+
+        Returns:
+            both outputs; for each of `names` ``dU/dh|c``; by number ``dU/dc``. None where there is none.
+        """
+        linked = sorted({i for i, _ in self.links})
+        fixed, c = {n: v for n, v in numbers.values.items() if n not in self.names}, list(numbers.c)
+
+        def step(*x: Tensor) -> tuple[Tensor, Any]:
+            for i, y in zip(linked, x[len(self.names) :], strict=True):
+                c[i] = y
+            return function(self.rule.at({**fixed, **dict(zip(self.names, x, strict=False))}), tuple(c))
+
+        inputs = [numbers.values[n] for n in self.names] + [numbers.c[i] for i in linked]
+        new, second, found = slopes(step, [copy(x) for x in inputs], cotangent)
+        t = len(self.names)
+        return new, second, list(found[:t]), dict(zip(linked, found[t:], strict=True))
+
+    def advance(self, numbers: Numbers, param: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
+        """One elementwise step, and of each of `names` its sensitivity ``dU/dh = dU/dh|c + sum_c dU/dc dc/dh``.
+
+        One reverse pass gives all: each element depends on its own copy of the numbers.
+        """
+        new, new_state, direct, partial = self.differentiate(
+            numbers, lambda x: x.expand_as(param), lambda at, c: at.update(param, grad, state, c)
+        )
+        sensitivity = []
+        for n, x in zip(self.names, direct, strict=True):
+            terms = [] if x is None else [x * numbers.scale[n]]
+            terms += [y * link for (i, m), link in numbers.links.items() if m == n and (y := partial[i]) is not None]
+            sensitivity.append(sum(terms[1:], terms[0]) if terms else torch.zeros_like(new))
+        return new, new_state, sensitivity
+
+    def replay(
+        self, cotangent: Tensor, numbers: Numbers, param: Tensor, state: State, last: Tensor | None
+    ) -> tuple[list[Tensor | None], dict[int, Tensor | None]]:
+        """``<u, dU/d.>`` of the last step, from what it has left behind.
+
+        Of an average ``m = m' + w (x - m')`` the old m' is not known, but its derivative is: ``dm/dw = (x - m) / (1 - w)``.
+
+        Args:
+            numbers: those of that step.
+            param, state: after it.
+            last: the gradient in it, or None where the state does not depend on what is tuned.
+        """
+        then, before = self.rule.at(numbers.values), param
+        decay = then.decay(numbers.c)
+        if decay is not None or (last is not None and self.penalized):
+            before = param + then.displacement(state, numbers.c)
+            before = before if decay is None else before / decay
+
+        def again(at: Rule, c: tuple[Tensor, ...]) -> tuple[Tensor, tuple[()]]:
+            held = state
+            if last is not None:
+                averages = at.averages(at.gradient(before, last), c)
+                held = {n: _held(state[n], x, w, self.moving) for n, (x, w) in averages.items()}
+            return at.apply(before, held, c), ()
+
+        return self.differentiate(numbers, lambda x: x, again, cotangent)[2:]
+
+    def read(
+        self,
+        cotangent: Tensor,
+        param: Tensor,
+        grad: Tensor,
+        state: list[Tensor],
+        kept: list[Tensor],
+        last: Tensor,
+        now: Tensor,
+        spread: Callable[[Tensor], Tensor],
+        total: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """``<u, T>`` with each sensitivity T of the last step, and where the rule normalizes ``<u, u>`` and ``<T, T>``.
+
+        Where this is the last that is needed of the old state or of the old gradient, the new one takes its place.
+
+        Args:
+            cotangent: u, the gradient of what is to become smaller by tuning.
+            param, grad, state, kept: of the elements.
+            last: the numbers of the last step. shape: (rows, segments)
+            now: where `ahead`, those of this step, right where they do not depend on what is tuned; shaped alike.
+            spread: from segments to elements. shape: (rows, segments) -> (rows, elements or 1)
+            total: from elements to segments, by summation. shape: (elements,) or () -> (segments,)
+
+        Returns:
+            shape: (1 or 3, tuned, segments)
+        """
+        u, param, g = cotangent.to(last.dtype), param.to(last.dtype), grad.to(last.dtype)
+        if self.keeps == "sensitivity":
+            terms = [torch.stack([total(u * t) for t in kept])]
+            if self.pairs == 3:
+                terms += [total(u * u).expand_as(terms[0]), torch.stack([total(t * t) for t in kept])]
+            return torch.stack(terms)
+        old = dict(zip(self.state, state, strict=True))
+        direct, partial = self.replay(u, self.numbers(spread(last)), param, old, kept[0] if kept else None)
+        products = self.chain(last, [None if x is None else total(x) for x in direct], {i: total(x) for i, x in partial.items() if x is not None})
+        if self.keeps == "gradient":
+            kept[0].copy_(g)
+        if self.ahead:
+            numbers = self.numbers(spread(now))
+            at = self.rule.at(numbers.values)
+            _write(old, at.advance(at.gradient(param, g), old, numbers.c))
+        return products[None]
+
+    def chain(self, numbers: Tensor, direct: Sequence[Tensor | None], partial: Mapping[int, Tensor]) -> Tensor:
+        """``dU/dh = dU/dh|c + sum_c dU/dc dc/dh`` of products. shape: (segments,) each -> (tuned, segments)"""
+        scale = numbers[1 + len(self.order) :]
+        links = numbers[len(numbers) - len(self.links) :]
+        none = torch.zeros_like(numbers[0])
+        rows = [none if x is None else x * s for x, s in zip(direct, scale, strict=False)]
+        if self.links:
+            terms = torch.stack([partial.get(i, none) for i, _ in self.links]) * links
+            parts = terms.split([sum(m == n for _, m in self.links) for n in self.names])
+            rows = [row + part.sum(0) if len(part) else row for row, part in zip(rows, parts, strict=True)]
+        return torch.stack(rows)
+
+    @property
+    def ahead(self) -> bool:
+        """Whether the state is advanced already when the last step is read, to go through it once instead of twice."""
+        return self.keeps == "nothing"
+
+    def move(self, param: Tensor, grad: Tensor, state: list[Tensor], kept: list[Tensor], now: Tensor) -> None:
+        """One step in place: of the parameter, its state, and the sensitivities ``T = fading T + dU/dh`` where they are kept.
+
+        Args:
+            now: the numbers of this step. shape: (rows, elements or 1)
+        """
+        numbers, old = self.numbers(now), dict(zip(self.state, state, strict=True))
+        p, g = param.to(now.dtype), grad.to(now.dtype)
+        if self.ahead:
+            param.copy_(self.rule.at(numbers.values).apply(p, old, numbers.c))
+            return
+        sensitivity: list[Tensor] = []
+        if not self.rule.elementwise:
+            new, new_state, sensitivity = differentiate_any(self.rule, numbers, self.names, p, g, old)
+        elif self.names and self.keeps == "sensitivity":
+            new, new_state, sensitivity = self.advance(numbers, p, g, old)
+        else:
+            new, new_state = self.rule.at(numbers.values).update(p, g, old, numbers.c)
+        for t, slope in zip(kept, sensitivity, strict=False):  # what is not finite would stay for ever
+            t.copy_(finite_or_zero(t * self.fading + slope) if self.fading else slope)
+        _write({"": param, **old}, {"": new, **new_state})
+
+
+def _held(held: Tensor, x: Tensor, w: Tensor, moving: bool) -> Tensor:
+    """An average after its step, as a function of what was averaged, x, and of the weight of the new, w."""
+    x0, w0 = x.detach(), w.detach()
+    held = held + (w - w0) / (1 - w0) * (x0 - held)
+    return held + w0 * (x - x0) if moving else held
+
+
+def _write(targets: State, values: State) -> None:
+    """Write `values` over `targets`, all of which may have been handed on from one to the other."""
+    if targets.keys() != values.keys():
+        mine, theirs = sorted(targets.keys() - {""}), sorted(values.keys() - {""})
+        raise ValueError(f"init returns a state of {mine}, update one of {theirs}")
+    old = list(targets.values())
+    for n, x in {n: x.clone() if any(x is y for y in old) else x for n, x in values.items()}.items():
+        targets[n].copy_(x)
 
 
 @torch.enable_grad()
-def _differentiate_any(
-    rule: Rule, values: dict[str, Tensor], names: tuple[str, ...], count: Tensor, param: Tensor, grad: Tensor, state: State
-) -> tuple[Tensor, State, Sensitivity]:
+def differentiate_any(
+    rule: Rule, numbers: Numbers, names: tuple[str, ...], param: Tensor, grad: Tensor, state: State
+) -> tuple[Tensor, State, list[Tensor]]:
     """Right for every rule: ``u -> (dU/dh)^T u`` is linear, so its derivative with respect to u is ``dU/dh``."""
-    h = {n: values[n].detach().requires_grad_() for n in names}
-    at = rule.at({**values, **h})
-    new, state = at.update(param, grad, state, at.coefficients(count))
+    h = {n: numbers.values[n].detach().requires_grad_() for n in names}
+    at = rule.at({**numbers.values, **h})
+    new, new_state = at.update(param, grad, state, at.coefficients(numbers.count))
     u = torch.zeros_like(new, requires_grad=True)
     pulled: Sequence[Tensor] = ()
     if names:
         pulled = torch.autograd.grad(new, list(h.values()), u, create_graph=True, materialize_grads=True)
-    slopes = (torch.autograd.grad(x, u, retain_graph=True)[0] if x.requires_grad else torch.zeros_like(new) for x in pulled)
-    kept = {k: v.detach() if v.requires_grad else v for k, v in state.items()}
-    return new.detach(), kept, dict(zip(names, slopes, strict=True))
+    found = [torch.autograd.grad(x, u, retain_graph=True)[0] if x.requires_grad else torch.zeros_like(new) for x in pulled]
+    return new, new_state, [t * numbers.scale[n] for n, t in zip(names, found, strict=True)]
 
 
-def pullback(
-    function: Callable[..., tuple[Sequence[Tensor], Any]], inputs: Sequence[Tensor]
-) -> tuple[Sequence[Tensor], Any, Callable[[int, Tensor], Sequence[Tensor | None]]]:
-    """The value of ``function(*inputs)``, its second output, and what takes a cotangent of output i to the inputs.
+def slopes(
+    function: Callable[..., tuple[Tensor, Any]], inputs: Sequence[Tensor], cotangent: Tensor | None = None
+) -> tuple[Tensor, Any, Sequence[Tensor | None]]:
+    """The value of ``function(*inputs)``, its second output, and the derivative of the first times `cotangent`, or 1.
 
     Plain autograd, for `torch.func` costs twice as much in dispatch; but the compiler takes `torch.func` alone.
     """
+    if not inputs:
+        return *function(), ()
     if torch.compiler.is_compiling():
-        if not function(*inputs)[0]:
-            return (), (), lambda i, u: ()
-        outputs, pull, extra = vjp(function, *inputs, has_aux=True)  # type: ignore[misc]
-        return outputs, extra, lambda i, u: pull(tuple(u if j == i else torch.zeros_like(y) for j, y in enumerate(outputs)))
+        value, pull, second = vjp(function, *inputs, has_aux=True)  # type: ignore[misc]
+        return value, second, pull(torch.ones_like(value) if cotangent is None else cotangent)
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in inputs]
-        outputs, extra = function(*leaves)
-
-    def back(i: int, u: Tensor) -> Sequence[Tensor | None]:
-        if not outputs[i].requires_grad:
-            return [None] * len(leaves)
-        return torch.autograd.grad(outputs[i], leaves, u, allow_unused=True, retain_graph=True)
-
-    return [y.detach() for y in outputs], extra, back
+        value, second = function(*leaves)
+    if not value.requires_grad:
+        return value, second, [None] * len(leaves)
+    cotangent = torch.ones_like(value) if cotangent is None else cotangent
+    return value.detach(), second, torch.autograd.grad(value, leaves, cotangent, allow_unused=True)
 
 
 def cosine(product: Tensor, gradient: Tensor, sensitivity: Tensor) -> Tensor:

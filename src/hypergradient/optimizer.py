@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .bucket import Family
+from .bucket import Bucket, Family
+from .charts import interval
 from .engine import Engine
-from .level import Hyperparameters, Scope, number, step, upper
+from .hypergradient import Step
+from .level import READ, Hyperparameters, Level, number, tune, upper
 from .numerics import wide
 from .rule import Rule, check
 from .tower import Tower
@@ -62,8 +64,10 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def _forget(self) -> None:
         """Drop what follows from `param_groups` and `state`; it is made again when it is needed."""
         self._engine = Engine(self.compile)
-        self._upper: list[Hyperparameters] = []
+        self._levels: list[Level] = []
         self._families: list[Family] = []
+        self._steps: dict[Any, Step] = {}
+        self._known: tuple[bool, ...] = ()
 
     # ------------------------------------------------------------------ groups
 
@@ -108,24 +112,24 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self.rules.append(rule)
 
     def _assemble(self) -> list[Family]:
-        """The parameters of each group in buckets, with the hyperparameters that move them."""
+        """The parameters of each group in buckets, with the hyperparameters that move them, and the levels above."""
         params = [group["params"] for group in self.param_groups]
         for family, now in zip(self._families, params, strict=False):
             if list(map(id, family.params)) != list(map(id, now)):
                 self._replace(family.params, now)
-                self._forget()
+                self._families = []
         if len(self._families) < len(params):
             everything = list(chain.from_iterable(params))
             double = any(wide(p.dtype) == torch.float64 for p in everything)
             like = torch.empty((), dtype=torch.float64 if double else torch.float32, device=everything[0].device)
-            if self._families and self._families[0].owner.like.dtype != like.dtype:
-                self._forget()
-            if not self._families:
-                self._upper = upper(self.tower, like)
-                for level, hyper in enumerate(self._upper, 1):
-                    self._keep(hyper, everything, level)
-            for i in range(len(self._families), len(params)):
-                self._families.append(Family(self._owner(i, like), Scope({}), params[i], self.state))
+            self._forget()
+            for i, group in enumerate(params):
+                self._families.append(Family(self._owner(i, like), group, self.state))
+            below = [f.owner for f in {id(f.owner): f for f in self._families}.values() if f.owner.names]
+            for level, own in enumerate(upper(self.tower, like), 1):
+                self._levels.append(Level(own, below))
+                self._keep(level, everything)
+                below = [own]
         for i, (group, family) in enumerate(zip(self.param_groups, self._families, strict=True)):
             self._listen(i, group, family)
         return self._families
@@ -139,19 +143,26 @@ class Hyperoptimizer(torch.optim.Optimizer):
                     return family.owner
         sets = len(group["params"]) if self.per == "tensor" else 1
         initial = {n: number(rule, n, [group.get(BASE + n, group[n])] * sets, like) for n in rule.hyperparameters()}
-        owner = Hyperparameters(rule, initial, self._upper[0] if self._upper else None)
-        self._keep(owner, group["params"], 0)
-        return owner
+        return Hyperparameters(rule, initial, tuned=self.tower.height > 0)
 
-    def _keep(self, hyper: Hyperparameters, params: list[Tensor], level: int) -> None:
-        """Let `state` remember `hyper` under one of `params`, and `hyper` what `state` remembers."""
-        key = f"{level} {hyper}"
-        homes = [p for p in params if key in self.state.get(p, {}).get("tower", {})]
-        home = next(chain(homes, (p for p in params if p.requires_grad), params))
-        tensors, kept = hyper.tensors(), self.state[home].setdefault("tower", {})
-        for n, saved in kept.get(key, {}).items():
-            tensors[n].copy_(saved)
-        kept[key] = tensors
+    def _keep(self, number: int, params: list[Tensor]) -> None:
+        """Let `state` remember what level `number` does, under a parameter of theirs for each set of hyperparameters that
+        it moves, and the level what `state` remembers.
+        """
+        level = self._levels[-1]
+        parts, homes = [], []
+        for h in level.below:
+            mine = [f.params for f in self._families if f.owner is h]
+            mine = list(chain.from_iterable(mine)) or params
+            key = f"level {number} moves {h}"
+            home = next(chain((p for p in mine if key in self.state.get(p, {})), (p for p in mine if p.requires_grad), mine))
+            part = level.memory[:, h.place]
+            parts.append(self.state[home].get(key, part).to(part))
+            homes.append((h, key, home))
+        level.memory = torch.cat(parts, dim=1)
+        level.bound()
+        for h, key, home in homes:
+            self.state[home][key] = level.memory[:, h.place]
 
     def _replace(self, old: list[Tensor], new: list[Tensor]) -> None:
         """Take what is remembered of parameters that somebody has replaced by others over to those, place by place."""
@@ -161,21 +172,30 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def _listen(self, i: int, group: dict[str, Any], family: Family) -> None:
         """Take over what group `i` says of the hyperparameters of its rule, where it says something new."""
-        owner, scope = family.owner, family.scope
-        said = {n: float(group[n]) for n in owner.rule.hyperparameters()}
-        if said == scope.said:
+        owner = family.owner
+        said = {n: float(group[n]) for n in owner.order}
+        if said == family.said:
             return
-        scale = {n: said[n] / group[BASE + n] if group[BASE + n] else 1.0 for n in owner.names}
         for n, value in said.items():
             if not math.isfinite(value):
                 raise ValueError(f"group {i}: {n}={value!r} is not allowed; it must be a finite number")
             if n in owner.names and value != 0 == group[BASE + n]:
                 raise ValueError(f"group {i}: {n}={value!r} would have to be a multiple of a learned value that starts at 0")
-        scope.said = said
-        fixed = {n: owner.like.new_tensor(v) for n, v in said.items() if n not in owner.names}
-        scope.fixed = {n: v.clamp(*owner.interval[n]) for n, v in fixed.items()}
-        # a factor of 1 is left out, but for a compiler, to which its coming and going would be another function
-        scope.scale = {n: owner.like.new_tensor(v) for n, v in scale.items() if v != 1 or self.compile}
+        scope = []
+        for n, value in said.items():
+            low, high = interval(owner.rule.constraint(n), owner.like.dtype)
+            base = group[BASE + n] if n in owner.names else 0.0
+            scope.append((value / base if base else 1.0) if n in owner.names else min(max(value, low), high))
+        off = frozenset(n for n, value in said.items() if value == 0 and n not in owner.names)
+        family.said = said
+        family.use(self._step(owner, off), owner.like.new_tensor(scope).unsqueeze(1))
+
+    def _step(self, owner: Hyperparameters, off: frozenset[str]) -> Step:
+        """What a step with these hyperparameters is; one object for all that are alike, so that it is compiled once."""
+        key = str(owner), off
+        if key not in self._steps:
+            self._steps[key] = Step(owner.rule, owner.names, off)
+        return self._steps[key]
 
     # -------------------------------------------------------------------- step
 
@@ -202,17 +222,55 @@ class Hyperoptimizer(torch.optim.Optimizer):
                         "construct the embedding with sparse=False, or give it to torch.optim.SparseAdam"
                     )
         families = self._assemble()
-        active = [(b, g["maximize"]) for f, g in zip(families, self.param_groups, strict=True) for b in f.active()]
-        for idle in {f.owner for f in families} - {b.owner for b, _ in active}:
-            idle.rest()
-        for bucket, maximize in active:
-            bucket.gather(maximize)
-        step([bucket for bucket, _ in active], self._engine)
-        for bucket, _ in active:
+        engine = self._engine
+        active = [(f, b) for f in families for b in f.active()]
+        for group, family in zip(self.param_groups, families, strict=True):
+            for f, bucket in active:
+                if f is family:
+                    bucket.gather(group["maximize"])
+        if self._levels:
+            self._tune(active, engine)
+        numbers: dict[Any, Tensor] = {}
+        for family, bucket in active:
+            bucket.move(engine, self._numbers(family, bucket, numbers))
             bucket.scatter()
-        for family in families:
-            family.count()
+        for clock in {id(b.clock): b.clock for _, b in active}.values():
+            clock.add_(1)
         return loss
+
+    def _numbers(self, family: Family, bucket: Bucket, known: dict[Any, Tensor]) -> Tensor:
+        """The numbers of this step for the parameters in `bucket`, of which those alike need be computed only once."""
+        key = id(family), id(bucket.clock)
+        if key not in known:
+            above = self._levels[0].memory if self._levels else None
+            values, tuned = family.owner.values(above, family.scope), len(family.owner.names)
+            known[key] = self._engine(family.step.prepare, False)(values, family.scope[:tuned], bucket.clock + 1)
+        return known[key]
+
+    def _tune(self, active: Sequence[tuple[Family, Bucket]], engine: Engine) -> None:
+        """Read what the last step says of its hyperparameters, and let the levels above move."""
+        first, numbers = self._levels[0], {}
+        found: dict[int, list[Tensor]] = {id(h): [] for h in first.below}
+        moved = {id(f.owner) for f, b in active if b.made}
+        for family, bucket in active:
+            if family.owner.names:
+                now = self._numbers(family, bucket, numbers) if family.step.ahead else first.memory
+                found[id(family.owner)].append(bucket.read(engine, now))
+        products, known = [], []
+        for h in first.below:
+            mine = [x.to(first.memory) for x in found[id(h)]]
+            if not mine:
+                first.rest(h)
+                mine = [first.memory.new_zeros(3 if h.rule.normalize else 1, *h.shape)]
+            products.append(sum(mine[1:], mine[0]))
+            known += [id(h) in moved] * h.shape[0] * h.sets
+        engine(tune, False)(self._levels, products, self._mask(tuple(known)))
+
+    def _mask(self, known: tuple[bool, ...]) -> Tensor:
+        """Truth values as a tensor, kept from step to step."""
+        if known != self._known:
+            self._known, self._mask_ = known, torch.tensor(known, device=self._levels[0].memory.device)
+        return self._mask_
 
     # ------------------------------------------------------------ what it does
 
@@ -224,10 +282,10 @@ class Hyperoptimizer(torch.optim.Optimizer):
             the group; on a level with a value per hyperparameter of the level below, a dict of dicts.
         """
         family = self._assemble()[group]
-        fixed: list[dict[str, Any]] = [{n: getattr(h.rule, n) for n in h.rule.hyperparameters()} for h in self._upper]
-        count = len(family.params)
-        fixed.insert(0, {n: [v] * count if self.per == "tensor" else v for n, v in family.scope.said.items()})
-        tuned = self._tell(group, lambda hyper, scope: hyper.values(scope))
+        fixed: list[dict[str, Any]] = [{n: getattr(x.own.rule, n) for n in x.own.rule.hyperparameters()} for x in self._levels]
+        said, count = {n: float(self.param_groups[group][n]) for n in self.rules[group].hyperparameters()}, len(family.params)
+        fixed.insert(0, {n: [v] * count if self.per == "tensor" else v for n, v in said.items()})
+        tuned = self._tell(group, lambda h, above, scope: h.values(above, scope)[: len(h.names)])
         return [{**f, **t} for f, t in zip(fixed, tuned, strict=True)]
 
     def hypergradients(self, group: int = 0) -> list[dict[str, Any]]:
@@ -237,22 +295,25 @@ class Hyperoptimizer(torch.optim.Optimizer):
         normalization; NaN where none has been read. With `maximize`, L is what is minimized: the negative.
         """
         self._assemble()
-        return self._tell(group, lambda hyper, scope: dict(zip(hyper.names, hyper.read, strict=True)) if hyper.names else {})
+        return self._tell(group, lambda h, above, scope: above[READ, h.place].view(h.shape))
 
-    def _tell(self, group: int, read: Callable[[Hyperparameters, Scope], dict[str, Tensor]]) -> list[dict[str, Any]]:
+    def _tell(self, group: int, read: Callable[[Hyperparameters, Any, Tensor | None], Tensor]) -> list[dict[str, Any]]:
         """Of each level what `read` says of the tuned hyperparameters, as numbers in the shape of `hyperparameters`."""
         family = self._families[group]
+        below: tuple[str, ...] = ()
         levels: list[dict[str, Any]] = []
-        for level, hyper in enumerate((family.owner, *self._upper)):
-            below = [(), self.rules[group].tuned(), *(h.names for h in self._upper)][level]
-            said = read(hyper, hyper.scope if level else family.scope)
-            numbers = {n: said[n].tolist() for n in hyper.names}
-            if level == 0 and self.per == "tensor":
+        for k, h in enumerate((family.owner, *(x.own for x in self._levels))):
+            numbers = {}
+            if h.names:
+                said = read(h, self._levels[k].memory, None if k else family.scope)
+                numbers = dict(zip(h.names, said.tolist(), strict=True))
+            if k == 0 and self.per == "tensor":
                 levels.append(numbers)
-            elif any(isinstance(getattr(hyper.rule, n), Mapping) for n in hyper.rule.hyperparameters()):
+            elif any(isinstance(getattr(h.rule, n), Mapping) for n in h.rule.hyperparameters()):
                 levels.append({n: dict(zip(below, row, strict=True)) for n, row in numbers.items()})
             else:
                 levels.append({n: row[0] for n, row in numbers.items()})
+            below = h.names
         return levels
 
     def __repr__(self) -> str:
@@ -312,13 +373,14 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._forget()
 
 
-def _towers(state: Mapping[Any, Any]) -> dict[str, list[dict[str, tuple[int, ...]]]]:
+def _towers(state: Mapping[Any, Any]) -> dict[str, list[tuple[int, ...]]]:
     """What is remembered of each level of a tower: the shapes, one entry per group where they have their own."""
-    found: dict[str, list[dict[str, tuple[int, ...]]]] = {}
+    found: dict[str, list[tuple[int, ...]]] = {}
     for memory in state.values():
-        for level, tensors in memory.get("tower", {}).items():
-            found.setdefault(level, []).append({n: tuple(t.shape) for n, t in tensors.items()})
-    return {level: sorted(shapes, key=str) for level, shapes in found.items()}
+        for name, tensor in memory.items():
+            if name.startswith("level "):
+                found.setdefault(name, []).append(tuple(tensor.shape))
+    return {level: sorted(shapes) for level, shapes in found.items()}
 
 
 def _copied(memory: Any) -> Any:

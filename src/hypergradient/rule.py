@@ -9,13 +9,16 @@ A rule is a frozen dataclass. It says what its hyperparameters are, what state i
 Inside `coefficients` and `update` every hyperparameter (``self.lr``) is a tensor, so that everything can be
 differentiated with respect to it. Both are pure: they return new tensors and change none. That is all a rule needs to be
 stacked in towers, checkpointed and differentiated.
+
+For the derivative of a step, ``dU/dh``, an optimizer has to keep one tensor per tuned hyperparameter until the next
+gradient arrives. A rule whose state is exponential averages, such as Adam, spares it that: its step can be replayed from
+what it has left behind. Such a rule is written as `averages` and `displacement` in the place of `update`.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
@@ -61,7 +64,7 @@ def check(owner: str, name: str, value: Any, constraint: Constraint) -> float:
 
 
 @dataclass(frozen=True)
-class Rule(ABC):
+class Rule:
     """An update rule and its hyperparameters.
 
     Every rule has four keyword-only fields that say how its hyperparameters are tuned by a rule above it:
@@ -83,6 +86,9 @@ class Rule(ABC):
     horizon: float = field(default=1, kw_only=True)
     normalize: str | None = field(default=None, kw_only=True)
 
+    weight_decay: ClassVar[Any]  # of those that have one
+    off: ClassVar[frozenset[str]] = frozenset()
+    """Hyperparameters that are 0 and not tuned, whose terms may be left out."""
     elementwise: ClassVar[bool] = True
     """Whether each element moves by itself; otherwise the rule is run parameter by parameter, in its shape."""
 
@@ -94,9 +100,43 @@ class Rule(ABC):
         """Numbers (not truth values) for `update` that depend on hyperparameters and the step count (1, 2, …) alone."""
         return ()
 
-    @abstractmethod
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         """The parameter and the state after one step; elementwise unless the class says otherwise."""
+        state = self.advance(self.gradient(param, grad), state, c)
+        return self.apply(param, state, c), state
+
+    # --------------------------------------------- a rule of averages has these in the place of `update`
+
+    def gradient(self, param: Tensor, grad: Tensor) -> Tensor:
+        """The gradient with its penalty."""
+        return self.penalized(param, grad)
+
+    def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, tuple[Tensor, Tensor]]:
+        """What is averaged over time, and the weight of the new: ``state = (1 - weight) state + weight x``."""
+        return {}
+
+    def advance(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> State:
+        """The state after one step: its averages, and what follows from them."""
+        return {n: torch.lerp(state[n], x, weight) for n, (x, weight) in self.averages(grad, c).items()}
+
+    def displacement(self, state: State, c: tuple[Tensor, ...]) -> Tensor:
+        """How far a parameter moves, from the state after the step."""
+        raise NotImplementedError
+
+    def decay(self, c: tuple[Tensor, ...]) -> Tensor | None:
+        """The factor by which a parameter shrinks before it moves; None: it does not."""
+        return None
+
+    def apply(self, param: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor:
+        """The parameter after one step, from the state after it."""
+        decay = self.decay(c)
+        return (param if decay is None else param * decay) - self.displacement(state, c)
+
+    def penalized(self, param: Tensor, grad: Tensor) -> Tensor:
+        """The gradient of the loss with its penalty ``weight_decay / 2 |param|^2``."""
+        return grad if "weight_decay" in self.off else torch.addcmul(grad, self.weight_decay, param)
+
+    # ------------------------------------------------------------------------------------------------------
 
     @classmethod
     def accepts(cls, param: Tensor) -> str | None:
@@ -134,11 +174,16 @@ class Rule(ABC):
         inside = all(0 < v < 1 for v in (value.values() if isinstance(value, Mapping) else [value]))
         return UNIT if inside and self.constraint(name) is unit_interval else REAL
 
-    def at(self: Self, values: Mapping[str, Tensor]) -> Self:
-        """This rule with tensors in the place of its numbers."""
+    def at(self: Self, values: Mapping[str, Tensor], off: frozenset[str] | None = None) -> Self:
+        """This rule with tensors in the place of its numbers.
+
+        Args:
+            off: those that are 0 and stay so.
+        """
         rule = object.__new__(type(self))
-        for name, value in {**self.__dict__, **values}.items():
-            object.__setattr__(rule, name, value)
+        rule.__dict__.update(self.__dict__, **values)
+        if off is not None:
+            rule.__dict__["off"] = off
         return rule
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -152,6 +197,8 @@ class Rule(ABC):
 
     def __post_init__(self) -> None:
         owner, known = type(self).__name__, self.hyperparameters()
+        if type(self).update is Rule.update and type(self).displacement is Rule.displacement:
+            raise TypeError(f"{owner} has no update: a rule has `update`, or `averages` and `displacement`")
         for name in known:
             value = getattr(self, name)
             if isinstance(value, Mapping) and value and known[name].metadata["tuned"] is not None:

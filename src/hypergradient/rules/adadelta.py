@@ -22,7 +22,7 @@ class Adadelta(Rule):
         return {"square_avg": torch.zeros_like(param), "acc_delta": torch.zeros_like(param)}
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
-        g = grad + self.weight_decay * param
+        g = self.penalized(param, grad)
         s = self.rho * state["square_avg"] + (1 - self.rho) * g * g
         delta = sqrt(state["acc_delta"] + self.eps) / sqrt(s + self.eps) * g
         u = self.rho * state["acc_delta"] + (1 - self.rho) * delta * delta

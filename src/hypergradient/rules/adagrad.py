@@ -27,6 +27,6 @@ class Adagrad(Rule):
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         (step_size,) = c
-        g = grad + self.weight_decay * param
+        g = self.penalized(param, grad)
         total = state["sum"] + g * g
         return param - step_size * g / (sqrt(total) + self.eps), {"sum": total}

@@ -28,16 +28,15 @@ class Adam(Rule):
         root = sqrt(1 - self.beta2**step)
         return self.lr / (1 - self.beta1**step) * root, self.eps * root, 1 - self.beta1, 1 - self.beta2
 
-    def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
-        step, state = self.move(torch.addcmul(grad, self.weight_decay, param), state, c)
-        return param - step, state
+    def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, tuple[Tensor, Tensor]]:
+        return {"exp_avg": (grad, c[2]), "exp_avg_sq": (grad * grad, c[3])}
 
-    def move(self, g: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
-        """The step that gradients of a first and second moment ask for, and their new averages."""
-        step_size, eps, weight1, weight2 = c
-        m = torch.lerp(state["exp_avg"], g, weight1)
-        v = torch.lerp(state["exp_avg_sq"], g * g, weight2)
-        new = {"exp_avg": m, "exp_avg_sq": v}
+    def advance(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> State:
+        new = super().advance(grad, state, c)
         if self.amsgrad:
-            v = new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], v)
-        return step_size * m / (sqrt(v) + eps), new
+            new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], new["exp_avg_sq"])
+        return new
+
+    def displacement(self, state: State, c: tuple[Tensor, ...]) -> Tensor:
+        v = state["max_exp_avg_sq" if self.amsgrad else "exp_avg_sq"]
+        return c[0] * state["exp_avg"] / (sqrt(v) + c[1])

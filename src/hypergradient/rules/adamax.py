@@ -26,7 +26,7 @@ class Adamax(Rule):
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         (step_size,) = c
-        g = grad + self.weight_decay * param
+        g = self.penalized(param, grad)
         m = self.beta1 * state["exp_avg"] + (1 - self.beta1) * g
         u = torch.maximum(self.beta2 * state["exp_inf"], g.abs() + self.eps)
         return param - step_size * m / u, {"exp_avg": m, "exp_inf": u}

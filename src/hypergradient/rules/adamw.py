@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..rule import Number, State, hyperparameter, nonnegative
+from ..rule import Number, hyperparameter, nonnegative
 from .adam import Adam
 
 
@@ -17,7 +17,8 @@ class AdamW(Adam):
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
         return *super().coefficients(step), 1 - self.lr * self.weight_decay
 
-    def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
-        *moments, shrink = c
-        step, state = self.move(grad, state, tuple(moments))
-        return param * shrink - step, state
+    def gradient(self, param: Tensor, grad: Tensor) -> Tensor:
+        return grad
+
+    def decay(self, c: tuple[Tensor, ...]) -> Tensor | None:
+        return None if "weight_decay" in self.off else c[4]

@@ -31,7 +31,7 @@ class NAdam(Rule):
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         mu, mu_next, root = c
-        g = grad if self.decoupled_weight_decay else grad + self.weight_decay * param
+        g = grad if self.decoupled_weight_decay else self.penalized(param, grad)
         shrink = 1 - self.lr * self.weight_decay if self.decoupled_weight_decay else 1.0
         m = self.beta1 * state["exp_avg"] + (1 - self.beta1) * g
         v = self.beta2 * state["exp_avg_sq"] + (1 - self.beta2) * g * g

@@ -28,13 +28,20 @@ class RAdam(Rule):
         length = limit - 2 * step * self.beta2**step / (1 - self.beta2**step)
         rho, top = length.clamp_min(5), limit.clamp_min(5)  # below it the branch is not taken, but must stay finite
         rectifier = sqrt((rho - 4) * (rho - 2) * top / ((top - 4) * (top - 2) * rho))
-        return self.lr / (1 - self.beta1**step), rectifier * sqrt(1 - self.beta2**step), length - 5
+        adaptive = rectifier * sqrt(1 - self.beta2**step)
+        shrink = 1 - self.lr * self.weight_decay
+        return self.lr / (1 - self.beta1**step), adaptive, length - 5, 1 - self.beta1, 1 - self.beta2, shrink
 
-    def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
-        step_size, adaptive, excess = c
-        g = grad if self.decoupled_weight_decay else grad + self.weight_decay * param
-        shrink = 1 - self.lr * self.weight_decay if self.decoupled_weight_decay else 1.0
-        m = self.beta1 * state["exp_avg"] + (1 - self.beta1) * g
-        v = self.beta2 * state["exp_avg_sq"] + (1 - self.beta2) * g * g
-        scale = torch.where(excess > 0, adaptive / (sqrt(v) + self.eps), 1.0)
-        return shrink * param - step_size * m * scale, {"exp_avg": m, "exp_avg_sq": v}
+    def gradient(self, param: Tensor, grad: Tensor) -> Tensor:
+        return grad if self.decoupled_weight_decay else self.penalized(param, grad)
+
+    def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, tuple[Tensor, Tensor]]:
+        return {"exp_avg": (grad, c[3]), "exp_avg_sq": (grad * grad, c[4])}
+
+    def decay(self, c: tuple[Tensor, ...]) -> Tensor | None:
+        return c[5] if self.decoupled_weight_decay and "weight_decay" not in self.off else None
+
+    def displacement(self, state: State, c: tuple[Tensor, ...]) -> Tensor:
+        step_size, adaptive, excess, *_ = c
+        scale = torch.where(excess > 0, adaptive / (sqrt(state["exp_avg_sq"]) + self.eps), 1.0)
+        return step_size * state["exp_avg"] * scale

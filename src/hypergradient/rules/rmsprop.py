@@ -25,7 +25,7 @@ class RMSprop(Rule):
         return {name: torch.zeros_like(param) for name in names}
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
-        g = grad + self.weight_decay * param
+        g = self.penalized(param, grad)
         variance = s = self.alpha * state["square_avg"] + (1 - self.alpha) * g * g
         new = {"square_avg": s}
         if self.centered:

@@ -36,7 +36,7 @@ class SGD(Rule):
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         (weight,) = c
-        g = grad + self.weight_decay * param
+        g = self.penalized(param, grad)
         b = self.momentum * state["momentum_buffer"] + weight * g
         direction = g + self.momentum * b if self.nesterov else b
         return param - self.lr * direction, {"momentum_buffer": b}
