@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from test_optimizer import TOWERS, resumed
 from torch.distributions import transforms
 
+from hypergradient.level import READ
 from hypergradient import POSITIVE, REAL, SGD, UNIT, Adam, Chart, Hyperoptimizer, nonnegative, unit_interval
 
 settings.register_profile("project", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -67,8 +68,9 @@ def test_hyperparameters_keep_their_constraints_under_adverse_gradients(case, ch
         for n, value in values.items():
             assert math.isfinite(value)
             assert level.constraint(n).check(torch.tensor(value, dtype=torch.float64)), (n, value)
-    for level in optimizer.state[p]["tower"].values():
-        assert all(t.isfinite().all() for n, t in level.items() if n != "read")
+    levels = [rows for name, rows in optimizer.state[p].items() if name.startswith("level")]
+    assert len(levels) == 2
+    assert all(row.isfinite().all() for rows in levels for i, row in enumerate(rows) if i != READ)
 
 
 @settings(max_examples=20)

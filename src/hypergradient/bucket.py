@@ -23,8 +23,10 @@ from .numerics import wide
 if TYPE_CHECKING:
     from .level import Hyperparameters
 
-PIECE = 1 << 17
-"""Elements worked on at a time: a few of float32 fit a second-level cache."""
+ALONE = 1 << 17
+"""From so many elements on a parameter is a bucket by itself."""
+PIECE = 1 << 18
+"""Elements worked on at a time, about: enough for dispatch not to matter, few enough for a cache."""
 BUCKET = 1 << 20
 """Elements gathered at the most."""
 KEPT = "last_"
@@ -45,39 +47,43 @@ class Bucket:
         state: what the rule remembers of the elements.
         kept: what is kept of the last step until its hypergradient is read; see `Step.keeps`.
         numbers: those of the last step, where it is replayed; without rows where it is not. shape: (rows, segments)
+        compiles: whether one compiled function serves all buckets like this one.
         clock: `made` as a tensor; the same one for buckets with the same history. shape: ()
     """
 
     def __init__(self, step: Step, members: Sequence[Tensor], index: Tensor | None, made: int, live: bool) -> None:
         self.step, self.members, self.index, self.made, self.live = step, list(members), index, made, live
         self.uniform = index is None or len(members) == 1
-        real = [_real(p) for p in self.members]
-        self.sizes = [p.numel() for p in real]
-        alone = len(members) == 1 and step.rule.elementwise
-        self.order = sorted(range(real[0].ndim), key=real[0].stride, reverse=True) if alone else None
-        self.compute = wide(members[0].dtype)
-        like = self._flat([p.detach() for p in members]).to(self.compute)
+        self.complex = members[0].is_complex()
+        self.sizes = [p.numel() * (2 if self.complex else 1) for p in members]
+        self.order = None
+        if len(members) == 1 and step.rule.elementwise:
+            real = torch.view_as_real(members[0]) if self.complex else members[0]
+            self.order = sorted(range(real.ndim), key=real.stride, reverse=True)
+        like = self._flat(members).to(wide(members[0].dtype))
         self.state = [t.clone() for t in step.rule.init(like).values()]
         self.kept = [torch.zeros_like(like) for _ in step.kept]
         self.replays = bool(step.names) and step.keeps != "sensitivity"
         self.numbers = like.new_zeros(step.rows() if self.replays else 0, 1 if self.uniform else len(members))
-        if not self.uniform:
+        self.places: list[Tensor] = []
+        self.compiles = self.uniform and step.rule.elementwise
+        if self.uniform:
+            self.spread, self.total = _same, _whole  # type: ignore[method-assign]
+        else:
             self.counts = torch.tensor(self.sizes, device=like.device)
 
     # ------------------------------------------------------------- members and elements
 
     def _flat(self, tensors: Sequence[Tensor]) -> Tensor:
         """The members, or tensors of their shapes, as elements; of a single one no copy."""
-        real = [_real(t) for t in tensors]
+        real = [torch.view_as_real(t) for t in tensors] if self.complex else tensors
         if len(real) > 1:
             return flatten(real)
-        if self.order is None:
-            return real[0]
-        return real[0].permute(self.order).reshape(-1)
+        return real[0] if self.order is None else real[0].permute(self.order).reshape(-1)
 
     def views(self, flat: Tensor) -> Sequence[Tensor]:
         """The parts of a flat tensor that belong to each member, in its shape."""
-        real = [_real(p) for p in self.members]
+        real = [torch.view_as_real(p) for p in self.members] if self.complex else self.members
         if len(real) > 1:
             parts: Sequence[Tensor] = unflatten(flat, real)
         elif self.order is None:
@@ -85,20 +91,30 @@ class Bucket:
         else:
             back = sorted(range(len(self.order)), key=self.order.__getitem__)
             parts = [flat.view([real[0].shape[d] for d in self.order]).permute(back)]
-        return [torch.view_as_complex(x) if p.is_complex() else x for x, p in zip(parts, self.members, strict=True)]
+        return [torch.view_as_complex(x) for x in parts] if self.complex else parts
 
     def gather(self, maximize: bool) -> None:
-        """Read the members and their gradients."""
-        self.param = self._flat([p.detach() for p in self.members])
-        grad = self._flat([p.grad for p in self.members if p.grad is not None])
-        self.grad = -grad if maximize else grad
+        """Read the members and their gradients: a single one where it is, several into a place that is kept for them."""
+        grads: list[Any] = [p.grad for p in self.members]
+        if len(self.members) > 1:
+            if not self.places:
+                self.param, self.grad = flatten(self.members), flatten(grads)
+                self.places = [*self.views(self.param), *self.views(self.grad)]
+            torch._foreach_copy_(self.places, [*self.members, *grads])
+            self.grad = self.grad.neg_() if maximize else self.grad
+        else:
+            self.param, grad = self._flat(self.members), self._flat(grads)
+            self.grad = -grad if maximize else grad
 
     def scatter(self) -> None:
-        """Write the members, in place."""
-        members = [p.detach() for p in self.members]
-        if members[0].untyped_storage().data_ptr() != self.param.untyped_storage().data_ptr():
-            torch._foreach_copy_(members, self.views(self.param))
-        del self.param, self.grad
+        """Write the members, in place: the end of a step."""
+        self.made, self.live = self.made + 1, True
+        if len(self.members) > 1:
+            torch._foreach_copy_(self.members, self.places[: len(self.members)])
+        else:
+            if self.members[0].untyped_storage().data_ptr() != self.param.untyped_storage().data_ptr():
+                self.members[0].copy_(self.views(self.param)[0])
+            del self.param, self.grad
 
     def memory(self) -> list[dict[str, Tensor]]:
         """What is remembered of each member, by the name under which it is saved: views, shaped like it."""
@@ -116,6 +132,10 @@ class Bucket:
         """From elements to segments, by summation. shape: (elements,) -> (segments,)"""
         return torch.stack([part.sum() for part in x.split(self.sizes)])
 
+    def select(self, numbers: Tensor) -> Tensor:
+        """From sets of hyperparameters to the segments that use them. shape: (rows, sets) -> (rows, segments)"""
+        return (numbers if self.index is None else numbers.index_select(1, self.index)).to(self.numbers)
+
     def spread(self, numbers: Tensor) -> Tensor:
         """From segments to elements. shape: (rows, segments) -> (rows, elements)"""
         return numbers.repeat_interleave(self.counts, dim=1, output_size=sum(self.sizes))
@@ -123,11 +143,9 @@ class Bucket:
     def pieces(self, engine: Engine) -> Iterator[Any]:
         """Indices that cut the elements into parts to be worked on one after the other."""
         n = sum(self.sizes)
-        if engine.compile or n <= PIECE or not (self.uniform and self.step.rule.elementwise):
-            yield ...
-        else:
-            for start in range(0, n, PIECE):
-                yield slice(start, start + PIECE)
+        parts = max(1, round(n / PIECE)) if self.compiles and not engine.compile else 1
+        size = -(-n // parts)
+        yield from [slice(i, i + size) for i in range(0, n, size)] if parts > 1 else [...]
 
     def read(self, engine: Engine, now: Tensor) -> Tensor:
         """What the last step says of what is tuned; see `Step.read`. shape: (1 or 3, tuned, sets)
@@ -135,15 +153,13 @@ class Bucket:
         Args:
             now: the numbers of this step, where the state is advanced already; else any. shape: (rows, sets)
         """
-        run = engine if self.uniform and self.step.rule.elementwise else EAGER
-        now = self.numbers if not self.step.ahead else now if self.index is None else now.index_select(1, self.index)
-        parts, now = [], now.to(self.numbers)
-        spread, total = (_same, _whole) if self.uniform else (self.spread, self.total)
+        run = engine if self.compiles else EAGER
+        now = self.select(now) if self.step.ahead else self.numbers
+        parts = []
         for i in self.pieces(run):
             param, grad, state, kept = self.param[i], self.grad[i], [t[i] for t in self.state], [t[i] for t in self.kept]
-            parts.append(run(self.step.read)(grad, param, grad, state, kept, self.numbers, now, spread, total))
+            parts.append(run(self.step.read, grad, param, grad, state, kept, self.numbers, now, self.spread, self.total))
         products = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
-        products = products if self.live else torch.zeros_like(products)
         if self.index is None:
             return products
         sets = products.new_zeros(*products.shape[:2], self.sets)
@@ -151,16 +167,14 @@ class Bucket:
 
     def move(self, engine: Engine, numbers: Tensor) -> None:
         """One step but for counting it; see `Step.move`."""
-        run = engine if self.uniform and self.step.rule.elementwise else EAGER
-        numbers = numbers if self.index is None else numbers.index_select(1, self.index)
-        now = numbers.to(self.numbers)
-        now = now if self.uniform else self.spread(now)
+        run = engine if self.compiles else EAGER
+        numbers = self.select(numbers)
+        now = self.spread(numbers)
         for i in self.pieces(run):
             state, kept = [t[i] for t in self.state], [t[i] for t in self.kept]
-            run(self.step.move)(self.param[i], self.grad[i], state, kept, now)
+            run(self.step.move, self.param[i], self.grad[i], state, kept, now)
         if self.replays:
             self.numbers.copy_(numbers)
-        self.made, self.live = self.made + 1, True
 
     def fade(self) -> None:
         """Let a step pass in which these elements did not move."""
@@ -169,10 +183,6 @@ class Bucket:
         if self.step.keeps == "sensitivity":
             for sensitivity in self.kept:
                 sensitivity.mul_(self.step.fading) if self.step.fading else sensitivity.zero_()
-
-
-def _real(x: Tensor) -> Tensor:
-    return torch.view_as_real(x) if x.is_complex() else x
 
 
 def _whole(x: Tensor) -> Tensor:
@@ -195,9 +205,8 @@ class Family:
         self.owner, self.params, self.memory = owner, list(params), memory
         self.said: dict[str, float] = {}
         self.buckets: list[Bucket] = []
-        self.pattern: Any = None
-        self.made = {p: int(memory[p]["step"]) for p in self.params if "step" in memory.get(p, {})}
-        self.live = {p: "numbers" not in memory[p] or bool(memory[p]["numbers"][0] > 0) for p in self.made}
+        self.present: list[bool] = []
+        self.stale = False
 
     def use(self, step: Step, scope: Tensor) -> None:
         """From now on do `step`, with what the user says: of what is tuned a factor, the values of all others.
@@ -206,48 +215,54 @@ class Family:
             scope: in the order of `Step.order`. shape: (hyperparameters, 1)
         """
         if self.buckets and step is not self.step:
-            self.buckets, self.pattern = [], None
+            self.buckets, self.present = [], []
         self.step, self.scope = step, scope
 
     def active(self) -> list[Bucket]:
         """The buckets whose parameters have gradients; those of the others see a step pass."""
         present = [p.grad is not None for p in self.params]
-        live = [self.live.get(p, False) for p in self.params]
-        if (present, live) != self.pattern:
-            self._fill(present, live)
-        moving = [b for b in self.buckets if b.members[0].grad is not None]
+        if self.stale or present != self.present:
+            self._fill(present)
+        moving = []
         for bucket in self.buckets:
+            live = bucket.live
             if bucket.members[0].grad is None:
                 bucket.fade()
-            for p in bucket.members:
-                self.made[p] += p.grad is not None
-                self.live[p] = p.grad is not None or not bucket.replays
+            else:
+                moving.append(bucket)
+            self.stale = self.stale or live != (bucket in moving or not bucket.replays)
         return moving
 
-    def _fill(self, present: list[bool], live: list[bool]) -> None:
+    def _fill(self, present: list[bool]) -> None:
         """Put the parameters that have moved or will move into buckets, alike in dtype, device, number of steps made and
         whether they have a gradient and had one before. Which go together follows from that alone, as it has to for an
         exact resume.
         """
-        self.pattern = present, live
+        self.present, self.stale = present, False
+        made = {p: bucket.made for bucket in self.buckets for p in bucket.members}
+        live = {p: bucket.live for bucket in self.buckets for p in bucket.members}
+        for p in self.params:
+            if p not in made and "step" in (memory := self.memory.get(p, {})):  # from a checkpoint
+                made[p] = int(memory["step"])
+                live[p] = "numbers" not in memory or bool(memory["numbers"][0] > 0)
         alike: dict[Any, list[int]] = defaultdict(list)
         filled: dict[Any, int] = defaultdict(int)
         for i, p in enumerate(self.params):
-            if present[i] or p in self.made:
-                alone = p.numel() >= PIECE or not self.step.rule.elementwise
-                kind = p.dtype, p.device, self.made.setdefault(p, 0), present[i], live[i], i if alone else None
+            if present[i] or p in made:
+                alone = p.numel() >= ALONE or not self.step.rule.elementwise
+                kind = p.dtype, p.device, made.get(p, 0), present[i], live.get(p, False), i if alone else None
                 filled[kind] += p.numel()
-                alike[kind, filled[kind] // (BUCKET if self.owner.sets == 1 else PIECE)].append(i)
+                alike[kind, filled[kind] // (BUCKET if self.owner.sets == 1 else ALONE)].append(i)
         known = {tuple(map(id, b.members)): b for b in self.buckets}
         clocks: dict[Any, Tensor] = {}
         self.buckets = []
-        for ((_, _, made, moves, alive, _), _), positions in alike.items():
+        for ((_, _, steps, moves, alive, _), _), positions in alike.items():
             members = [self.params[i] for i in positions]
-            clock = clocks.setdefault((made, moves), self.owner.like.new_tensor(float(made)))
+            clock = clocks.setdefault((steps, moves), self.owner.like.new_tensor(float(steps)))
             bucket = known.get(tuple(map(id, members)))
             if bucket is None:
                 index = torch.tensor(positions, device=members[0].device) if self.owner.sets > 1 else None
-                bucket = Bucket(self.step, members, index, made, alive)
+                bucket = Bucket(self.step, members, index, steps, alive)
                 for p, mine in zip(members, bucket.memory(), strict=True):
                     for name in mine.keys() & self.memory[p].keys():
                         mine[name].copy_(self.memory[p][name])

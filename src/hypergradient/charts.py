@@ -97,7 +97,12 @@ class Chart:
         """The derivative of the transform. shape: that of `raw`"""
         if self.flat:
             return torch.ones_like(raw)
-        slope: Tensor = self.transform.log_abs_det_jacobian(raw, self.transform(raw)).exp() * self.transform.sign
+        value: Tensor = self.transform(raw)
+        if isinstance(self.transform, transforms.ExpTransform):
+            return value
+        if isinstance(self.transform, transforms.SigmoidTransform):
+            return value * (1 - value)
+        slope: Tensor = self.transform.log_abs_det_jacobian(raw, value).exp() * self.transform.sign
         return slope
 
     def bounds(self, constraint: Constraint, unit: Tensor) -> tuple[Tensor, Tensor]:

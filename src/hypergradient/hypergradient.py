@@ -75,14 +75,14 @@ class Step:
 
     @torch.enable_grad()
     def _links(self) -> tuple[tuple[tuple[int, str], ...], int]:
-        """Which coefficient depends on which tuned hyperparameter, name by name, and how many coefficients there are."""
+        """Which coefficient depends on which tuned hyperparameter, and how many coefficients there are."""
         values, c = self._probe()
         tuned, links = [values[n] for n in self.names], []
         for i, x in enumerate(c):
             if isinstance(x, Tensor) and x.requires_grad:
                 found = torch.autograd.grad(x, tuned, allow_unused=True, retain_graph=True)
                 links += [(i, n) for n, slope in zip(self.names, found, strict=True) if slope is not None]
-        return tuple(sorted(links, key=lambda link: self.names.index(link[1]))), len(c)
+        return tuple(links), len(c)
 
     @torch.enable_grad()
     def _kept(self) -> str:
@@ -119,23 +119,21 @@ class Step:
         rows = [count.expand_as(values[:1]), values, scale]
         if k := self.coefficients:
 
-            def function(*h: Tensor) -> tuple[Tensor, tuple[()]]:
+            def function(*h: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
                 at = self.rule.at(dict(zip(self.order, [*h, *fixed], strict=True)))
                 c = [x if isinstance(x, Tensor) else values.new_tensor(x) for x in at.coefficients(count)]
-                own = [x.expand(k, values.shape[1])[i] for i, x in enumerate(c)]
-                return torch.stack(own), ()
+                return tuple(x if x.ndim == 2 else x.expand(k, values.shape[1]) for x in c), ()
 
             # one reverse pass gives all: each coefficient is made of a copy of its own
-            c, _, found = slopes(function, [h.expand(k, -1) for h in tuned])
-            slope = dict(zip(self.names, found, strict=True))
-            row = {n: s for n, s in zip(self.names, scale, strict=True)}
-            rows.append(c)
-            rows += [(slope[n][i] * row[n])[None] for i, n in self.links]
+            own = torch.eye(k, dtype=values.dtype, device=values.device)[:, :, None].expand(k, k, values.shape[1]).unbind()
+            c, _, found = slopes(function, [h.expand(k, -1) for h in tuned], own)
+            rows += [x[:1] for x in c]
+            rows += [torch.zeros_like(c[0]) if x is None else x * s for x, s in zip(found, scale, strict=True)]
         return torch.cat(rows)
 
     def rows(self) -> int:
         """How many rows `prepare` returns."""
-        return 1 + len(self.order) + len(self.names) + self.coefficients + len(self.links)
+        return 1 + len(self.order) + len(self.names) + self.coefficients * (1 + len(self.names))
 
     def numbers(self, rows: Tensor) -> Numbers:
         """The rows of `prepare` by name. shape: (rows, elements or 1) -> (elements,) or () each"""
@@ -143,7 +141,8 @@ class Step:
         count = next(it)
         values, scale = ({n: next(it) for n in names} for names in (self.order, self.names))
         c = tuple(next(it) for _ in range(self.coefficients))
-        return Numbers(count, values, scale, c, {link: next(it) for link in self.links})
+        slopes = {(i, n): next(it) for n in self.names for i in range(self.coefficients)}
+        return Numbers(count, values, scale, c, {link: slopes[link] for link in self.links})
 
     # ------------------------------------------------------------------- elements
 
@@ -166,13 +165,14 @@ class Step:
         linked = sorted({i for i, _ in self.links})
         fixed, c = {n: v for n, v in numbers.values.items() if n not in self.names}, list(numbers.c)
 
-        def step(*x: Tensor) -> tuple[Tensor, Any]:
+        def step(*x: Tensor) -> tuple[Sequence[Tensor], Any]:
             for i, y in zip(linked, x[len(self.names) :], strict=True):
                 c[i] = y
-            return function(self.rule.at({**fixed, **dict(zip(self.names, x, strict=False))}), tuple(c))
+            new, second = function(self.rule.at({**fixed, **dict(zip(self.names, x, strict=False))}), tuple(c))
+            return (new,), second
 
         inputs = [numbers.values[n] for n in self.names] + [numbers.c[i] for i in linked]
-        new, second, found = slopes(step, [copy(x) for x in inputs], cotangent)
+        (new,), second, found = slopes(step, [copy(x) for x in inputs], None if cotangent is None else (cotangent,))
         t = len(self.names)
         return new, second, list(found[:t]), dict(zip(linked, found[t:], strict=True))
 
@@ -253,26 +253,18 @@ class Step:
             return torch.stack(terms)
         old = dict(zip(self.state, state, strict=True))
         direct, partial = self.replay(u, self.numbers(spread(last)), param, old, kept[0] if kept else None)
-        products = self.chain(last, [None if x is None else total(x) for x in direct], {i: total(x) for i, x in partial.items() if x is not None})
+        numbers, rows = self.numbers(last), []
+        for n, x in zip(self.names, direct, strict=True):
+            terms = [] if x is None else [total(x) * numbers.scale[n]]
+            terms += [total(y) * link for (i, m), link in numbers.links.items() if m == n and (y := partial[i]) is not None]
+            rows.append(sum(terms[1:], terms[0]) if terms else torch.zeros_like(last[0]))
         if self.keeps == "gradient":
             kept[0].copy_(g)
         if self.ahead:
             numbers = self.numbers(spread(now))
             at = self.rule.at(numbers.values)
             _write(old, at.advance(at.gradient(param, g), old, numbers.c))
-        return products[None]
-
-    def chain(self, numbers: Tensor, direct: Sequence[Tensor | None], partial: Mapping[int, Tensor]) -> Tensor:
-        """``dU/dh = dU/dh|c + sum_c dU/dc dc/dh`` of products. shape: (segments,) each -> (tuned, segments)"""
-        scale = numbers[1 + len(self.order) :]
-        links = numbers[len(numbers) - len(self.links) :]
-        none = torch.zeros_like(numbers[0])
-        rows = [none if x is None else x * s for x, s in zip(direct, scale, strict=False)]
-        if self.links:
-            terms = torch.stack([partial.get(i, none) for i, _ in self.links]) * links
-            parts = terms.split([sum(m == n for _, m in self.links) for n in self.names])
-            rows = [row + part.sum(0) if len(part) else row for row, part in zip(rows, parts, strict=True)]
-        return torch.stack(rows)
+        return torch.where(last[0] > 0, torch.stack(rows), 0.0)[None]
 
     @property
     def ahead(self) -> bool:
@@ -336,24 +328,26 @@ def differentiate_any(
 
 
 def slopes(
-    function: Callable[..., tuple[Tensor, Any]], inputs: Sequence[Tensor], cotangent: Tensor | None = None
-) -> tuple[Tensor, Any, Sequence[Tensor | None]]:
-    """The value of ``function(*inputs)``, its second output, and the derivative of the first times `cotangent`, or 1.
+    function: Callable[..., tuple[Sequence[Tensor], Any]], inputs: Sequence[Tensor], cotangents: Sequence[Tensor] | None = None
+) -> tuple[Sequence[Tensor], Any, Sequence[Tensor | None]]:
+    """The values of ``function(*inputs)``, its second output, and the derivative of the first times `cotangents`, or 1.
 
     Plain autograd, for `torch.func` costs twice as much in dispatch; but the compiler takes `torch.func` alone.
     """
     if not inputs:
         return *function(), ()
     if torch.compiler.is_compiling():
-        value, pull, second = vjp(function, *inputs, has_aux=True)  # type: ignore[misc]
-        return value, second, pull(torch.ones_like(value) if cotangent is None else cotangent)
+        values, pull, second = vjp(function, *inputs, has_aux=True)  # type: ignore[misc]
+        return values, second, pull(tuple(cotangents or [torch.ones_like(x) for x in values]))
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in inputs]
-        value, second = function(*leaves)
-    if not value.requires_grad:
-        return value, second, [None] * len(leaves)
-    cotangent = torch.ones_like(value) if cotangent is None else cotangent
-    return value.detach(), second, torch.autograd.grad(value, leaves, cotangent, allow_unused=True)
+        values, second = function(*leaves)
+    cotangents = cotangents or [torch.ones_like(x) for x in values]
+    pairs = [(x, u) for x, u in zip(values, cotangents, strict=True) if x.requires_grad]
+    found: Sequence[Tensor | None] = [None] * len(leaves)
+    if pairs:
+        found = torch.autograd.grad([x for x, _ in pairs], leaves, [u for _, u in pairs], allow_unused=True)
+    return [x.detach() for x in values], second, found
 
 
 def cosine(product: Tensor, gradient: Tensor, sensitivity: Tensor) -> Tensor:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .charts import interval
-from .hypergradient import cosine, slopes
-from .numerics import finite_or_zero
+from .hypergradient import Step, cosine, slopes
+from .numerics import finite, finite_or_zero
 from .rule import Rule
 from .tower import Tower
 
@@ -32,6 +33,7 @@ class Hyperparameters:
     Attributes:
         names: which of them are tuned.
         order: all, those first.
+        ends: their intervals, in that order.
         given: their values as they were given, in that order. shape: (hyperparameters, sets)
         place: where those that are tuned stand among all that the level above moves.
     """
@@ -47,9 +49,9 @@ class Hyperparameters:
         self.shape = len(self.names), self.sets
         charts = [rule.chart(n) for n in self.names]
         self.runs = [(chart, len(list(same))) for chart, same in groupby(charts)]
-        self.plain = all(chart.flat for chart in charts)
-        ends = [interval(rule.constraint(n), self.like.dtype) for n in self.order]
-        self.low, self.high = (self.given.new_tensor(end).unsqueeze(1) for end in zip(*ends, strict=True))
+        self.plain, self.relative = all(chart.flat for chart in charts), any(chart.relative for chart in charts)
+        self.ends = [interval(rule.constraint(n), self.like.dtype) for n in self.order]
+        self.low, self.high = (self.given.new_tensor(end).unsqueeze(1) for end in zip(*self.ends, strict=True))
 
     def start(self) -> tuple[Tensor, Tensor]:
         """Coordinate and unit of what is tuned, at the start. shape of both: (tuned, sets)"""
@@ -64,43 +66,52 @@ class Hyperparameters:
         low, high = zip(*ends, strict=True)
         return torch.stack(low), torch.stack(high)
 
-    def learned(self, memory: Tensor) -> Tensor:
-        """The values of what is tuned, before schedules. shape: (rows, all that the level above moves) -> (tuned, sets)"""
-        raw, unit = memory[RAW, self.place].view(self.shape), memory[UNIT, self.place].view(self.shape)
+    def learned(self, memory: Sequence[Tensor]) -> Tensor:
+        """The values of what is tuned, before schedules. shape: (tuned, sets)
+
+        Args:
+            memory: the rows of the level above. shape of each: (all that it moves,)
+        """
+        raw = memory[RAW][self.place].view(self.shape)
         if self.plain:
             return raw
-        parts = raw.split([count for _, count in self.runs])
-        return torch.cat([chart.transform(x) for (chart, _), x in zip(self.runs, parts, strict=True)]) * unit
+        values = self._by_chart(raw, [chart.transform for chart, _ in self.runs])
+        return values * memory[UNIT][self.place].view(self.shape) if self.relative else values
 
-    def slope(self, memory: Tensor) -> Tensor | None:
+    def slope(self, memory: Sequence[Tensor]) -> Tensor | None:
         """The derivative of `learned` with respect to the coordinate; None where it is 1. shape: as there"""
         if self.plain:
             return None
-        raw, unit = memory[RAW, self.place].view(self.shape), memory[UNIT, self.place].view(self.shape)
-        parts = raw.split([count for _, count in self.runs])
-        return torch.cat([chart.slope(x) for (chart, _), x in zip(self.runs, parts, strict=True)]) * unit
+        slope = self._by_chart(memory[RAW][self.place].view(self.shape), [chart.slope for chart, _ in self.runs])
+        return slope * memory[UNIT][self.place].view(self.shape) if self.relative else slope
 
-    def values(self, memory: Tensor | None, scope: Tensor | None = None) -> Tensor:
+    def _by_chart(self, raw: Tensor, functions: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+        if len(functions) == 1:
+            return functions[0](raw)
+        parts = torch.split_with_sizes(raw, [count for _, count in self.runs])
+        return torch.cat([function(x) for function, x in zip(functions, parts, strict=True)])
+
+    def values(self, memory: Sequence[Tensor], scope: Tensor | None = None) -> Tensor:
         """All values in force, in the order of `order`. shape: (hyperparameters, sets)
 
         Args:
-            memory: of the level above, if there is one.
+            memory: see `learned`; without a level above, none.
             scope: what the user says: of what is tuned a factor, the values of all others. shape: (hyperparameters, 1)
         """
         t = len(self.names)
         fixed = (self.given if scope is None else scope.expand(-1, self.sets))[t:]
-        if memory is None or not t:
+        if not t:
             return fixed
         learned = self.learned(memory)
         if scope is not None:
             learned = (learned * scope[:t]).clamp(self.low[:t], self.high[:t])
         return torch.cat([learned, fixed])
 
-    def gradient(self, memory: Tensor, products: Tensor) -> Tensor:
+    def gradient(self, memory: Sequence[Tensor], products: Tensor) -> Tensor:
         """The hypergradient in the coordinates of the charts, normalized if the rule asks for it. shape: (tuned, sets)
 
         Args:
-            memory: of the level above.
+            memory: see `learned`.
             products: see `Step.read`. shape: (1 or 3, tuned, sets)
         """
         slope = self.slope(memory)
@@ -149,24 +160,22 @@ class Level:
 
     def __init__(self, own: Hyperparameters, below: Sequence[Hyperparameters]) -> None:
         self.own, self.below = own, list(below)
-        off = {n for n in own.order if n not in own.names and not own.given[own.order.index(n)].any()}
+        off = {n for n, value in zip(own.order, own.given, strict=True) if n not in own.names and not value.any()}
         self.rule = own.rule.at({}, frozenset(off))
         self.state = tuple(own.rule.init(torch.zeros((1,))))
         self.fading = 1 - 1 / own.rule.horizon
-        parts = []
+        self.kind = str(own), self.rule.off
+        parts, end = [], 0
         for h in below:
-            raw, unit = h.start()
-            state = [t.flatten() for t in own.rule.init(raw).values()]
-            head = [raw.flatten(), unit.flatten(), torch.full((raw.numel(),), torch.nan).to(raw), torch.zeros_like(raw).flatten()]
-            parts.append(torch.stack(head + state + [torch.zeros_like(raw).flatten() for _ in own.names]))
-        end = 0
-        for h, part in zip(below, parts, strict=True):
-            h.place = slice(end, end := end + part.shape[1])
+            raw, unit = (x.flatten() for x in h.start())
+            zero = torch.zeros_like(raw)
+            parts.append(torch.stack([raw, unit, zero + torch.nan, zero, *own.rule.init(raw).values(), *[zero] * len(own.names)]))
+            h.place = slice(end, end := end + len(raw))
         self.memory = torch.cat(parts, dim=1)
-        names = [n for h in below for n in h.names for _ in range(h.sets)]
         self.index = None
         if own.sets > 1:  # a set of its own for each name below
-            self.index = torch.tensor([below[0].names.index(n) for n in names], device=own.like.device)
+            names = [below[0].names.index(n) for h in below for n in h.names for _ in range(h.sets)]
+            self.index = torch.tensor(names, device=own.like.device)
             self.member = (self.index == torch.arange(own.sets, device=own.like.device)[:, None]).to(own.given)
 
     def bound(self) -> None:
@@ -182,40 +191,51 @@ class Level:
         """From what is moved to the sets of hyperparameters it is moved with, by summation. shape: (…, n) -> (…, sets)"""
         return x.sum(-1, keepdim=True) if self.index is None else x @ self.member.T
 
-    def gradient(self, products: Sequence[Tensor]) -> Tensor:
+    def known(self, moved: Tensor) -> Tensor:
+        """Which of its own hyperparameters have moved something. shape: (all that it moves,) -> (tuned * sets,)"""
+        any_of = moved.any(0, keepdim=True) if self.index is None else self.gather(moved.to(self.memory)) > 0
+        return any_of.expand(self.own.shape).flatten() if self.index is not None else any_of.expand(self.own.shape[0])
+
+    def gradient(self, memory: Sequence[Tensor], products: Sequence[Tensor]) -> Tensor:
         """The hypergradients of what it moves, in the coordinates of their charts. shape: (all that it moves,)"""
-        return torch.cat([h.gradient(self.memory, p).flatten() for h, p in zip(self.below, products, strict=True)])
+        return _joined([h.gradient(memory, p) for h, p in zip(self.below, products, strict=True)])
 
     def products(self, grad: Tensor) -> Tensor:
         """As `Step.read`, of what this level moves. shape: (1 or 3, tuned, sets)"""
         sensitivity = self.sensitivity()
-        terms = [self.gather(sensitivity * grad)]
-        if self.own.rule.normalize:
-            terms += [self.gather(grad * grad).expand_as(terms[0]), self.gather(sensitivity * sensitivity)]
-        return torch.stack(terms)
+        product = self.gather(sensitivity * grad)
+        if not self.own.rule.normalize:
+            return product[None]
+        return torch.stack([product, self.gather(grad * grad).expand_as(product), self.gather(sensitivity * sensitivity)])
 
-    def move(self, values: Tensor, grad: Tensor, allowed: Tensor) -> None:
-        """One step of those that are allowed to; of none if its result is not finite.
+    def columns(self, values: Tensor) -> Tensor:
+        """Its own hyperparameters for each of what it moves. shape: (hyperparameters, sets) -> (hyperparameters, n)"""
+        return values.expand(-1, self.memory.shape[1]) if self.index is None else values.index_select(1, self.index)
+
+    def move(self, rows: Sequence[Tensor], columns: Tensor, grad: Tensor, read: Tensor, allowed: Tensor) -> Tensor:
+        """One step of those that are allowed to; of none if its result is not finite. Returns which were made.
 
         Args:
-            values: its own hyperparameters. shape: (hyperparameters, sets)
-            grad, allowed: shape: (all that it moves,)
+            rows: those of the memory.
+            columns: see `columns`.
+            grad, read, allowed: the gradient in the coordinate and in natural units, and the permission. shape: (n,)
         """
-        raw, unit, _, count, *rest = self.memory.unbind()
-        state, traces = dict(zip(self.state, rest, strict=False)), rest[len(self.state) :]
-        columns = (values.expand(-1, len(raw)) if self.index is None else values.index_select(1, self.index)).unbind()
-        t = len(self.own.names)
+        raw, unit, _, count, *rest = rows
+        step = count + 1
+        new, state = self.update(columns.unbind(), raw, grad, step, rest)
+        after = torch.stack([new.clamp(self.low, self.high), unit, unit, step, *(state[n] for n in self.state)])
+        made = allowed & finite(after)
+        before = self.memory[: len(after)]
+        before.copy_(torch.where(made, after, before))
+        rows[READ].copy_(read)
+        return made
 
-        def step(*tuned: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            at = self.rule.at(dict(zip(self.own.order, (*tuned, *columns[t:]), strict=True)))
-            return at.update(raw, grad, state, at.coefficients(count + 1))
-
-        new, new_state, found = slopes(step, columns[:t])
-        slope = [torch.zeros_like(raw) if x is None else x for x in found]
-        if self.fading:  # what is not finite would stay for ever
-            slope = [finite_or_zero(trace * self.fading + x) for trace, x in zip(traces, slope, strict=True)]
-        rows = torch.stack([new.clamp(self.low, self.high), unit, unit, count + 1, *(new_state[n] for n in self.state), *slope])
-        self.memory.copy_(torch.where(allowed & rows.isfinite().all(), rows, self.memory))
+    def update(
+        self, columns: Sequence[Tensor], raw: Tensor, grad: Tensor, step: Tensor, rest: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`Rule.update` of a step. shape of each: (n,)"""
+        at = self.rule.at(dict(zip(self.own.order, columns, strict=True)))
+        return at.update(raw, grad, dict(zip(self.state, rest, strict=False)), at.coefficients(step))
 
     def rest(self, hyper: Hyperparameters) -> None:
         """Let a step pass in which nothing has moved that `hyper` of the level below moves."""
@@ -223,30 +243,119 @@ class Level:
         self.sensitivity()[:, hyper.place] *= self.fading
 
 
-def tune(levels: Sequence[Level], products: Sequence[Tensor], known: Tensor) -> None:
-    """One step of all levels.
+class Stack:
+    """Levels whose rules are alike but for their numbers: they have one memory, and their derivatives are taken at once."""
 
-    Upwards, each level takes the hypergradients of what it moves as its gradients and reads its own off its last step;
-    where one is not finite, this level and those above will not move. Downwards, each moves with the hyperparameters just
-    moved.
+    def __init__(self, levels: Sequence[Level]) -> None:
+        self.first, self.levels = levels[0], list(levels)
+        self.memory = torch.cat([level.memory for level in levels], dim=1)
+        for level, part in zip(levels, self.memory.split([level.memory.shape[1] for level in levels], dim=1), strict=True):
+            level.memory = part
+
+    def differentiate(self, old: Tensor, columns: Tensor, grad: Tensor, made: Tensor) -> None:
+        """The sensitivities after a step, from the memory before it: ``T = fading T + dU/dh``.
+
+        Args:
+            columns, grad, made: of all levels, side by side; see `Level.move`.
+        """
+        first, t = self.first, len(self.first.own.names)
+        raw, _, _, count, *rest = old.unbind()
+
+        def step(*tuned: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
+            return (first.update((*tuned, *columns[t:]), raw, grad, count + 1, rest)[0],), ()
+
+        found = slopes(step, columns[:t].unbind())[2]
+        slope = torch.stack([torch.zeros_like(raw) if x is None else x for x in found])
+        trace = self.memory[COUNT + 1 + len(first.state) :]
+        if first.fading:  # what is not finite would stay for ever
+            slope = finite_or_zero(trace * first.fading + slope)
+        trace.copy_(torch.where(made, slope, trace))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """As one vector."""
+    return parts[0].flatten() if len(parts) == 1 else torch.cat([x.flatten() for x in parts])
+
+
+class Tuner:
+    """All levels above the weights: what the last step says goes up, the numbers of this step come down.
 
     Args:
-        products: for each of the hyperparameters that the first level moves; see `Step.read`.
-        known: which of them have moved something. shape: (all that the first level moves,)
+        levels: from the weights upwards; there may be none.
+        stacks: the same, those alike together.
+        asks: which numbers are asked for: the hyperparameters that make them, and the step that they are for.
     """
-    plan = []
-    finite = torch.ones_like(known[0])
-    for level in levels:
-        read = torch.where(known, torch.cat([p[0].flatten() for p in products]), torch.nan)
-        grad = torch.where(known, level.gradient(products), 0.0)
-        finite = finite & grad.isfinite().all()
-        plan.append((level, grad, known & finite, read))
-        if level.own.names:
-            products = [level.products(grad)]
-            moved = level.gather((known & (level.memory[COUNT] > 0)).to(grad)) > 0
-            known = moved.expand(level.own.shape).flatten()
-    above: Tensor | None = None
-    for level, grad, allowed, read in reversed(plan):
-        level.move(level.own.values(above), grad, allowed)
-        level.memory[READ].copy_(read)
-        above = level.memory
+
+    def __init__(
+        self, levels: Sequence[Level], stacks: Sequence[Stack], asks: Sequence[tuple[Hyperparameters, Step]]
+    ) -> None:
+        self.levels, self.stacks, self.asks = tuple(levels), tuple(stacks), tuple(asks)
+
+    def tune(
+        self, found: Sequence[Sequence[Tensor]], known: Tensor, scopes: Sequence[Tensor], clocks: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """One step of all levels.
+
+        Upwards, each level takes the hypergradients of what it moves as its gradients and reads its own off its last
+        step; where one is not finite, this level and those above will not move. Downwards, each moves with the
+        hyperparameters just moved.
+
+        Args:
+            found: for each of the hyperparameters that the first level moves, what was read; see `Step.read`.
+            known: which of them have moved something. shape: (all that the first level moves,)
+            scopes, clocks: see `numbers`, which has the last word.
+        """
+        products = [sum(mine[1:], mine[0]) for mine in found]
+        plan = []
+        allowed = torch.ones_like(known[0])
+        for level in self.levels:
+            rows = level.memory.unbind()
+            read = torch.where(known, _joined([p[0] for p in products]), torch.nan)
+            grad = torch.where(known, level.gradient(rows, products), 0.0)
+            allowed = allowed & finite(grad)
+            plan.append((level, rows, grad, read, known & allowed))
+            if level.own.names:
+                products = [level.products(grad)]
+                known = level.known(known & (rows[COUNT] > 0))
+        old = [stack.memory.clone() if stack.first.own.names else None for stack in self.stacks]
+        above: Sequence[Tensor] = ()
+        done = {}
+        for level, rows, grad, read, allowed in reversed(plan):
+            columns = level.columns(level.own.values(above))
+            done[level] = columns, grad, level.move(rows, columns, grad, read, allowed)
+            above = rows
+        for stack, before in zip(self.stacks, old, strict=True):
+            if before is not None:
+                parts = zip(*(done[level] for level in stack.levels), strict=True)
+                stack.differentiate(before, *(torch.cat(x, dim=-1) for x in parts))
+        return self.numbers(scopes, clocks)
+
+    def numbers(self, scopes: Sequence[Tensor], clocks: Sequence[Tensor]) -> list[Tensor]:
+        """What is asked for, with the hyperparameters as they are; see `Step.prepare`.
+
+        Args:
+            scopes: for each, what the user says; see `Hyperparameters.values`.
+            clocks: for each, how many steps have been made before. shape: ()
+        """
+        memory = self.levels[0].memory.unbind() if self.levels else ()
+        return [
+            step.prepare(own.values(memory, scope), scope[: len(own.names)], clock + 1)
+            for (own, step), scope, clock in zip(self.asks, scopes, clocks, strict=True)
+        ]
+
+    def whole(
+        self, elements: tuple[Any, ...], kept: list[Tensor], last: Tensor, known: Tensor, scope: Tensor, clock: Tensor, *maps: Any
+    ) -> None:
+        """All of a step in which a single bucket moves: the parts of a small step take less time than to call them.
+
+        Args:
+            elements: parameter, gradient and state.
+            kept, last, maps: see `Step.read`; the rest: see `tune` and `numbers`.
+        """
+        ((_, step),), (param, grad, state) = self.asks, elements
+        now = self.numbers([scope], [clock])[0] if step.ahead else last
+        found = step.read(grad, param, grad, state, kept, last, now, *maps)
+        (now,) = self.tune([[found]], known, [scope], [clock])
+        step.move(param, grad, state, kept, now)
+        if len(last):
+            last.copy_(now)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
@@ -22,9 +20,9 @@ def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     return numerator / denominator.clamp_min(torch.finfo(denominator.dtype).tiny)
 
 
-def all_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """Whether every element of every tensor is finite, as a tensor: asking must not wait for the device. shape: ()"""
-    return torch.stack([x.isfinite().all() for x in tensors]).all()
+def finite(x: Tensor) -> Tensor:
+    """Whether every element is finite, as a tensor: asking must not wait for the device. shape: ()"""
+    return (x * 0).sum() == 0  # half as many operations as with isfinite
 
 
 def finite_or_zero(x: Tensor) -> Tensor:

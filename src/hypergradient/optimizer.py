@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from .bucket import Bucket, Family
-from .charts import interval
 from .engine import Engine
 from .hypergradient import Step
-from .level import READ, Hyperparameters, Level, number, tune, upper
+from .level import READ, Hyperparameters, Level, Stack, Tuner, number, upper
 from .numerics import wide
 from .rule import Rule, check
 from .tower import Tower
@@ -65,9 +64,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """Drop what follows from `param_groups` and `state`; it is made again when it is needed."""
         self._engine = Engine(self.compile)
         self._levels: list[Level] = []
+        self._stacks: list[Stack] = []
         self._families: list[Family] = []
         self._steps: dict[Any, Step] = {}
-        self._known: tuple[bool, ...] = ()
+        self._tuners: dict[Any, Tuner] = {}
+        self._mask: tuple[tuple[bool, ...], Tensor] = (), torch.empty(0)
 
     # ------------------------------------------------------------------ groups
 
@@ -126,10 +127,18 @@ class Hyperoptimizer(torch.optim.Optimizer):
             for i, group in enumerate(params):
                 self._families.append(Family(self._owner(i, like), group, self.state))
             below = [f.owner for f in {id(f.owner): f for f in self._families}.values() if f.owner.names]
-            for level, own in enumerate(upper(self.tower, like), 1):
+            for own in upper(self.tower, like):
                 self._levels.append(Level(own, below))
-                self._keep(level, everything)
                 below = [own]
+            kinds: dict[Any, list[Level]] = {}
+            for number, level in enumerate(self._levels, 1):
+                self._recall(number, level, everything)
+                kinds.setdefault(level.kind, []).append(level)
+            self._stacks = [Stack(alike) for alike in kinds.values()]
+            for number, level in enumerate(self._levels, 1):
+                level.bound()
+                for h in level.below:
+                    self.state[self._home(number, h, everything)][key(number, h)] = level.memory[:, h.place]
         for i, (group, family) in enumerate(zip(self.param_groups, self._families, strict=True)):
             self._listen(i, group, family)
         return self._families
@@ -145,24 +154,18 @@ class Hyperoptimizer(torch.optim.Optimizer):
         initial = {n: number(rule, n, [group.get(BASE + n, group[n])] * sets, like) for n in rule.hyperparameters()}
         return Hyperparameters(rule, initial, tuned=self.tower.height > 0)
 
-    def _keep(self, number: int, params: list[Tensor]) -> None:
-        """Let `state` remember what level `number` does, under a parameter of theirs for each set of hyperparameters that
-        it moves, and the level what `state` remembers.
-        """
-        level = self._levels[-1]
-        parts, homes = [], []
+    def _home(self, number: int, h: Hyperparameters, params: list[Tensor]) -> Tensor:
+        """The parameter under which `state` remembers what level `number` does to `h`: one of those that `h` moves."""
+        mine = list(chain.from_iterable(f.params for f in self._families if f.owner is h)) or params
+        known = (p for p in mine if key(number, h) in self.state.get(p, {}))
+        return next(chain(known, (p for p in mine if p.requires_grad), mine))
+
+    def _recall(self, number: int, level: Level, params: list[Tensor]) -> None:
+        """Let level `number` take up what `state` remembers of it."""
         for h in level.below:
-            mine = [f.params for f in self._families if f.owner is h]
-            mine = list(chain.from_iterable(mine)) or params
-            key = f"level {number} moves {h}"
-            home = next(chain((p for p in mine if key in self.state.get(p, {})), (p for p in mine if p.requires_grad), mine))
-            part = level.memory[:, h.place]
-            parts.append(self.state[home].get(key, part).to(part))
-            homes.append((h, key, home))
-        level.memory = torch.cat(parts, dim=1)
-        level.bound()
-        for h, key, home in homes:
-            self.state[home][key] = level.memory[:, h.place]
+            saved = self.state.get(self._home(number, h, params), {}).get(key(number, h))
+            if saved is not None:
+                level.memory[:, h.place] = saved
 
     def _replace(self, old: list[Tensor], new: list[Tensor]) -> None:
         """Take what is remembered of parameters that somebody has replaced by others over to those, place by place."""
@@ -182,8 +185,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             if n in owner.names and value != 0 == group[BASE + n]:
                 raise ValueError(f"group {i}: {n}={value!r} would have to be a multiple of a learned value that starts at 0")
         scope = []
-        for n, value in said.items():
-            low, high = interval(owner.rule.constraint(n), owner.like.dtype)
+        for (n, value), (low, high) in zip(said.items(), owner.ends, strict=True):
             base = group[BASE + n] if n in owner.names else 0.0
             scope.append((value / base if base else 1.0) if n in owner.names else min(max(value, low), high))
         off = frozenset(n for n, value in said.items() if value == 0 and n not in owner.names)
@@ -192,10 +194,10 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def _step(self, owner: Hyperparameters, off: frozenset[str]) -> Step:
         """What a step with these hyperparameters is; one object for all that are alike, so that it is compiled once."""
-        key = str(owner), off
-        if key not in self._steps:
-            self._steps[key] = Step(owner.rule, owner.names, off)
-        return self._steps[key]
+        what = str(owner), off
+        if what not in self._steps:
+            self._steps[what] = Step(owner.rule, owner.names, off)
+        return self._steps[what]
 
     # -------------------------------------------------------------------- step
 
@@ -222,55 +224,61 @@ class Hyperoptimizer(torch.optim.Optimizer):
                         "construct the embedding with sparse=False, or give it to torch.optim.SparseAdam"
                     )
         families = self._assemble()
-        engine = self._engine
-        active = [(f, b) for f in families for b in f.active()]
-        for group, family in zip(self.param_groups, families, strict=True):
-            for f, bucket in active:
-                if f is family:
-                    bucket.gather(group["maximize"])
-        if self._levels:
-            self._tune(active, engine)
-        numbers: dict[Any, Tensor] = {}
-        for family, bucket in active:
-            bucket.move(engine, self._numbers(family, bucket, numbers))
+        active: list[tuple[Family, Bucket]] = []
+        for family, group in zip(families, self.param_groups, strict=True):
+            for bucket in family.active():
+                bucket.gather(group["maximize"])
+                active.append((family, bucket))
+        asks = {(id(f), id(b.clock)): (f, b.clock) for f, b in active}
+        tuner, run = self._tuner(tuple(f for f, _ in asks.values())), self._engine
+        scopes, clocks = [f.scope for f, _ in asks.values()], [clock for _, clock in asks.values()]
+        if run.compile and self._levels and len(active) == len(self._levels[0].below) == 1 and active[0][1].compiles:
+            bucket, known = active[0][1], self._known(active)
+            elements = bucket.param, bucket.grad, bucket.state
+            run(tuner.whole, elements, bucket.kept, bucket.numbers, known, *scopes, *clocks, bucket.spread, bucket.total)
+        else:
+            numbers: dict[Any, Tensor] = {}
+            if not self._levels or any(f.step.ahead for f, _ in active):
+                numbers = dict(zip(asks, run(tuner.numbers, scopes, clocks, dynamic=False), strict=True))
+            if self._levels:
+                found = self._read(active, numbers), self._known(active)
+                numbers = dict(zip(asks, run(tuner.tune, *found, scopes, clocks, dynamic=False), strict=True))
+            for family, bucket in active:
+                bucket.move(run, numbers[id(family), id(bucket.clock)])
+        for _, bucket in active:
             bucket.scatter()
-        for clock in {id(b.clock): b.clock for _, b in active}.values():
+        for clock in clocks:
             clock.add_(1)
         return loss
 
-    def _numbers(self, family: Family, bucket: Bucket, known: dict[Any, Tensor]) -> Tensor:
-        """The numbers of this step for the parameters in `bucket`, of which those alike need be computed only once."""
-        key = id(family), id(bucket.clock)
-        if key not in known:
-            above = self._levels[0].memory if self._levels else None
-            values, tuned = family.owner.values(above, family.scope), len(family.owner.names)
-            known[key] = self._engine(family.step.prepare, False)(values, family.scope[:tuned], bucket.clock + 1)
-        return known[key]
+    def _tuner(self, families: tuple[Family, ...]) -> Tuner:
+        """What computes the numbers of a step; the same object for the same families."""
+        what = tuple((id(f), id(f.step)) for f in families)
+        if what not in self._tuners:
+            self._tuners[what] = Tuner(self._levels, self._stacks, [(f.owner, f.step) for f in families])
+        return self._tuners[what]
 
-    def _tune(self, active: Sequence[tuple[Family, Bucket]], engine: Engine) -> None:
-        """Read what the last step says of its hyperparameters, and let the levels above move."""
-        first, numbers = self._levels[0], {}
+    def _read(self, active: Sequence[tuple[Family, Bucket]], ahead: Mapping[Any, Tensor]) -> list[list[Tensor]]:
+        """What the last step says of each of the hyperparameters that the first level moves, bucket by bucket."""
+        first = self._levels[0]
         found: dict[int, list[Tensor]] = {id(h): [] for h in first.below}
-        moved = {id(f.owner) for f, b in active if b.made}
         for family, bucket in active:
             if family.owner.names:
-                now = self._numbers(family, bucket, numbers) if family.step.ahead else first.memory
-                found[id(family.owner)].append(bucket.read(engine, now))
-        products, known = [], []
+                now = ahead.get((id(family), id(bucket.clock)), bucket.numbers)
+                found[id(family.owner)].append(bucket.read(self._engine, now).to(first.memory))
         for h in first.below:
-            mine = [x.to(first.memory) for x in found[id(h)]]
-            if not mine:
+            if not found[id(h)]:
                 first.rest(h)
-                mine = [first.memory.new_zeros(3 if h.rule.normalize else 1, *h.shape)]
-            products.append(sum(mine[1:], mine[0]))
-            known += [id(h) in moved] * h.shape[0] * h.sets
-        engine(tune, False)(self._levels, products, self._mask(tuple(known)))
+                found[id(h)] = [first.memory.new_zeros(3 if h.rule.normalize else 1, *h.shape)]
+        return list(found.values())
 
-    def _mask(self, known: tuple[bool, ...]) -> Tensor:
-        """Truth values as a tensor, kept from step to step."""
-        if known != self._known:
-            self._known, self._mask_ = known, torch.tensor(known, device=self._levels[0].memory.device)
-        return self._mask_
+    def _known(self, active: Sequence[tuple[Family, Bucket]]) -> Tensor:
+        """Which of what the first level moves has moved anything in this step and before."""
+        moved = {id(f.owner) for f, b in active if b.made}
+        known = tuple(id(h) in moved for h in self._levels[0].below for _ in range(h.shape[0] * h.shape[1]))
+        if known != self._mask[0]:
+            self._mask = known, torch.tensor(known, device=self._levels[0].memory.device)
+        return self._mask[1]
 
     # ------------------------------------------------------------ what it does
 
@@ -295,9 +303,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
         normalization; NaN where none has been read. With `maximize`, L is what is minimized: the negative.
         """
         self._assemble()
-        return self._tell(group, lambda h, above, scope: above[READ, h.place].view(h.shape))
+        return self._tell(group, lambda h, above, scope: above[READ][h.place].view(h.shape))
 
-    def _tell(self, group: int, read: Callable[[Hyperparameters, Any, Tensor | None], Tensor]) -> list[dict[str, Any]]:
+    def _tell(self, group: int, read: Callable[[Hyperparameters, Sequence[Tensor], Tensor | None], Tensor]) -> list[dict[str, Any]]:
         """Of each level what `read` says of the tuned hyperparameters, as numbers in the shape of `hyperparameters`."""
         family = self._families[group]
         below: tuple[str, ...] = ()
@@ -305,7 +313,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for k, h in enumerate((family.owner, *(x.own for x in self._levels))):
             numbers = {}
             if h.names:
-                said = read(h, self._levels[k].memory, None if k else family.scope)
+                said = read(h, self._levels[k].memory.unbind(), None if k else family.scope)
                 numbers = dict(zip(h.names, said.tolist(), strict=True))
             if k == 0 and self.per == "tensor":
                 levels.append(numbers)
@@ -371,6 +379,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forget()
+
+
+def key(number: int, h: Hyperparameters) -> str:
+    """The name under which `state` remembers what level `number` does to `h`."""
+    return f"level {number} moves {h}"
 
 
 def _towers(state: Mapping[Any, Any]) -> dict[str, list[tuple[int, ...]]]:

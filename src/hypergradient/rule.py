@@ -86,7 +86,6 @@ class Rule:
     horizon: float = field(default=1, kw_only=True)
     normalize: str | None = field(default=None, kw_only=True)
 
-    weight_decay: ClassVar[Any]  # of those that have one
     off: ClassVar[frozenset[str]] = frozenset()
     """Hyperparameters that are 0 and not tuned, whose terms may be left out."""
     elementwise: ClassVar[bool] = True
@@ -134,7 +133,7 @@ class Rule:
 
     def penalized(self, param: Tensor, grad: Tensor) -> Tensor:
         """The gradient of the loss with its penalty ``weight_decay / 2 |param|^2``."""
-        return grad if "weight_decay" in self.off else torch.addcmul(grad, self.weight_decay, param)
+        return grad if "weight_decay" in self.off else torch.addcmul(grad, self.weight_decay, param)  # type: ignore[attr-defined]
 
     # ------------------------------------------------------------------------------------------------------
 
