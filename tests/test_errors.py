@@ -133,11 +133,19 @@ def test_a_bad_group_is_not_added():
 
 
 OTHERS = {
-    "another rule": (Adam() / SGD(lr=1e-5), AdamW() / SGD(lr=1e-5), r"it has 0 AdamW\[.*where this optimizer has 0 Adam\["),
-    "another level": (Adam() / SGD(lr=1e-5), Adam() / Adam(lr=1e-5), "it has 1 Adam"),
-    "another height": (Adam() / SGD(lr=1e-5), Adam() / SGD(lr=1e-5) / SGD(lr=1e-9), r"it has 1 SGD\[lr REAL\], 2 SGD\[\]"),
-    "tuned otherwise": (Adam() / SGD(lr=1e-5), Adam(tune="lr") / SGD(lr=1e-5), r"0 Adam\[lr REAL\] where"),
-    "another chart": (SGD() / SGD(lr=1e-5), SGD(charts={"lr": POSITIVE}) / SGD(lr=1e-5), r"0 SGD\[lr POSITIVE\] where"),
+    "another rule": (
+        Adam() / SGD(lr=1e-5),
+        AdamW() / SGD(lr=1e-5),
+        r"it has level 1: SGD\[\] moves AdamW\[.*where this optimizer has level 1: SGD\[\] moves Adam\[",
+    ),
+    "another level": (Adam() / SGD(lr=1e-5), Adam() / Adam(lr=1e-5), r"it has level 1: Adam\[\] moves Adam"),
+    "another height": (
+        Adam() / SGD(lr=1e-5),
+        Adam() / SGD(lr=1e-5) / SGD(lr=1e-9),
+        r"it has level 1: SGD\[lr REAL\] moves.*level 2: SGD\[\] moves SGD",
+    ),
+    "tuned otherwise": (Adam() / SGD(lr=1e-5), Adam(tune="lr") / SGD(lr=1e-5), r"moves Adam\[lr REAL\] where"),
+    "another chart": (SGD() / SGD(lr=1e-5), SGD(charts={"lr": POSITIVE}) / SGD(lr=1e-5), r"moves SGD\[lr POSITIVE\] where"),
     "a flag": (Adam() / SGD(lr=1e-5), Adam(amsgrad=True) / SGD(lr=1e-5), r"amsgrad=True\] where"),
     "a horizon": (Adam() / SGD(lr=1e-5), Adam(horizon=9) / SGD(lr=1e-5), r"horizon=9\] where"),
     "arguments of a chart": (
@@ -145,7 +153,7 @@ OTHERS = {
         SGD(charts={"lr": AffineTransform(0, 4)}) / SGD(lr=1e-5),
         r"AffineTransform\(loc=0, scale=4\)\] where",
     ),
-    "untuned": (Adam() / SGD(lr=1e-5), Adam(), "it has 0 Adam"),
+    "untuned": (Adam() / SGD(lr=1e-5), Adam(), r"it has nothing where this optimizer has level 1: SGD\[\] moves Adam"),
 }
 
 
@@ -173,7 +181,7 @@ def test_the_state_of_other_sets_is_refused():
         mine,
         lambda: optimizer.load_state_dict(another.state_dict()),
         ValueError,
-        r"level 0 SGD.*'raw': \(1, 4\).*here.*'raw': \(1, 1\).*`per`",
+        r"level 1: SGD\[\] moves SGD.*\(5, 4\).*here.*\(5, 1\).*`per`",
     )
 
 

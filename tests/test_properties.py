@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from test_optimizer import TOWERS, resumed
 from torch.distributions import transforms
 
-from hypergradient.level import READ
 from hypergradient import POSITIVE, REAL, SGD, UNIT, Adam, Chart, Hyperoptimizer, nonnegative, unit_interval
+from hypergradient.level import READ
 
 settings.register_profile("project", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")

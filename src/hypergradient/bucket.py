@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -40,7 +40,9 @@ class Bucket:
         step: what is done with them.
         members: the parameters. A rule that is not elementwise gets one at a time, in its shape.
         index: which set of hyperparameters each of them uses, or None where there is one for all. shape: (members,)
-        made: how many steps they have made.
+        sets: how many sets of hyperparameters there are.
+        clock: how many steps they have made; the same tensor for buckets with the same history. shape: ()
+        made: the same, on the host.
         live: whether the last step left behind what its hypergradient can be read of; without replay it always does.
 
     Attributes:
@@ -48,11 +50,13 @@ class Bucket:
         kept: what is kept of the last step until its hypergradient is read; see `Step.keeps`.
         numbers: those of the last step, where it is replayed; without rows where it is not. shape: (rows, segments)
         compiles: whether one compiled function serves all buckets like this one.
-        clock: `made` as a tensor; the same one for buckets with the same history. shape: ()
     """
 
-    def __init__(self, step: Step, members: Sequence[Tensor], index: Tensor | None, made: int, live: bool) -> None:
-        self.step, self.members, self.index, self.made, self.live = step, list(members), index, made, live
+    def __init__(
+        self, step: Step, members: Sequence[Tensor], index: Tensor | None, sets: int, clock: Tensor, made: int, live: bool
+    ) -> None:
+        self.step, self.members, self.index, self.sets = step, list(members), index, sets
+        self.clock, self.made, self.live = clock, made, live
         self.uniform = index is None or len(members) == 1
         self.complex = members[0].is_complex()
         self.sizes = [p.numel() * (2 if self.complex else 1) for p in members]
@@ -68,7 +72,7 @@ class Bucket:
         self.places: list[Tensor] = []
         self.compiles = self.uniform and step.rule.elementwise
         if self.uniform:
-            self.spread, self.total = _same, _whole  # type: ignore[method-assign]
+            self.spread, self.total = _same, _whole  # type: ignore[method-assign,assignment]
         else:
             self.counts = torch.tensor(self.sizes, device=like.device)
 
@@ -78,7 +82,7 @@ class Bucket:
         """The members, or tensors of their shapes, as elements; of a single one no copy."""
         real = [torch.view_as_real(t) for t in tensors] if self.complex else tensors
         if len(real) > 1:
-            return flatten(real)
+            return cast(Tensor, flatten(real))
         return real[0] if self.order is None else real[0].permute(self.order).reshape(-1)
 
     def views(self, flat: Tensor) -> Sequence[Tensor]:
@@ -216,7 +220,8 @@ class Family:
         """
         if self.buckets and step is not self.step:
             self.buckets, self.present = [], []
-        self.step, self.scope = step, scope
+        self.step: Step = step
+        self.scope = scope
 
     def active(self) -> list[Bucket]:
         """The buckets whose parameters have gradients; those of the others see a step pass."""
@@ -262,12 +267,12 @@ class Family:
             bucket = known.get(tuple(map(id, members)))
             if bucket is None:
                 index = torch.tensor(positions, device=members[0].device) if self.owner.sets > 1 else None
-                bucket = Bucket(self.step, members, index, steps, alive)
+                bucket = Bucket(self.step, members, index, self.owner.sets, clock, steps, alive)
                 for p, mine in zip(members, bucket.memory(), strict=True):
                     for name in mine.keys() & self.memory[p].keys():
                         mine[name].copy_(self.memory[p][name])
                     self.memory[p].update(mine)
-            bucket.clock, bucket.sets = clock, self.owner.sets
+            bucket.clock = clock
             for p in members:
                 self.memory[p]["step"] = clock
             self.buckets.append(bucket)

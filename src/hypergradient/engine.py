@@ -67,7 +67,9 @@ def _compiled(function: Callable[..., Any], form: Any, dynamic: bool) -> Callabl
     # The compiler keeps what it has compiled with the code object. Since it checks nothing but tensors before it uses that
     # again, no two functions may share one.
     own = FunctionType(flat.__code__.replace(), flat.__globals__, function.__name__, None, flat.__closure__)
-    options = {"guard_filter_fn": _tensors} if hasattr(torch.compiler, "keep_tensor_guards_unsafe") else None
+    options: dict[str, Any] | None = (
+        {"guard_filter_fn": _tensors} if hasattr(torch.compiler, "keep_tensor_guards_unsafe") else None
+    )
     compiled: Callable[..., Any] = torch.compile(own, fullgraph=True, dynamic=dynamic, options=options)
     return compiled
 

@@ -24,14 +24,14 @@ class Numbers(NamedTuple):
     """What a step needs besides the elements, few numbers, the same for all elements of a segment.
 
     Attributes:
-        count: which step of these elements this is, from 1; 0 where there was none.
+        step: which step of these elements this is, from 1; 0 where there was none.
         values: every hyperparameter of the rule.
         scale: for each that is tuned, the factor of its schedule.
         c: what `Rule.coefficients` makes of them.
         links: those derivatives of `c` with respect to what is tuned that are not 0 by nature, times the scale.
     """
 
-    count: Tensor
+    step: Tensor
     values: dict[str, Tensor]
     scale: dict[str, Tensor]
     c: tuple[Tensor, ...]
@@ -93,7 +93,7 @@ class Step:
         at, one = self.rule.at(values), torch.ones((), dtype=torch.float64)
         gradient = at.gradient(one, one)
         self.penalized = gradient is not one
-        if not any(x.requires_grad for x in at.advance(gradient, at.init(one), c).values()):
+        if not any(x.requires_grad for x in at.advance(gradient, self.rule.init(one), c).values()):
             return "nothing"
         averages = at.averages(gradient, c)
         self.moving = any(x.requires_grad for x, _ in averages.values())
@@ -184,12 +184,19 @@ class Step:
         new, new_state, direct, partial = self.differentiate(
             numbers, lambda x: x.expand_as(param), lambda at, c: at.update(param, grad, state, c)
         )
-        sensitivity = []
-        for n, x in zip(self.names, direct, strict=True):
-            terms = [] if x is None else [x * numbers.scale[n]]
-            terms += [y * link for (i, m), link in numbers.links.items() if m == n and (y := partial[i]) is not None]
-            sensitivity.append(sum(terms[1:], terms[0]) if terms else torch.zeros_like(new))
-        return new, new_state, sensitivity
+        return new, new_state, [torch.zeros_like(new) if x is None else x for x in self._chained(numbers, direct, partial)]
+
+    def _chained(
+        self, numbers: Numbers, direct: Sequence[Tensor | None], partial: Mapping[int, Tensor | None]
+    ) -> list[Tensor | None]:
+        """``dU/dh = dU/dh|c + sum_c dU/dc dc/dh`` for each of `names`, times its scale; None where there is none."""
+        total = [None if x is None else x * numbers.scale[n] for n, x in zip(self.names, direct, strict=True)]
+        for (i, n), link in numbers.links.items():
+            slope, k = partial[i], self.names.index(n)
+            if slope is not None:
+                term, rest = slope * link, total[k]
+                total[k] = term if rest is None else rest + term
+        return total
 
     def replay(
         self, cotangent: Tensor, numbers: Numbers, param: Tensor, state: State, last: Tensor | None
@@ -253,11 +260,11 @@ class Step:
             return torch.stack(terms)
         old = dict(zip(self.state, state, strict=True))
         direct, partial = self.replay(u, self.numbers(spread(last)), param, old, kept[0] if kept else None)
-        numbers, rows = self.numbers(last), []
-        for n, x in zip(self.names, direct, strict=True):
-            terms = [] if x is None else [total(x) * numbers.scale[n]]
-            terms += [total(y) * link for (i, m), link in numbers.links.items() if m == n and (y := partial[i]) is not None]
-            rows.append(sum(terms[1:], terms[0]) if terms else torch.zeros_like(last[0]))
+        sums = (
+            [None if x is None else total(x) for x in direct],
+            {i: None if x is None else total(x) for i, x in partial.items()},
+        )
+        rows = [torch.zeros_like(last[0]) if x is None else x for x in self._chained(self.numbers(last), *sums)]
         if self.keeps == "gradient":
             kept[0].copy_(g)
         if self.ahead:
@@ -318,7 +325,7 @@ def differentiate_any(
     """Right for every rule: ``u -> (dU/dh)^T u`` is linear, so its derivative with respect to u is ``dU/dh``."""
     h = {n: numbers.values[n].detach().requires_grad_() for n in names}
     at = rule.at({**numbers.values, **h})
-    new, new_state = at.update(param, grad, state, at.coefficients(numbers.count))
+    new, new_state = at.update(param, grad, state, at.coefficients(numbers.step))
     u = torch.zeros_like(new, requires_grad=True)
     pulled: Sequence[Tensor] = ()
     if names:

@@ -169,7 +169,9 @@ class Level:
         for h in below:
             raw, unit = (x.flatten() for x in h.start())
             zero = torch.zeros_like(raw)
-            parts.append(torch.stack([raw, unit, zero + torch.nan, zero, *own.rule.init(raw).values(), *[zero] * len(own.names)]))
+            parts.append(
+                torch.stack([raw, unit, zero + torch.nan, zero, *own.rule.init(raw).values(), *[zero] * len(own.names)])
+            )
             h.place = slice(end, end := end + len(raw))
         self.memory = torch.cat(parts, dim=1)
         self.index = None
@@ -286,9 +288,7 @@ class Tuner:
         asks: which numbers are asked for: the hyperparameters that make them, and the step that they are for.
     """
 
-    def __init__(
-        self, levels: Sequence[Level], stacks: Sequence[Stack], asks: Sequence[tuple[Hyperparameters, Step]]
-    ) -> None:
+    def __init__(self, levels: Sequence[Level], stacks: Sequence[Stack], asks: Sequence[tuple[Hyperparameters, Step]]) -> None:
         self.levels, self.stacks, self.asks = tuple(levels), tuple(stacks), tuple(asks)
 
     def tune(
@@ -344,7 +344,14 @@ class Tuner:
         ]
 
     def whole(
-        self, elements: tuple[Any, ...], kept: list[Tensor], last: Tensor, known: Tensor, scope: Tensor, clock: Tensor, *maps: Any
+        self,
+        elements: tuple[Any, ...],
+        kept: list[Tensor],
+        last: Tensor,
+        known: Tensor,
+        scope: Tensor,
+        clock: Tensor,
+        *maps: Any,
     ) -> None:
         """All of a step in which a single bucket moves: the parts of a small step take less time than to call them.
 

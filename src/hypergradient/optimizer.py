@@ -132,13 +132,13 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 below = [own]
             kinds: dict[Any, list[Level]] = {}
             for number, level in enumerate(self._levels, 1):
-                self._recall(number, level, everything)
+                self._recall(number, level)
                 kinds.setdefault(level.kind, []).append(level)
             self._stacks = [Stack(alike) for alike in kinds.values()]
             for number, level in enumerate(self._levels, 1):
                 level.bound()
                 for h in level.below:
-                    self.state[self._home(number, h, everything)][key(number, h)] = level.memory[:, h.place]
+                    self.state[self._home(key(number, level, h), h)][key(number, level, h)] = level.memory[:, h.place]
         for i, (group, family) in enumerate(zip(self.param_groups, self._families, strict=True)):
             self._listen(i, group, family)
         return self._families
@@ -154,16 +154,16 @@ class Hyperoptimizer(torch.optim.Optimizer):
         initial = {n: number(rule, n, [group.get(BASE + n, group[n])] * sets, like) for n in rule.hyperparameters()}
         return Hyperparameters(rule, initial, tuned=self.tower.height > 0)
 
-    def _home(self, number: int, h: Hyperparameters, params: list[Tensor]) -> Tensor:
-        """The parameter under which `state` remembers what level `number` does to `h`: one of those that `h` moves."""
-        mine = list(chain.from_iterable(f.params for f in self._families if f.owner is h)) or params
-        known = (p for p in mine if key(number, h) in self.state.get(p, {}))
-        return next(chain(known, (p for p in mine if p.requires_grad), mine))
+    def _home(self, name: str, h: Hyperparameters) -> Tensor:
+        """The parameter under which `state` remembers `name`, which concerns `h`: one of those that it moves."""
+        mine = [p for f in self._families for p in f.params if f.owner is h or h not in self._levels[0].below]
+        return next(chain((p for p in mine if name in self.state.get(p, {})), (p for p in mine if p.requires_grad), mine))
 
-    def _recall(self, number: int, level: Level, params: list[Tensor]) -> None:
+    def _recall(self, number: int, level: Level) -> None:
         """Let level `number` take up what `state` remembers of it."""
         for h in level.below:
-            saved = self.state.get(self._home(number, h, params), {}).get(key(number, h))
+            name = key(number, level, h)
+            saved = self.state.get(self._home(name, h), {}).get(name)
             if saved is not None:
                 level.memory[:, h.place] = saved
 
@@ -305,7 +305,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._assemble()
         return self._tell(group, lambda h, above, scope: above[READ][h.place].view(h.shape))
 
-    def _tell(self, group: int, read: Callable[[Hyperparameters, Sequence[Tensor], Tensor | None], Tensor]) -> list[dict[str, Any]]:
+    def _tell(
+        self, group: int, read: Callable[[Hyperparameters, Sequence[Tensor], Tensor | None], Tensor]
+    ) -> list[dict[str, Any]]:
         """Of each level what `read` says of the tuned hyperparameters, as numbers in the shape of `hyperparameters`."""
         family = self._families[group]
         below: tuple[str, ...] = ()
@@ -356,13 +358,13 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """Raise ValueError where `state_dict` is not that of an optimizer with the same tower."""
         self._assemble()
         mine, theirs = (_towers(memory) for memory in (self.state, state_dict["state"]))
-        if theirs and mine.keys() != theirs.keys():
+        if state_dict["state"] and mine.keys() != theirs.keys():
             here, there = (", ".join(sorted(a.keys() - b.keys())) or "nothing" for a, b in ((mine, theirs), (theirs, mine)))
             raise ValueError(f"state_dict of another tower: it has {there} where this optimizer has {here}")
         for level in theirs:
             if theirs[level] != mine[level]:
                 raise ValueError(
-                    f"state_dict of another optimizer: the shapes of level {level} are {theirs[level]}, here {mine[level]}; "
+                    f"state_dict of another optimizer: the shapes of {level} are {theirs[level]}, here {mine[level]}; "
                     "`per` and the groups have to be the same"
                 )
         for i, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=False)):
@@ -381,9 +383,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._forget()
 
 
-def key(number: int, h: Hyperparameters) -> str:
-    """The name under which `state` remembers what level `number` does to `h`."""
-    return f"level {number} moves {h}"
+def key(number: int, level: Level, h: Hyperparameters) -> str:
+    """The name under which `state` remembers what a level does to `h`. (Distributed checkpoints split names at dots.)"""
+    return f"level {number}: {level.own} moves {h}".replace(".", "_")
 
 
 def _towers(state: Mapping[Any, Any]) -> dict[str, list[tuple[int, ...]]]:
