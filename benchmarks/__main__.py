@@ -2,7 +2,7 @@
 
     python -m benchmarks [--quick] [--only CASE …] [--out DIR]
 
-Prints tables and leaves results.json, results.md and results.png in the directory. All of it takes about 40 minutes.
+Prints tables and leaves results.json, results.md and results.png in the directory. All of it takes about 45 minutes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def processor() -> str:
     return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
 
 
-def save(tables: Tables, out: Path) -> None:
+def save(tables: Tables, out: Path, quick: bool) -> None:
     """Everything so far, as numbers, as text and as a picture."""
     about = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -43,6 +43,7 @@ def save(tables: Tables, out: Path) -> None:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "hypergradient": hypergradient.__version__,
+        "quick": quick,
     }
     shown = {**tables, "goals": goals(tables)}
     results = {name: table._asdict() for name, table in shown.items()}
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for table in found.values():
             console.print(on_console(table))
         tables.update(found)
-        save(tables, args.out)
+        save(tables, args.out, args.quick)
     console.print(on_console(goals(tables)))
     console.print(f"results.json, results.md and results.png are in {args.out}")
 

@@ -61,6 +61,9 @@ SHAPES = {
     "1000": [torch.Size([100])] * 1000,
     "memory": [torch.Size([1000, 1000])] * 20,
 }
+GROUPS = len(COMPILED)
+QUICK = 3.0
+"""Seconds for a case that is only to be seen running."""
 TIMES = f"Quartiles in ms; ratios are taken within a round: (a) is {FOREACH}, (b) {FUSED}."
 
 
@@ -106,10 +109,10 @@ def named(rows: dict[str, dict[str, Any]], order: Any) -> list[dict[str, Any]]:
 
 def steps(title: str, problem: str, seconds: float, quick: bool, tick: Tick) -> dict[str, Table]:
     """The optimizer's step alone."""
-    sizes = SHAPES[problem][:24] if quick and problem == "gpt" else SHAPES[problem]
+    sizes = SHAPES[problem][:12] if quick and problem == "gpt" else SHAPES[problem]
     grads = gradients(sizes)
     makers = {name: make for name, make in ALL.items() if name not in BASELINES}
-    rows = contest(lambda make: step_alone(make, sizes, grads), makers, len(COMPILED), 3 if quick else seconds, tick)
+    rows = contest(lambda make: step_alone(make, sizes, grads), makers, GROUPS, QUICK if quick else seconds, tick)
     title = f"{title}: {sum(s.numel() for s in sizes):,} elements in {len(sizes)} tensors"
     return {f"step-{problem}": Table(title, TIMES, named(rows, ALL))}
 
@@ -118,7 +121,7 @@ def iterations(title: str, problem: str, seconds: float, quick: bool, tick: Tick
     """Whole training iterations."""
     skipped = REFERENCES if problem == "lstm" else {}
     makers = {name: make for name, make in ALL.items() if name not in {**BASELINES, **skipped}}
-    rows = contest(lambda make: training(make, TASKS[problem]), makers, len(COMPILED), 3 if quick else seconds, tick)
+    rows = contest(lambda make: training(make, TASKS[problem]), makers, GROUPS, QUICK if quick else seconds, tick)
     note = TIMES + (" The reference implementation cannot train nn.LSTM." if skipped else "")
     return {f"train-{problem}": Table(title, note, named(rows, {**BASELINES, **makers}))}
 
@@ -135,7 +138,7 @@ def heights(quick: bool, tick: Tick) -> dict[str, Table]:
     chosen = HEIGHTS[:4] if quick else HEIGHTS
     makers = {f"{kind}, height {height}": make(height) for kind, make in KINDS.items() for height in chosen}
     grads = gradients(SHAPES["mlp"])
-    rows = contest(lambda make: step_alone(make, SHAPES["mlp"], grads), makers, len(chosen), 3 if quick else 90, tick)
+    rows = contest(lambda make: step_alone(make, SHAPES["mlp"], grads), makers, len(chosen), QUICK if quick else 90, tick)
     lines = []
     for kind in KINDS:
         levels = [height for height in chosen if height > 0]

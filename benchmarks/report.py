@@ -10,6 +10,7 @@ import matplotlib
 import rich.table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from .cases import Table
 from .contestants import ADAM_ADAM, BETAS, LONG, LR
@@ -130,7 +131,7 @@ def colour(name: str) -> str:
     return next((c for kind, c in COLOURS.items() if name.startswith(kind)), "#888888")
 
 
-def draw_ratios(axes: Axes, table: Table, names: list[str]) -> None:
+def draw_ratios(axes: Axes, table: Table, names: list[str], scale: str) -> None:
     """Times as multiples of torch's foreach Adam: medians with quartiles."""
     for row in table.rows:
         low, median, high = row[A]
@@ -138,7 +139,12 @@ def draw_ratios(axes: Axes, table: Table, names: list[str]) -> None:
         style = {"color": colour(row["contestant"]), "linewidth": 1.5, "markersize": 5}
         axes.errorbar(median, y, xerr=[[median - low], [high - median]], fmt="o", **style)
     axes.axvline(1, color="#222222", linewidth=0.8)
-    axes.set(xscale="log", ylim=(len(names) - 0.5, -0.5), xlabel="× torch Adam, foreach")
+    axes.set(xscale=scale, ylim=(len(names) - 0.5, -0.5), xlabel="× torch Adam, foreach")
+    if scale == "log":
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(axis="x", color="#e6e6e6", linewidth=0.6)
     axes.set_title(table.title.replace(": ", "\n").replace(", batch", "\nbatch"), fontsize=9)
     axes.set_yticks(range(len(names)), labels=names)
 
@@ -166,17 +172,17 @@ def draw_bars(axes: Axes, table: Table, column: str, title: str) -> None:
 
 def plot(tables: Tables, path: Path) -> None:
     """All of it in one picture."""
-    timed = [t for name, t in tables.items() if name.startswith(("step", "train"))]
-    names = list(dict.fromkeys(r["contestant"] for t in timed for r in t.rows))
+    timed = {name: table for name, table in tables.items() if name.startswith(("step", "train"))}
+    names = list(dict.fromkeys(r["contestant"] for t in timed.values() for r in t.rows))
     extra = [name for name in ("heights", "memory", "compile") if name in tables]
     wide = min(4, max(len(timed), len(extra)))
     tall = -(-len(timed) // wide)
-    theme: dict[Any, Any] = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
+    theme: dict[Any, Any] = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
     with matplotlib.rc_context(theme):
         figure = Figure(figsize=(2.4 + 2.8 * wide, 4 * (tall + bool(extra))), dpi=130, layout="constrained")
-        for i, table in enumerate(timed):
+        for i, (name, table) in enumerate(timed.items()):
             axes = figure.add_subplot(tall + bool(extra), wide, i + 1)
-            draw_ratios(axes, table, names)
+            draw_ratios(axes, table, names, "log" if name.startswith("step") else "linear")
             axes.tick_params(labelleft=i % wide == 0)
         for i, name in enumerate(extra):
             axes = figure.add_subplot(tall + 1, len(extra), tall * len(extra) + i + 1)
