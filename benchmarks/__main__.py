@@ -45,7 +45,7 @@ def save(tables: Tables, out: Path, quick: bool) -> None:
         "hypergradient": hypergradient.__version__,
         "quick": quick,
     }
-    shown = {**tables, "goals": goals(tables)}
+    shown = {**tables, "goals": goals(tables, quick)}
     results = {name: table._asdict() for name, table in shown.items()}
     (out / "results.json").write_text(json.dumps({**about, "results": results}, indent=1, ensure_ascii=False) + "\n")
     text = ", ".join(f"{name} {value}" for name, value in about.items())
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             console.print(on_console(table))
         tables.update(found)
         save(tables, args.out, args.quick)
-    console.print(on_console(goals(tables)))
+    console.print(on_console(goals(tables, args.quick)))
     console.print(f"results.json, results.md and results.png are in {args.out}")
 
 

@@ -78,11 +78,12 @@ def contest(
     rows: dict[str, dict[str, Any]] = {}
     shared: dict[str, list[Time]] = {name: [] for name in BASELINES}
     for i in range(groups):
-        torch._dynamo.reset()
-        gc.collect()
         group = {**BASELINES, **{name: makers[name] for name in list(makers)[i::groups]}}
         runs = {name: start(make) for name, make in group.items()}
         times = interleave(runs, seconds / groups, 3, lambda part, i=i: tick((i + part) / groups))
+        del runs  # before the next ones are made
+        gc.collect()
+        torch._dynamo.reset()
         for name, sample in shared.items():
             sample += times[name]
         rows.update((name, row(times[name], times)) for name in group if name not in BASELINES)
