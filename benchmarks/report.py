@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -172,25 +173,30 @@ def draw_bars(axes: Axes, table: Table, column: str, title: str) -> None:
 
 
 def plot(tables: Tables, path: Path) -> None:
-    """All of it in one picture."""
-    timed = {name: table for name, table in tables.items() if name.startswith(("step", "train"))}
-    names = list(dict.fromkeys(r["contestant"] for t in timed.values() for r in t.rows))
-    extra = [name for name in ("heights", "memory", "compile") if name in tables]
-    wide = min(4, max(len(timed), len(extra)))
-    tall = -(-len(timed) // wide)
+    """All of it in one picture: times above, the rest below."""
+    timed = [name for name in tables if name.startswith(("step", "train"))]
+    names = list(dict.fromkeys(r["contestant"] for name in timed for r in tables[name].rows))
+    rest = [name for name in ("heights", "memory", "compile") if name in tables]
+    wide, tall = min(4, len(timed)), -(-len(timed) // 4)
     theme: dict[Any, Any] = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
     with matplotlib.rc_context(theme):
-        figure = Figure(figsize=(2.4 + 2.8 * wide, 4 * (tall + bool(extra))), dpi=130, layout="constrained")
-        for i, (name, table) in enumerate(timed.items()):
-            axes = figure.add_subplot(tall + bool(extra), wide, i + 1)
-            draw_ratios(axes, table, names, "log" if name.startswith("step") else "linear")
-            axes.tick_params(labelleft=i % wide == 0)
-        for i, name in enumerate(extra):
-            axes = figure.add_subplot(tall + 1, len(extra), tall * len(extra) + i + 1)
-            if name == "heights":
-                draw_heights(axes, tables[name])
-            elif name == "memory":
-                draw_bars(axes, tables[name], "peak", "Peak bytes per parameter beyond the weights")
-            else:
-                draw_bars(axes, tables[name], "cold, s", "Seconds to compile, cold")
+        size = (2.4 + max(2.8 * wide, 3.7 * len(rest)), 4 * (tall + bool(rest)))
+        figure = Figure(figsize=size, dpi=130, layout="constrained")
+        heights = [tall, 1] if timed and rest else [1]
+        parts = iter(figure.subfigures(len(heights), height_ratios=heights, squeeze=False).flat)
+        if timed:
+            grid = next(parts).subplots(tall, wide, sharey=True, squeeze=False).flat
+            for name, axes in zip_longest(timed, grid):
+                if name is None:
+                    axes.set_axis_off()
+                else:
+                    draw_ratios(axes, tables[name], names, "log" if name.startswith("step") else "linear")
+        if rest:
+            for name, axes in zip(rest, next(parts).subplots(1, len(rest), squeeze=False).flat, strict=True):
+                if name == "heights":
+                    draw_heights(axes, tables[name])
+                elif name == "memory":
+                    draw_bars(axes, tables[name], "peak", "Peak bytes per parameter\nbeyond the weights")
+                else:
+                    draw_bars(axes, tables[name], "cold, s", "Seconds to compile, cold")
         figure.savefig(path)
