@@ -55,7 +55,9 @@ def save(tables: Tables, out: Path, quick: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the cases; print and save what there is after each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="seconds for a case, smaller cases: to see that it runs")
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE", default=list(CASES), help=", ".join(CASES))
     parser.add_argument("--out", type=Path, default=Path("bench"), help="directory (default: %(default)s)")
