@@ -20,8 +20,8 @@ lint: $(READY) ## Style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY) ## Time one optimizer step beside torch.optim and the reference implementation
-	$(BIN)/python -m benchmarks.step
+bench: $(READY) ## Time and memory beside torch.optim and others, 45 minutes; leaves bench/
+	$(BIN)/python -m benchmarks
 
 # torch first: its CPU build where it can be had, without the gigabytes of an accelerator's libraries
 $(READY): pyproject.toml constraints.txt
@@ -31,4 +31,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 clean: ## Remove what the other targets made
-	rm -rf .venv demo build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv bench demo build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

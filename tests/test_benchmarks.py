@@ -1,0 +1,61 @@
+"""The benchmarks run, count bytes as they should, and measure the models they name. Nothing is timed here."""
+
+import json
+
+import pytest
+import torch
+from benchmarks import cases
+from benchmarks.__main__ import main
+from benchmarks.contestants import ALL, BASELINES, BETAS, FUSED, REFERENCES
+from benchmarks.measure import peak_bytes
+from benchmarks.problems import MLP, TASKS, ResNet20, loss, shapes
+
+
+@pytest.fixture(autouse=True)
+def single_precision():
+    """What the benchmarks are for."""
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(torch.float64)
+
+
+def test_a_case_leaves_numbers_text_and_a_picture(monkeypatch, tmp_path):
+    names = [*BASELINES, *REFERENCES, f"eager, {BETAS}"]
+    monkeypatch.setattr(cases, "ALL", {name: ALL[name] for name in names})
+    monkeypatch.setattr(cases, "GROUPS", 2)
+    monkeypatch.setattr(cases, "QUICK", 0.01)
+    main(["--quick", "--only", "step-mlp", "train-mlp", "--out", str(tmp_path)])
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    for case in ("step-mlp", "train-mlp"):
+        assert [row["contestant"] for row in results[case]["rows"]] == names
+        for row in results[case]["rows"]:
+            assert row["runs"] >= 3
+            assert row["ms"] == sorted(row["ms"])
+            assert row["× (b)"] == [1, 1, 1] or row["contestant"] != FUSED
+    assert "| torch Adam, fused | " in (tmp_path / "results.md").read_text()
+    assert (tmp_path / "results.png").stat().st_size > 0
+
+
+def test_bytes_of_what_is_known():
+    """Adam keeps two averages, and a count per tensor; the gradients are there twice when they come in."""
+    sizes = [torch.Size([100, 100])] * 3
+    said = peak_bytes(ALL[FUSED], sizes)
+    assert said == pytest.approx({"iteration": 16, "step": 12, "kept": 8}, abs=0.01)
+
+
+def test_the_models_have_the_sizes_they_are_named_for():
+    count = {name: (len(s), sum(map(torch.Size.numel, s))) for name, s in cases.SHAPES.items()}
+    assert count["mlp"] == (4, 101_770)
+    assert count["resnet"] == (65, 272_474)
+    assert count["gpt"] == (144, 85_054_464)
+    assert [s.numel() for s in shapes(ResNet20)][-2:] == [640, 10]
+    assert len(shapes(ResNet20)) == 59
+    assert shapes(MLP)[0] == (128, 784)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_output_of_a_model_has_a_class(task):
+    model, (x, y) = TASKS[task].model(), TASKS[task].batch()
+    assert model(x[:2]).shape[:-1] == y[:2].shape
+    loss(model(x[:2]), y[:2]).backward()
+    assert all(p.grad is not None for p in model.parameters())
