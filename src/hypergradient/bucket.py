@@ -136,10 +136,6 @@ class Bucket:
         """From elements to segments, by summation. shape: (elements,) -> (segments,)"""
         return torch.stack([part.sum() for part in x.split(self.sizes)])
 
-    def select(self, numbers: Tensor) -> Tensor:
-        """From sets of hyperparameters to the segments that use them. shape: (rows, sets) -> (rows, segments)"""
-        return (numbers if self.index is None else numbers.index_select(1, self.index)).to(self.numbers)
-
     def spread(self, numbers: Tensor) -> Tensor:
         """From segments to elements. shape: (rows, segments) -> (rows, elements)"""
         return numbers.repeat_interleave(self.counts, dim=1, output_size=sum(self.sizes))
@@ -151,18 +147,13 @@ class Bucket:
         size = -(-n // parts)
         yield from [slice(i, i + size) for i in range(0, n, size)] if parts > 1 else [...]
 
-    def read(self, engine: Engine, now: Tensor) -> Tensor:
-        """What the last step says of what is tuned; see `Step.read`. shape: (1 or 3, tuned, sets)
-
-        Args:
-            now: the numbers of this step, where the state is advanced already; else any. shape: (rows, sets)
-        """
-        run = engine if self.compiles else EAGER
-        now = self.select(now) if self.step.ahead else self.numbers
-        parts = []
+    def read(self, engine: Engine) -> Tensor:
+        """What the last step says of what is tuned; see `Step.read`. shape: (1 or 3, tuned, sets)"""
+        run, parts = engine if self.compiles else EAGER, []
         for i in self.pieces(run):
-            param, grad, state, kept = self.param[i], self.grad[i], [t[i] for t in self.state], [t[i] for t in self.kept]
-            parts.append(run(self.step.read, grad, param, grad, state, kept, self.numbers, now, self.spread, self.total))
+            state, kept = [t[i] for t in self.state], [t[i] for t in self.kept]
+            arguments = self.grad[i], self.param[i], state, kept, self.numbers, self.spread, self.total
+            parts.append(run(self.step.read, *arguments))
         products = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
         if self.index is None:
             return products
@@ -172,7 +163,7 @@ class Bucket:
     def move(self, engine: Engine, numbers: Tensor) -> None:
         """One step but for counting it; see `Step.move`."""
         run = engine if self.compiles else EAGER
-        numbers = self.select(numbers)
+        numbers = (numbers if self.index is None else numbers.index_select(1, self.index)).to(self.numbers)
         now = self.spread(numbers)
         for i in self.pieces(run):
             state, kept = [t[i] for t in self.state], [t[i] for t in self.kept]

@@ -229,30 +229,25 @@ class Step:
         self,
         cotangent: Tensor,
         param: Tensor,
-        grad: Tensor,
         state: list[Tensor],
         kept: list[Tensor],
         last: Tensor,
-        now: Tensor,
         spread: Callable[[Tensor], Tensor],
         total: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """``<u, T>`` with each sensitivity T of the last step, and where the rule normalizes ``<u, u>`` and ``<T, T>``.
 
-        Where this is the last that is needed of the old state or of the old gradient, the new one takes its place.
-
         Args:
             cotangent: u, the gradient of what is to become smaller by tuning.
-            param, grad, state, kept: of the elements.
+            param, state, kept: of the elements.
             last: the numbers of the last step. shape: (rows, segments)
-            now: where `ahead`, those of this step, right where they do not depend on what is tuned; shaped alike.
             spread: from segments to elements. shape: (rows, segments) -> (rows, elements or 1)
             total: from elements to segments, by summation. shape: (elements,) or () -> (segments,)
 
         Returns:
             shape: (1 or 3, tuned, segments)
         """
-        u, param, g = cotangent.to(last.dtype), param.to(last.dtype), grad.to(last.dtype)
+        u, param = cotangent.to(last.dtype), param.to(last.dtype)
         if self.keeps == "sensitivity":
             terms = [torch.stack([total(u * t) for t in kept])]
             if self.pairs == 3:
@@ -265,18 +260,7 @@ class Step:
             {i: None if x is None else total(x) for i, x in partial.items()},
         )
         rows = [torch.zeros_like(last[0]) if x is None else x for x in self._chained(self.numbers(last), *sums)]
-        if self.keeps == "gradient":
-            kept[0].copy_(g)
-        if self.ahead:
-            numbers = self.numbers(spread(now))
-            at = self.rule.at(numbers.values)
-            _write(old, at.advance(at.gradient(param, g), old, numbers.c))
         return torch.where(last[0] > 0, torch.stack(rows), 0.0)[None]
-
-    @property
-    def ahead(self) -> bool:
-        """Whether the state is advanced already when the last step is read, to go through it once instead of twice."""
-        return self.keeps == "nothing"
 
     def move(self, param: Tensor, grad: Tensor, state: list[Tensor], kept: list[Tensor], now: Tensor) -> None:
         """One step in place: of the parameter, its state, and the sensitivities ``T = fading T + dU/dh`` where they are kept.
@@ -286,9 +270,6 @@ class Step:
         """
         numbers, old = self.numbers(now), dict(zip(self.state, state, strict=True))
         p, g = param.to(now.dtype), grad.to(now.dtype)
-        if self.ahead:
-            param.copy_(self.rule.at(numbers.values).apply(p, old, numbers.c))
-            return
         sensitivity: list[Tensor] = []
         if not self.rule.elementwise:
             new, new_state, sensitivity = differentiate_any(self.rule, numbers, self.names, p, g, old)
@@ -296,6 +277,8 @@ class Step:
             new, new_state, sensitivity = self.advance(numbers, p, g, old)
         else:
             new, new_state = self.rule.at(numbers.values).update(p, g, old, numbers.c)
+        if self.keeps == "gradient":
+            kept[0].copy_(g)
         for t, slope in zip(kept, sensitivity, strict=False):  # what is not finite would stay for ever
             t.copy_(finite_or_zero(t * self.fading + slope) if self.fading else slope)
         _write({"": param, **old}, {"": new, **new_state})

@@ -360,8 +360,7 @@ class Tuner:
             kept, last, maps: see `Step.read`; the rest: see `tune` and `numbers`.
         """
         ((_, step),), (param, grad, state) = self.asks, elements
-        now = self.numbers([scope], [clock])[0] if step.ahead else last
-        found = step.read(grad, param, grad, state, kept, last, now, *maps)
+        found = step.read(grad, param, state, kept, last, *maps)
         (now,) = self.tune([[found]], known, [scope], [clock])
         step.move(param, grad, state, kept, now)
         if len(last):

@@ -237,12 +237,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
             elements = bucket.param, bucket.grad, bucket.state
             run(tuner.whole, elements, bucket.kept, bucket.numbers, known, *scopes, *clocks, bucket.spread, bucket.total)
         else:
-            numbers: dict[Any, Tensor] = {}
-            if not self._levels or any(f.step.ahead for f, _ in active):
-                numbers = dict(zip(asks, run(tuner.numbers, scopes, clocks, dynamic=False), strict=True))
             if self._levels:
-                found = self._read(active, numbers), self._known(active)
-                numbers = dict(zip(asks, run(tuner.tune, *found, scopes, clocks, dynamic=False), strict=True))
+                found = run(tuner.tune, self._read(active), self._known(active), scopes, clocks, dynamic=False)
+            else:
+                found = run(tuner.numbers, scopes, clocks, dynamic=False)
+            numbers = dict(zip(asks, found, strict=True))
             for family, bucket in active:
                 bucket.move(run, numbers[id(family), id(bucket.clock)])
         for _, bucket in active:
@@ -258,14 +257,13 @@ class Hyperoptimizer(torch.optim.Optimizer):
             self._tuners[what] = Tuner(self._levels, self._stacks, [(f.owner, f.step) for f in families])
         return self._tuners[what]
 
-    def _read(self, active: Sequence[tuple[Family, Bucket]], ahead: Mapping[Any, Tensor]) -> list[list[Tensor]]:
+    def _read(self, active: Sequence[tuple[Family, Bucket]]) -> list[list[Tensor]]:
         """What the last step says of each of the hyperparameters that the first level moves, bucket by bucket."""
         first = self._levels[0]
         found: dict[int, list[Tensor]] = {id(h): [] for h in first.below}
         for family, bucket in active:
             if family.owner.names:
-                now = ahead.get((id(family), id(bucket.clock)), bucket.numbers)
-                found[id(family.owner)].append(bucket.read(self._engine, now).to(first.memory))
+                found[id(family.owner)].append(bucket.read(self._engine).to(first.memory))
         for h in first.below:
             if not found[id(h)]:
                 first.rest(h)
