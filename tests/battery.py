@@ -12,6 +12,7 @@ import copy
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,13 +82,18 @@ def loss(model: nn.Module, t: int) -> Tensor:
     return (model(x.to(dtype)) - torch.sin(2 * x[:, :2]).to(dtype)).square().mean()
 
 
+def backward(optimizer: Any, model: nn.Module, t: int) -> Tensor:
+    value = loss(model, t)
+    value.backward(create_graph=getattr(optimizer, "create_graph", False))
+    return value
+
+
 def fit(optimizer: Any, model: nn.Module, steps: int, start: int = 0) -> list[float]:
     """Losses of `steps` steps."""
     losses = []
     for t in range(start, start + steps):
         optimizer.zero_grad()
-        value = loss(model, t)
-        value.backward(create_graph=getattr(optimizer, "create_graph", False))
+        value = backward(optimizer, model, t)
         optimizer.step()
         losses.append(value.item())
     return losses
@@ -118,9 +124,7 @@ def learns(losses: list[float]) -> None:
 
 def trains(contestant: Contestant) -> None:
     model, optimizer = start(contestant)
-    kept = list(model.parameters())
     learns(fit(optimizer, model, 200))
-    assert all(p is q for p, q in zip(kept, model.parameters(), strict=True)), "the parameters were replaced"
 
 
 def warms_up_from_zero(contestant: Contestant) -> None:
@@ -299,14 +303,18 @@ def can_be_compiled(contestant: Contestant) -> None:
     twin, other = start(contestant)
     counter = CompileCounter()  # runs what has been traced, as it stands
     step, made = torch.compile(optimizer.step, backend=counter), []
-    for t in range(12):
-        fit(other, twin, 1, t)
-        optimizer.zero_grad()
-        loss(model, t).backward()
-        step()
-        made.append(counter.frame_count)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for t in range(12):
+            fit(other, twin, 1, t)
+            optimizer.zero_grad()
+            backward(optimizer, model, t)
+            step()
+            made.append(counter.frame_count)
     same(values(model), values(twin), "compiled steps are others", rtol=1e-4, atol=1e-6)
     assert made[-1] == made[5], f"compiled again and again: {made}"
+    for warning in caught:  # the compiler of torch 2.13 itself uses what torch 2.13 deprecates
+        assert "torch.jit" in str(warning.message), f"a warning: {warning.message}"
 
 
 PROBES: dict[str, Callable[[Contestant], None]] = {
