@@ -19,7 +19,7 @@
 | 14 | schedulers write group["lr"] | test_schedulers::test_scheduler, test_schedulers::test_every_scheduler_class_is_covered |
 | 15 | monitors read float(group["lr"]) | test_monitors_read_a_float, test_lightning::test_learning_rate_monitor |
 | 16 | torch.compile | test_compile::test_values_schedules_and_steps_do_not_compile_again, test_battery::test_battery, |
-| | | test_compile::test_a_function_that_calls_step_can_be_compiled |
+| | | test_compiled_models::test_a_function_that_calls_step_can_be_compiled |
 | 17 | GradScaler | test_precision::test_grad_scaler_skips_the_step_of_every_level, test_battery::test_battery |
 | 18 | clipping | test_clipping_hypergradients_are_of_the_clipped_gradients, test_optimizer::test_accumulation_and_clipping |
 | 19 | accumulation | test_accumulation_is_one_step_of_the_sum, test_optimizer::test_accumulation_and_clipping |
