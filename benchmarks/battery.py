@@ -18,9 +18,8 @@ import torch
 from gradient_descent_the_ultimate_optimizer import gdtuo
 from prodigyopt import Prodigy
 from schedulefree import AdamWScheduleFree
-from torch import nn
-
 from tests.battery import PROBES, Contestant, ours, run
+from torch import nn
 
 VERSIONS = ("torch", "prodigyopt", "schedulefree", "gradient-descent-the-ultimate-optimizer")
 

@@ -113,6 +113,15 @@ def same(one: Any, other: Any, why: str, **tolerance: float) -> None:
     torch.testing.assert_close(one, other, **tolerance, equal_nan=True, msg=lambda text: f"{why}: {text}")
 
 
+def failure(action: Callable[[], Any]) -> Exception | None:
+    """The error that `action` raises."""
+    try:
+        action()
+    except Exception as error:
+        return error
+    return None
+
+
 def learns(losses: list[float]) -> None:
     assert all(map(math.isfinite, losses)), "a loss that is not finite"
     first, last = sum(losses[:10]), sum(losses[-10:])
@@ -231,13 +240,10 @@ def refuses_sparse_gradients(contestant: Contestant) -> None:
     fit(optimizer, model, 3)
     model[2].weight.grad = torch.ones_like(model[2].weight).to_sparse()
     before = copy.deepcopy([values(model), optimizer.state_dict()])
-    try:
-        optimizer.step()
-    except Exception as error:
-        assert "sparse" in str(error), f"an unclear {type(error).__name__}: {error}"
-        same([values(model), optimizer.state_dict()], before, "something moved before the error")
-    else:
-        raise AssertionError("no error, and not refused")
+    error = failure(optimizer.step)
+    assert error is not None, "no error"
+    assert "sparse" in str(error), f"an unclear {type(error).__name__}: {error}"
+    same([values(model), optimizer.state_dict()], before, "something moved before the error")
     fit(optimizer, model, 3)
 
 
@@ -338,9 +344,7 @@ def run(probe: str, contestant: Contestant) -> None:
     """Put a contestant through a probe, or see that it refuses what it is right to refuse."""
     if probe not in contestant.refuses:
         return PROBES[probe](contestant)
-    try:
-        PROBES[probe](contestant)
-    except ValueError as error:
-        assert re.search(contestant.refuses[probe], str(error)), f"an unclear error: {error}"
-        return None
-    raise AssertionError("no error")
+    error = failure(lambda: PROBES[probe](contestant))
+    assert isinstance(error, ValueError), f"not refused: {error!r}"
+    assert re.search(contestant.refuses[probe], str(error)), f"an unclear error: {error}"
+    return None

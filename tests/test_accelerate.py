@@ -111,7 +111,7 @@ def test_accelerate_with_its_options(options):
 
 def test_accelerate_says_when_a_step_was_skipped():
     """With a scaler, a step whose gradients are not finite is skipped on all levels, and Accelerate knows."""
-    accelerator, model, optimizer, loader, _ = prepared(TOWERS[0])
+    _, model, optimizer, loader, _ = prepared(TOWERS[0])
     optimizer = AcceleratedOptimizer(optimizer.optimizer, scaler=torch.amp.GradScaler("cpu", init_scale=16.0))
     skipped = []
     for t, (x, y) in enumerate(loader):

@@ -11,7 +11,8 @@
 | 6 | zero_grad | test_zero_grad_in_place_or_not_is_the_same, test_zero_grad_by_the_model |
 | 7 | grad None | test_optimizer::test_parameters_that_come_and_go_count_their_own_steps, test_no_gradient_at_all_is_no_step |
 | 8 | state keyed by parameter | test_state_is_keyed_by_parameter |
-| 9 | load_state_dict casts | test_precision::test_half_precision_parameters_keep_float32_hyperparameters_through_load_state_dict |
+| 9 | casts in load_state_dict | |
+| | | test_precision::test_half_precision_parameters_keep_float32_hyperparameters_through_load_state_dict |
 | 10 | load_state_dict replaces | test_load_state_dict_replaces_groups_and_tensors |
 | 11 | getstate: pickle, deepcopy | test_optimizer::test_deepcopy_and_pickle, test_pickle_of_what_torch_save_takes_whole |
 | 12 | weights_only | test_optimizer::test_resume_is_exact_to_the_last_bit, test_weights_only_takes_every_state |
@@ -385,7 +386,7 @@ def test_exception_in_step_leaves_grad_mode():
     fit(optimizer, model, 3)
 
 
-def test_inference_mode_and_no_grad_around_the_step():
+def test_no_grad_around_the_step():
     runs = []
     for context in (torch.enable_grad, torch.no_grad):
         model = network()

@@ -48,7 +48,9 @@ CYCLING = {
 def test_every_scheduler_class_is_covered():
     """A class that torch adds fails here until it is in the table."""
     found = {n for n in lr_scheduler.__all__ if n != "LRScheduler"} | {"SWALR"}
-    found |= {c.__name__ for c in vars(lr_scheduler).values() if isinstance(c, type) and issubclass(c, lr_scheduler.LRScheduler)}
+    found |= {
+        c.__name__ for c in vars(lr_scheduler).values() if isinstance(c, type) and issubclass(c, lr_scheduler.LRScheduler)
+    }
     assert found - {"LRScheduler", "_LRScheduler"} == SCHEDULERS.keys()
 
 
@@ -96,7 +98,9 @@ def test_scheduler_that_cycles_momentum(make):
     same_as_torch(*RULES[0], make)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="groups have beta1 and beta2, and these schedulers, by default, want betas")
+@pytest.mark.xfail(
+    strict=True, raises=ValueError, reason="groups have beta1 and beta2, and these schedulers, by default, want betas"
+)
 @pytest.mark.parametrize("make", CYCLING.values(), ids=CYCLING.keys())
 def test_scheduler_that_cycles_the_betas_of_adam(make):
     same_as_torch(*RULES[1], make)

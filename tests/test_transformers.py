@@ -43,7 +43,9 @@ def trainer(folder, lines, model=None, steps=30, **options):
         logging_steps=5,
         **{"save_strategy": "no", **options},
     )
-    return transformers.Trainer(model=model or llama(), args=arguments, train_dataset=Lines(lines), eval_dataset=Lines(lines[:16]), **own)
+    return transformers.Trainer(
+        model=model or llama(), args=arguments, train_dataset=Lines(lines), eval_dataset=Lines(lines[:16]), **own
+    )
 
 
 def inner(trainer):
