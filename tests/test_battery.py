@@ -15,3 +15,9 @@ TODO = {
 @pytest.mark.parametrize("probe", [pytest.param(p, marks=TODO.get(p, ())) for p in PROBES])
 def test_battery(probe, contestant):
     run(probe, contestant)
+
+
+def test_the_table_in_the_documentation_is_of_these_probes_and_rules():
+    header, _, *rows = [line for line in TABLE.read_text().splitlines() if line.startswith("|")]
+    assert [cell.strip() for cell in header.split("|")[3:-1]] == list(PROBES)
+    assert [row.split("|")[1].strip() for row in rows][: len(ours())] == [str(c) for c in ours()]
