@@ -10,7 +10,6 @@ from hypergradient import SGD, Adam, Hyperoptimizer, Muon
 
 # the compiler of torch 2.13 itself imports what torch 2.13 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-TRACED = pytest.mark.xfail(strict=True, reason="dynamo traces into step, breaks the graph 20 times and warns")
 MUON = Muon(lr=0.01) / SGD(lr=1e-4)
 
 
@@ -70,7 +69,6 @@ def test_a_compiled_model_s_parameters_can_be_given():
     agree([[p.detach() for p in model.parameters()], optimizer.hyperparameters()], plain(TOWERS[1]))
 
 
-@TRACED
 @pytest.mark.parametrize("tower", [*TOWERS, MUON], ids=repr)
 def test_a_function_that_calls_step_can_be_compiled(tower):
     """The step is the same, and neither new values nor a schedule are compiled again."""
@@ -88,7 +86,6 @@ def test_a_function_that_calls_step_can_be_compiled(tower):
     assert frames[-1] == frames[2]
 
 
-@TRACED
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_whole_training_step_can_be_compiled(compile):
     tower = Adam(lr=0.01) / SGD(lr=1e-4)

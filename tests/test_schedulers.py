@@ -98,9 +98,6 @@ def test_scheduler_that_cycles_momentum(make):
     same_as_torch(*RULES[0], make)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="groups have beta1 and beta2, and these schedulers, by default, want betas"
-)
 @pytest.mark.parametrize("make", CYCLING.values(), ids=CYCLING.keys())
 def test_scheduler_that_cycles_the_betas_of_adam(make):
     same_as_torch(*RULES[1], make)
