@@ -80,7 +80,7 @@ class Bucket:
 
     def _flat(self, tensors: Sequence[Tensor]) -> Tensor:
         """The members, or tensors of their shapes, as elements; of a single one no copy."""
-        real = [torch.view_as_real(t) for t in tensors] if self.complex else tensors
+        real = [torch.view_as_real(t.resolve_conj()) for t in tensors] if self.complex else tensors
         if len(real) > 1:
             return cast(Tensor, flatten(real))
         return real[0] if self.order is None else real[0].permute(self.order).reshape(-1)
@@ -101,21 +101,23 @@ class Bucket:
         """Read the members and their gradients: a single one where it is, several into a place that is kept for them.
 
         Args:
-            cotangents: the gradients of another loss that is to be made smaller by tuning, if there is one.
+            cotangents: the gradients of another loss that is to be made smaller by tuning, if there is one; 0 of whom it
+                does not name.
         """
         grads: list[Any] = [p.grad for p in self.members]
         if len(self.members) > 1:
             if not self.places:
-                self.param, self.grad = flatten(self.members), flatten(grads)
+                self.param, self.grad = self._flat(self.members), self._flat(grads)
                 self.places = [*self.views(self.param), *self.views(self.grad)]
             torch._foreach_copy_(self.places, [*self.members, *grads])
             self.grad = self.grad.neg_() if maximize else self.grad
         else:
             self.param, grad = self._flat(self.members), self._flat(grads)
             self.grad = -grad if maximize else grad
-        self.cotangents = [self._flat([cotangents[p] for p in self.members])] if cotangents else []
-        if maximize:
-            self.cotangents = [-u for u in self.cotangents]
+        self.cotangents = []
+        if cotangents:
+            u = self._flat([cotangents[p] if p in cotangents else torch.zeros_like(p) for p in self.members])
+            self.cotangents = [-u if maximize else u]
 
     def scatter(self) -> None:
         """Write the members, in place: the end of a step."""

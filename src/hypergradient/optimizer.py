@@ -295,22 +295,26 @@ class Hyperoptimizer(torch.optim.Optimizer):
         present weights, so that a weight decay can be learned, which a training loss alone drives to 0.
 
         Args:
-            loss: of the present weights, with its graph; in no other scale than it is meant (of no `GradScaler`). With
-                several processes it is that of this one: where their gradients are to be averaged, average the loss's.
+            loss: of the present weights, with a graph of its own, which is freed; in no other scale than it is meant (of no
+                `GradScaler`). With several processes it is that of this one: where their gradients are to be averaged,
+                average the loss's. With `maximize` it is climbed too.
                 shape: ()
 
         Raises:
-            ValueError: it has more than one element, or depends on none of the parameters.
+            TypeError: it is not a tensor.
+            ValueError: it has more than one element or no graph, or depends on none of the parameters.
         """
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"loss={loss!r} is not allowed; it must be a tensor with a graph")
         params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         if loss.numel() != 1 or not loss.requires_grad:
             raise ValueError(
                 f"loss has shape {tuple(loss.shape)}, requires_grad={loss.requires_grad}; it must be one number with a graph"
             )
-        found = torch.autograd.grad(loss, params, allow_unused=True)
+        found = torch.autograd.grad(loss, params, allow_unused=True) if params else ()
         if all(g is None for g in found):
             raise ValueError("loss depends on none of the optimizer's parameters")
-        self._cotangents = {p: torch.zeros_like(p) if g is None else g for p, g in zip(params, found, strict=True)}
+        self._cotangents = {p: g for p, g in zip(params, found, strict=True) if g is not None}
 
     def _tuner(self, families: tuple[Family, ...]) -> Tuner:
         """What computes the numbers of a step; the same object for the same families."""
@@ -407,6 +411,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """
         self._check(state_dict)
         super().load_state_dict(state_dict)
+        self._cotangents = {}
         # torch has cast the state to the dtypes of the parameters; what it remembers of half-precision ones is wider.
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         for p, key in zip(chain.from_iterable(group["params"] for group in self.param_groups), saved, strict=True):
