@@ -24,8 +24,9 @@ def tower_with(case, level):
     return BELOW / above / TOP if level == 1 else BELOW / SGD(lr=0.5) / above / TOP
 
 
-def difference(oracle, key):
-    """How the next loss changes with a value in this step alone: central differences of fourth order.
+def difference(oracle, key, judge=lambda weights: loss(weights, STEPS)):
+    """How the next loss, or what else `judge` says, changes with a value in this step alone: central differences of
+    fourth order.
 
     Too small a step drowns in rounding, too large a one in curvature: of a ladder, the two neighbours that agree best.
     """
@@ -34,7 +35,7 @@ def difference(oracle, key):
         # a copy shares the tensors that have a graph
         twin = copy.deepcopy(oracle, {id(x): x for x in oracle.leaves()})
         twin.step(loss(twin.weights, STEPS - 1), {key: bump})
-        return loss(twin.weights, STEPS).item()
+        return judge(twin.weights).item()
 
     value = abs(oracle.value(key[0], Entry(key[1], None)).item())
     sizes = [value * 5.0**-k for k in range(1, 7)]

@@ -391,6 +391,20 @@ def test_complex_parameters():
     optimizer.step()
 
 
+@pytest.mark.parametrize("tower", [Adam(lr=0.1) / SGD(lr=0.01), SGD(lr=0.1, horizon=3) / SGD(lr=0.01)], ids=repr)
+def test_several_complex_parameters_move_as_their_parts_do(tower):
+    z = [torch.tensor([1 + 2j, 3 - 1j]).requires_grad_(), torch.tensor([[0.5j], [2.0], [1 - 1j]]).requires_grad_()]
+    parts = [torch.view_as_real(x.detach()).clone().requires_grad_() for x in z]
+    optimizer, twin = Hyperoptimizer(z, tower), Hyperoptimizer(parts, tower)
+    for _ in range(10):
+        for x, o in ((z, optimizer), ([torch.view_as_complex(p) for p in parts], twin)):
+            o.zero_grad()
+            sum((y.abs() - 1).square().sum() for y in x).backward()
+            o.step()
+    torch.testing.assert_close([torch.view_as_real(x) for x in z], parts)
+    assert optimizer.hyperparameters() == twin.hyperparameters()
+
+
 def test_bfloat16_parameters_have_float32_hyperparameters_and_state():
     mine = [p.detach().to(torch.bfloat16).requires_grad_() for p in parameters()]
     optimizer = Hyperoptimizer(mine, Adam(lr=1e-3) / SGD(lr=1e-6))
