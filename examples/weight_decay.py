@@ -83,9 +83,9 @@ def fixed(weight_decay: float) -> Rule:
 
 
 def tuned(weight_decay: float) -> Tower:
-    """A tower that tunes the weight decay alone: its logarithm, by its effect over about a hundred steps."""
-    how: dict[str, Any] = {"charts": {"weight_decay": POSITIVE}, "horizon": 100, "normalize": "cosine"}
-    return SGD(lr=0.3, momentum=0.9, weight_decay=weight_decay, tune=("weight_decay",), **how) / SGD(lr=0.3)
+    """A tower that tunes the weight decay alone: its logarithm, by at most 0.3 per step."""
+    how: dict[str, Any] = {"tune": ("weight_decay",), "charts": {"weight_decay": POSITIVE}, "normalize": "cosine"}
+    return SGD(lr=0.3, momentum=0.9, weight_decay=weight_decay, **how) / SGD(lr=0.3)
 
 
 def train(tower: Rule | Tower, splits: Splits, seed: int, steps: int, objective: str = "training") -> Result:

@@ -284,6 +284,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             clock.add_(1)
         self._cotangents = {}
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # its gradient is not for the compiler to take
     def tune_on(self, loss: Tensor) -> None:
         """Take the hypergradients of the next step from another loss, for example on data held out for validation.
 
