@@ -187,7 +187,7 @@ class Bucket:
 
 
 def _whole(x: Tensor) -> Tensor:
-    return x.sum().view(1)
+    return x.sum().view(1) if x.ndim else x.view(1)
 
 
 def _same(x: Tensor) -> Tensor:

@@ -259,13 +259,14 @@ class Step:
                 terms += [total(u * u).expand_as(terms[0]), torch.stack([total(t * t) for t in kept])]
             return torch.stack(terms)
         old = dict(zip(self.state, state, strict=True))
-        direct, partial = self.replay(u, self.numbers(spread(last)), param, old, kept[0] if kept else None)
-        sums = (
-            [None if x is None else total(x) for x in direct],
-            {i: None if x is None else total(x) for i, x in partial.items()},
-        )
-        rows = [torch.zeros_like(last[0]) if x is None else x for x in self._chained(self.numbers(last), *sums)]
-        return torch.where(last[0] > 0, torch.stack(rows), 0.0)[None]
+        numbers = each = self.numbers(last)
+        if (wide_rows := spread(last)) is not last:
+            each = self.numbers(wide_rows)
+        direct, partial = self.replay(u, each, param, old, kept[0] if kept else None)
+        sums = [None if x is None else total(x) for x in (*direct, *partial.values())]
+        chained = self._chained(numbers, sums[: len(direct)], dict(zip(partial, sums[len(direct) :], strict=True)))
+        rows = torch.stack([torch.zeros_like(last[0]) if x is None else x.view(-1) for x in chained])
+        return torch.where(last[0] > 0, rows, 0.0)[None]
 
     def move(self, param: Tensor, grad: Tensor, state: list[Tensor], kept: list[Tensor], now: Tensor) -> None:
         """One step in place: of the parameter, its state, and the sensitivities ``T = fading T + dU/dh`` where they are kept.
