@@ -16,7 +16,7 @@ from hypergradient import SGD, Hyperoptimizer
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "hypergradient"
 ORDER = [
-    ["charts", "numerics", "engine"],
+    ["charts", "numerics", "engine", "shards"],
     ["rule"],
     ["rules"],
     ["tower", "hypergradient"],

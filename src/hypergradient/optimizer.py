@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -16,6 +16,7 @@ from .hypergradient import Step
 from .level import READ, Hyperparameters, Level, Stack, Tuner, number, upper
 from .numerics import wide
 from .rule import Rule, check
+from .shards import total
 from .tower import Tower
 
 BASE = "constructed_"
@@ -131,14 +132,16 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 self._levels.append(Level(own, below))
                 below = [own]
             kinds: dict[Any, list[Level]] = {}
-            for number, level in enumerate(self._levels, 1):
-                self._recall(number, level)
+            for name, h, mine in self._remembered():
+                if (saved := self.state.get(self._home(name, h), {}).get(name)) is not None:
+                    mine.copy_(saved)
+            for level in self._levels:
                 kinds.setdefault(level.kind, []).append(level)
             self._stacks = [Stack(alike) for alike in kinds.values()]
-            for number, level in enumerate(self._levels, 1):
+            for level in self._levels:
                 level.bound()
-                for h in level.below:
-                    self.state[self._home(key(number, level, h), h)][key(number, level, h)] = level.memory[:, h.place]
+            if self.state:
+                self._remember()
         for i, (group, family) in enumerate(zip(self.param_groups, self._families, strict=True)):
             self._listen(i, group, family)
         return self._families
@@ -159,13 +162,16 @@ class Hyperoptimizer(torch.optim.Optimizer):
         mine = [p for f in self._families for p in f.params if f.owner is h or h not in self._levels[0].below]
         return next(chain((p for p in mine if name in self.state.get(p, {})), (p for p in mine if p.requires_grad), mine))
 
-    def _recall(self, number: int, level: Level) -> None:
-        """Let level `number` take up what `state` remembers of it."""
-        for h in level.below:
-            name = key(number, level, h)
-            saved = self.state.get(self._home(name, h), {}).get(name)
-            if saved is not None:
-                level.memory[:, h.place] = saved
+    def _remembered(self) -> Iterator[tuple[str, Hyperparameters, Tensor]]:
+        """What is remembered of each level: a name, whose hyperparameters it concerns, a view."""
+        for k, level in enumerate(self._levels, 1):
+            for h in level.below:
+                yield key(k, level, h), h, level.memory[:, h.place]
+
+    def _remember(self) -> None:
+        """Let `state` remember every level. Not before the first step: who finds any state takes it for the whole."""
+        for name, h, mine in self._remembered():
+            self.state[self._home(name, h)][name] = mine
 
     def _replace(self, old: list[Tensor], new: list[Tensor]) -> None:
         """Take what is remembered of parameters that somebody has replaced by others over to those, place by place."""
@@ -224,15 +230,20 @@ class Hyperoptimizer(torch.optim.Optimizer):
                         "construct the embedding with sparse=False, or give it to torch.optim.SparseAdam"
                     )
         families = self._assemble()
+        if not self.state:
+            self._remember()
         active: list[tuple[Family, Bucket]] = []
         for family, group in zip(families, self.param_groups, strict=True):
             for bucket in family.active():
                 bucket.gather(group["maximize"])
                 active.append((family, bucket))
+        if self._rehearsal(active):
+            return loss
         asks = {(id(f), id(b.clock)): (f, b.clock) for f, b in active}
         tuner, run = self._tuner(tuple(f for f, _ in asks.values())), self._engine
         scopes, clocks = [f.scope for f, _ in asks.values()], [clock for _, clock in asks.values()]
-        if run.compile and self._levels and len(active) == len(self._levels[0].below) == 1 and active[0][1].compiles:
+        single = len(active) == 1 and active[0][1].compiles and not active[0][1].layout.groups
+        if run.compile and single and self._levels and len(self._levels[0].below) == 1:
             bucket, known = active[0][1], self._known(active)
             elements = bucket.param, bucket.grad, bucket.state
             run(tuner.whole, elements, bucket.kept, bucket.numbers, known, *scopes, *clocks, bucket.spread, bucket.total)
@@ -260,15 +271,23 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def _read(self, active: Sequence[tuple[Family, Bucket]]) -> list[list[Tensor]]:
         """What the last step says of each of the hyperparameters that the first level moves, bucket by bucket."""
         first = self._levels[0]
-        found: dict[int, list[Tensor]] = {id(h): [] for h in first.below}
-        for family, bucket in active:
-            if family.owner.names:
-                found[id(family.owner)].append(bucket.read(self._engine).to(first.memory))
+        reads = [(f.owner, b.layout.groups, b.read(self._engine).to(first.memory)) for f, b in active if f.owner.names]
+        found = total(reads)
         for h in first.below:
-            if not found[id(h)]:
+            if h not in found:
                 first.rest(h)
-                found[id(h)] = [first.memory.new_zeros(3 if h.rule.normalize else 1, *h.shape)]
-        return list(found.values())
+                found[h] = [first.memory.new_zeros(3 if h.rule.normalize else 1, *h.shape)]
+        return [found[h] for h in first.below]
+
+    def _rehearsal(self, active: Sequence[tuple[Family, Bucket]]) -> bool:
+        """Whether this is no step at all: before every other, along gradients of 0, with a step size of 0.
+
+        That is how `torch.distributed.checkpoint` makes an optimizer have a state; it must not count.
+        """
+        if any(b.made for f in self._families for b in f.buckets) or any(g.get("lr") for g in self.param_groups):
+            return False
+        moves = [(None, b.layout.groups, b.grad.any().to(f.owner.like).view(1)) for f, b in active]
+        return not any(x.item() for some in total(moves).values() for x in some)
 
     def _known(self, active: Sequence[tuple[Family, Bucket]]) -> Tensor:
         """Which of what the first level moves has moved anything in this step and before."""
@@ -337,6 +356,15 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     # ------------------------------------------------------------- checkpoints
 
+    def state_dict(self) -> dict[str, Any]:
+        """As of every optimizer; what parameters share, each has for itself: it may be loaded in place."""
+        if self.state:
+            self._assemble()
+        found = super().state_dict()
+        shared = ("step", "numbers")
+        own = {k: {n: x.clone() if n in shared else x for n, x in m.items()} for k, m in found["state"].items()}
+        return {**found, "state": own}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, to the last bit.
 
@@ -355,7 +383,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def _check(self, state_dict: dict[str, Any]) -> None:
         """Raise ValueError where `state_dict` is not that of an optimizer with the same tower."""
         self._assemble()
-        mine, theirs = (_towers(memory) for memory in (self.state, state_dict["state"]))
+        mine = _towers({name: x} for name, _, x in self._remembered())
+        theirs = _towers(state_dict["state"].values())
         if state_dict["state"] and mine.keys() != theirs.keys():
             here, there = (", ".join(sorted(a.keys() - b.keys())) or "nothing" for a, b in ((mine, theirs), (theirs, mine)))
             raise ValueError(f"state_dict of another tower: it has {there} where this optimizer has {here}")
@@ -386,10 +415,10 @@ def key(number: int, level: Level, h: Hyperparameters) -> str:
     return f"level {number}: {level.own} moves {h}".replace(".", "_")
 
 
-def _towers(state: Mapping[Any, Any]) -> dict[str, list[tuple[int, ...]]]:
+def _towers(memories: Iterable[Mapping[str, Tensor]]) -> dict[str, list[tuple[int, ...]]]:
     """What is remembered of each level of a tower: the shapes, one entry per group where they have their own."""
     found: dict[str, list[tuple[int, ...]]] = {}
-    for memory in state.values():
+    for memory in memories:
         for name, tensor in memory.items():
             if name.startswith("level "):
                 found.setdefault(name, []).append(tuple(tensor.shape))
