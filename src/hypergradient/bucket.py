@@ -68,7 +68,7 @@ class Bucket:
         self.clock, self.made, self.live = clock, made, live
         self.uniform = index is None or len(members) == 1
         self.complex = members[0].is_complex()
-        parts = layout.parts(members)
+        parts = layout.parts(self.members)
         real = [torch.view_as_real(x) for x in parts] if self.complex else parts
         self.shapes, self.sizes = [x.shape for x in real], [x.numel() for x in real]
         self.order = None
@@ -125,9 +125,10 @@ class Bucket:
         if len(self.members) > 1:
             torch._foreach_copy_(self.layout.parts(self.members), self.places[: len(self.members)])
         else:
-            (p,) = self.members
-            if Layout.of(p).local(p).untyped_storage().data_ptr() != self.param.untyped_storage().data_ptr():
-                p.copy_(self.layout.join(self.views(self.param)[0], p))
+            own, (p,) = Layout.of(self.members[0]), self.members
+            here = own.local(p)
+            if here.untyped_storage().data_ptr() != self.param.untyped_storage().data_ptr():
+                here.copy_(own.local(self.layout.join(self.views(self.param)[0], p)))
             del self.param, self.grad
 
     def memory(self) -> list[dict[str, Tensor]]:

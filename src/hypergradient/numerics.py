@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,17 @@ def sqrt(x: Tensor) -> Tensor:
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """``numerator / denominator`` for nonnegative denominators, with 0 / 0 = 0."""
     return numerator / denominator.clamp_min(torch.finfo(denominator.dtype).tiny)
+
+
+def added(terms: Sequence[Tensor], start: Tensor) -> Tensor:
+    """``sum(terms, start)``, and 0 where that is no more than the rounding of what has been added.
+
+    In the first step of Adam nothing depends on its betas: two terms of ``dU/dbeta`` cancel. They leave up to four units
+    in the last place of either, and a cosine, which is free of scale, would take these for a direction.
+    """
+    total = sum(terms, start)
+    size = sum((x.abs() for x in terms), start.abs())
+    return torch.where(total.abs() > 8 * torch.finfo(total.dtype).eps * size, total, 0.0) if terms else total
 
 
 def finite(x: Tensor) -> Tensor:
