@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,19 +84,7 @@ def test_every_rule_is_in_the_table_of_the_tests():
 
 
 def test_the_package_depends_on_torch_alone():
-    allowed = {
-        "torch",
-        "__future__",
-        "abc",
-        "collections",
-        "dataclasses",
-        "itertools",
-        "math",
-        "numbers",
-        "types",
-        "typing",
-        "warnings",
-    }
+    allowed = {"torch", *sys.stdlib_module_names}
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

@@ -128,7 +128,7 @@ def test_horizon_and_cosine_are_what_they_say(case, horizon, normalize):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("rule", [Adam, AdamW, Adamax, NAdam, RAdam], ids=lambda rule: rule.__name__)
 def test_rounding_is_no_direction_for_a_cosine(rule, dtype):
-    """In the first step nothing depends on the averages' coefficients, but for NAdam's: there only rounding is left."""
+    """In the first step nothing depends on the betas (but for NAdam's first): only rounding is left."""
     torch.manual_seed(0)
     param = torch.randn(1000, dtype=dtype, requires_grad=True)
     optimizer = Hyperoptimizer([param], rule(lr=0.01, horizon=5, normalize="cosine") / SGD(lr=0.1))

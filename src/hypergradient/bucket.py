@@ -8,7 +8,7 @@ that fit the cache.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -106,8 +106,12 @@ class Bucket:
             parts = [flat.view([self.shapes[0][d] for d in self.order]).permute(back)]
         return [torch.view_as_complex(x) for x in parts] if self.complex else parts
 
-    def gather(self, maximize: bool) -> None:
-        """Read the members and their gradients: a single one where it is, several into a place that is kept for them."""
+    def gather(self, maximize: bool, cotangents: Mapping[Tensor, Tensor]) -> None:
+        """Read the members and their gradients: a single one where it is, several into a place that is kept for them.
+
+        Args:
+            cotangents: the gradients of another loss that is to be made smaller by tuning, if there is one.
+        """
         parts, grads = self.layout.parts(self.members), self.layout.parts([p.grad for p in self.members])
         if len(parts) > 1:
             if not self.places:
@@ -118,10 +122,13 @@ class Bucket:
         else:
             self.param, grad = self._flat(parts), self._flat(grads)
             self.grad = -grad if maximize else grad
+        self.cotangents = [self._flat(self.layout.parts([cotangents[p] for p in self.members]))] if cotangents else []
+        if maximize:
+            self.cotangents = [-u for u in self.cotangents]
 
     def scatter(self) -> None:
         """Write the members, in place: the end of a step."""
-        self.made, self.live = self.made + 1, True
+        self.made, self.live, self.cotangents = self.made + 1, True, []
         if len(self.members) > 1:
             torch._foreach_copy_(self.layout.parts(self.members), self.places[: len(self.members)])
         else:
@@ -160,10 +167,10 @@ class Bucket:
 
     def read(self, engine: Engine) -> Tensor:
         """What the last step says of what is tuned; see `Step.read`. shape: (1 or 3, tuned, sets)"""
-        run, parts = engine if self.compiles else EAGER, []
+        run, parts, (u, *_) = engine if self.compiles else EAGER, [], (*self.cotangents, self.grad)
         for i in self.pieces(run):
             state, kept = [t[i] for t in self.state], [t[i] for t in self.kept]
-            arguments = self.grad[i], self.param[i], state, kept, self.numbers, self.spread, self.total
+            arguments = u[i], self.param[i], state, kept, self.numbers, self.spread, self.total
             parts.append(run(self.step.read, *arguments))
         products = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
         if self.index is None:
@@ -228,7 +235,8 @@ class Family:
     def active(self) -> list[Bucket]:
         """The buckets whose parameters have gradients; those of the others see a step pass."""
         present = [p.grad is not None for p in self.params]
-        if self.stale or present != self.present:
+        self.filled = self.stale or present != self.present
+        if self.filled:
             self._fill(present)
         moving = []
         for bucket in self.buckets:

@@ -75,7 +75,7 @@ def _compiled(function: Callable[..., Any], form: Any, dynamic: bool) -> Callabl
 
 
 def _tensors(guards: Sequence[Any]) -> list[bool]:
-    """Which of its checks before each call the compiler needs: those of what tensors look like. All else stays the same,
-    and checking it takes longer than a small step. (In torch since 2.8.)
+    """Which of its checks before each call the compiler needs: those of what tensors look like, and which are
+    the same. All else stays as it is, and checking it takes longer than a small step. (In torch since 2.8.)
     """
-    return [guard.guard_type in ("TENSOR_MATCH", "SHAPE_ENV") for guard in guards]
+    return [guard.guard_type in ("TENSOR_MATCH", "SHAPE_ENV", "DUPLICATE_INPUT") for guard in guards]

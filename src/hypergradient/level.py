@@ -356,11 +356,11 @@ class Tuner:
         """All of a step in which a single bucket moves: the parts of a small step take less time than to call them.
 
         Args:
-            elements: parameter, gradient and state.
+            elements: parameter, gradient, state, and in a list the gradient to tune along, if that is another.
             kept, last, maps: see `Step.read`; the rest: see `tune` and `numbers`.
         """
-        ((_, step),), (param, grad, state) = self.asks, elements
-        found = step.read(grad, param, state, kept, last, *maps)
+        ((_, step),), (param, grad, state, others) = self.asks, elements
+        found = step.read((others or [grad])[0], param, state, kept, last, *maps)
         (now,) = self.tune([[found]], known, [scope], [clock])
         step.move(param, grad, state, kept, now)
         if len(last):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import chain
+from operator import is_
 from typing import Any
 
 import torch
@@ -57,9 +59,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
             raise ValueError(f"per={per!r} is not allowed; it must be 'all', 'group' or 'tensor'")
         self.per = per
         self.rules: list[Rule] = []
+        self._cotangents: dict[Tensor, Tensor] = {}
         self._forget()
         values = {n: getattr(self.tower.rules[0], n) for n in self.tower.rules[0].hyperparameters()}
-        super().__init__(params, {**values, "maximize": maximize})
+        betas = {"betas": (values["beta1"], values["beta2"])} if {"beta1", "beta2"} <= values.keys() else {}
+        super().__init__(params, {**values, **betas, "maximize": maximize})
 
     def _forget(self) -> None:
         """Drop what follows from `param_groups` and `state`; it is made again when it is needed."""
@@ -70,6 +74,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._steps: dict[Any, Step] = {}
         self._tuners: dict[Any, Tuner] = {}
         self._mask: tuple[tuple[bool, ...], Tensor] = (), torch.empty(0)
+        self._marks: list[Any] = []
 
     # ------------------------------------------------------------------ groups
 
@@ -108,8 +113,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
             group[BASE + n] = siblings[0][BASE + n] if siblings else group[n]
             if group[n] != 0 == group[BASE + n]:
                 raise ValueError(f"{where}: {n}={group[n]!r} would have to be a multiple of a shared value that starts at 0")
+        if {"beta1", "beta2"} <= group.keys():
+            group["betas"] = group[BASE + "betas"] = group["beta1"], group["beta2"]  # schedulers know this name; see `_listen`
+        known = set(group)
         super().add_param_group(group)
-        for n in self.tower.rules[0].hyperparameters().keys() - rule.hyperparameters().keys():
+        for n in self.defaults.keys() - known - {"maximize"}:  # of the leftmost rule, where this group has one of its own
             del group[n]
         self.rules.append(rule)
 
@@ -120,6 +128,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
             if list(map(id, family.params)) != list(map(id, now)):
                 self._replace(family.params, now)
                 self._families = []
+        if self._families and not self._marked():
+            self._families = []
         if len(self._families) < len(params):
             everything = list(chain.from_iterable(params))
             double = any(wide(p.dtype) == torch.float64 for p in everything)
@@ -132,7 +142,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 self._levels.append(Level(own, below))
                 below = [own]
             kinds: dict[Any, list[Level]] = {}
-            for name, h, mine in self._remembered():
+            for name, h, mine in self._rows():
                 if (saved := self.state.get(self._home(name, h), {}).get(name)) is not None:
                     mine.copy_(saved)
             for level in self._levels:
@@ -142,6 +152,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 level.bound()
             if self.state:
                 self._remember()
+            self._marks = self._remembered()
         for i, (group, family) in enumerate(zip(self.param_groups, self._families, strict=True)):
             self._listen(i, group, family)
         return self._families
@@ -162,7 +173,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         mine = [p for f in self._families for p in f.params if f.owner is h or h not in self._levels[0].below]
         return next(chain((p for p in mine if name in self.state.get(p, {})), (p for p in mine if p.requires_grad), mine))
 
-    def _remembered(self) -> Iterator[tuple[str, Hyperparameters, Tensor]]:
+    def _rows(self) -> Iterator[tuple[str, Hyperparameters, Tensor]]:
         """What is remembered of each level: a name, whose hyperparameters it concerns, a view."""
         for k, level in enumerate(self._levels, 1):
             for h in level.below:
@@ -170,7 +181,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def _remember(self) -> None:
         """Let `state` remember every level. Not before the first step: who finds any state takes it for the whole."""
-        for name, h, mine in self._remembered():
+        for name, h, mine in self._rows():
             self.state[self._home(name, h)][name] = mine
 
     def _replace(self, old: list[Tensor], new: list[Tensor]) -> None:
@@ -179,9 +190,23 @@ class Hyperoptimizer(torch.optim.Optimizer):
             if p is not q and p in self.state:
                 self.state[q] = self.state.pop(p)
 
+    def _remembered(self) -> list[Any]:
+        """All that is in `state`."""
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        return [x for p in params if p in self.state for x in self.state[p].values()]
+
+    def _marked(self) -> bool:
+        """Whether `state` holds what it was given: somebody may have put other tensors there, or none."""
+        now = self._remembered()
+        return len(now) == len(self._marks) and all(map(is_, now, self._marks))
+
     def _listen(self, i: int, group: dict[str, Any], family: Family) -> None:
         """Take over what group `i` says of the hyperparameters of its rule, where it says something new."""
         owner = family.owner
+        if "betas" in group:
+            if tuple(group["betas"]) != tuple(group[BASE + "betas"]):
+                group["beta1"], group["beta2"] = group["betas"]
+            group["betas"] = group[BASE + "betas"] = group["beta1"], group["beta2"]
         said = {n: float(group[n]) for n in owner.order}
         if said == family.said:
             return
@@ -207,6 +232,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     # -------------------------------------------------------------------- step
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # traced with the model, it would compile again and again
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every level, along the gradients that are in ``p.grad`` now.
@@ -229,23 +255,31 @@ class Hyperoptimizer(torch.optim.Optimizer):
                         f"{name} has a gradient of layout {p.grad.layout}; only dense gradients can be used: "
                         "construct the embedding with sparse=False, or give it to torch.optim.SparseAdam"
                     )
-        families = self._assemble()
+        device = self.param_groups[0]["params"][0].device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+            self._move(self._assemble())
+        return loss
+
+    def _move(self, families: Sequence[Family]) -> None:
+        """Move everything: what `step` does when all is as it should be."""
         if not self.state:
             self._remember()
         active: list[tuple[Family, Bucket]] = []
         for family, group in zip(families, self.param_groups, strict=True):
             for bucket in family.active():
-                bucket.gather(group["maximize"])
+                bucket.gather(group["maximize"], self._cotangents)
                 active.append((family, bucket))
+        if any(family.filled for family in families):
+            self._marks = self._remembered()
         if self._rehearsal(active):
-            return loss
+            return
         asks = {(id(f), id(b.clock)): (f, b.clock) for f, b in active}
         tuner, run = self._tuner(tuple(f for f, _ in asks.values())), self._engine
         scopes, clocks = [f.scope for f, _ in asks.values()], [clock for _, clock in asks.values()]
         single = len(active) == 1 and active[0][1].compiles and not active[0][1].layout.groups
         if run.compile and single and self._levels and len(self._levels[0].below) == 1:
-            bucket, known = active[0][1], self._known(active)
-            elements = bucket.param, bucket.grad, bucket.state
+            (_, bucket), known = active[0], self._known(active)
+            elements = bucket.param, bucket.grad, bucket.state, bucket.cotangents
             run(tuner.whole, elements, bucket.kept, bucket.numbers, known, *scopes, *clocks, bucket.spread, bucket.total)
         else:
             if self._levels:
@@ -259,7 +293,35 @@ class Hyperoptimizer(torch.optim.Optimizer):
             bucket.scatter()
         for clock in clocks:
             clock.add_(1)
-        return loss
+        self._cotangents = {}
+
+    def tune_on(self, loss: Tensor) -> None:
+        """Take the hypergradients of the next step from another loss, for example on data held out for validation.
+
+            loss_fn(model(x), y).backward()
+            optimizer.tune_on(loss_fn(model(x_val), y_val))
+            optimizer.step()
+
+        The weights still follow ``p.grad``, which is not touched. What is tuned follows the gradient of `loss` at the
+        present weights, so that a weight decay can be learned, which a training loss alone drives to 0.
+
+        Args:
+            loss: of the present weights, with its graph; in no other scale than it is meant (of no `GradScaler`). With
+                several processes it is that of this one: where their gradients are to be averaged, average the loss's.
+                shape: ()
+
+        Raises:
+            ValueError: it has more than one element, or depends on none of the parameters.
+        """
+        params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        if loss.numel() != 1 or not loss.requires_grad:
+            raise ValueError(
+                f"loss has shape {tuple(loss.shape)}, requires_grad={loss.requires_grad}; it must be one number with a graph"
+            )
+        found = torch.autograd.grad(loss, params, allow_unused=True)
+        if all(g is None for g in found):
+            raise ValueError("loss depends on none of the optimizer's parameters")
+        self._cotangents = {p: torch.zeros_like(p) if g is None else g for p, g in zip(params, found, strict=True)}
 
     def _tuner(self, families: tuple[Family, ...]) -> Tuner:
         """What computes the numbers of a step; the same object for the same families."""
@@ -382,8 +444,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def _check(self, state_dict: dict[str, Any]) -> None:
         """Raise ValueError where `state_dict` is not that of an optimizer with the same tower."""
+        counts = len(self.param_groups), len(state_dict["param_groups"])
+        if counts[0] != counts[1]:
+            raise ValueError(f"state_dict has a different number of parameter groups: {counts[1]}, this optimizer {counts[0]}")
         self._assemble()
-        mine = _towers({name: x} for name, _, x in self._remembered())
+        mine = _towers({name: x} for name, _, x in self._rows())
         theirs = _towers(state_dict["state"].values())
         if state_dict["state"] and mine.keys() != theirs.keys():
             here, there = (", ".join(sorted(a.keys() - b.keys())) or "nothing" for a, b in ((mine, theirs), (theirs, mine)))
@@ -407,6 +472,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._cotangents = {}
         self._forget()
 
 

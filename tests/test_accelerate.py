@@ -1,0 +1,128 @@
+"""Accelerate: prepare, mixed precision, accumulation, its checkpoints."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer
+
+TOWERS = [
+    Adam(lr=0.01) / Adam(lr=1e-3) / SGD(lr=1e-5),
+    AdamW(lr=1e-3, tune="lr", charts={"lr": POSITIVE}, horizon=20, normalize="cosine") / SGD(lr=0.1),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh(float32):
+    """Accelerate remembers the first Accelerator of a process."""
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+
+
+def batches():
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+    return DataLoader(TensorDataset(x, torch.sin(2 * x[:, :2])), batch_size=8)
+
+
+def prepared(tower, **options):
+    """What a script has after ``prepare``."""
+    accelerator, model = Accelerator(cpu=True, **options), network()
+    optimizer = Hyperoptimizer(model.parameters(), tower)
+    optimizer.hyperparameters()  # nothing that it remembers may be stale after prepare
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, (t + 1) / 4))
+    return accelerator, *accelerator.prepare(model, optimizer, batches(), schedule)
+
+
+def run(accelerator, model, optimizer, loader, schedule, epochs=1):
+    losses = []
+    for _ in range(epochs):
+        for x, y in loader:
+            with accelerator.accumulate(model):
+                loss = (model(x) - y).square().mean()
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+            losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("tower", TOWERS, ids=repr)
+def test_accelerate_prepare_changes_nothing(tower):
+    """The same weights, to the last bit, as in a loop without Accelerate."""
+    accelerator, model, optimizer, loader, schedule = prepared(tower)
+    assert isinstance(optimizer, AcceleratedOptimizer)
+    assert type(optimizer.optimizer) is Hyperoptimizer
+    losses = run(accelerator, model, optimizer, loader, schedule, epochs=3)
+    twin = network()
+    other = Hyperoptimizer(twin.parameters(), tower)
+    schedule = torch.optim.lr_scheduler.LambdaLR(other, lambda t: min(1.0, (t + 1) / 4))
+    expected = []
+    for _ in range(3):
+        for x, y in batches():
+            loss = (twin(x) - y).square().mean()
+            loss.backward()
+            nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
+            other.step()
+            schedule.step()
+            other.zero_grad()
+            expected.append(loss.item())
+    assert losses == expected
+    assert optimizer.optimizer.hyperparameters() == other.hyperparameters()
+    torch.testing.assert_close(list(model.parameters()), list(twin.parameters()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("tower", TOWERS, ids=repr)
+def test_accelerate_resumes_from_its_checkpoint(tmp_path, tower):
+    one = prepared(tower)
+    run(*one)
+    one[0].save_state(str(tmp_path))
+    expected = run(*one)
+    other = prepared(tower)
+    run(*other, epochs=2)
+    other[0].load_state(str(tmp_path))
+    assert run(*other) == expected
+    assert other[2].optimizer.hyperparameters() == one[2].optimizer.hyperparameters()
+    torch.testing.assert_close(list(other[1].parameters()), list(one[1].parameters()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"mixed_precision": "bf16"}, {"gradient_accumulation_steps": 2}], ids=str)
+def test_accelerate_with_its_options(options):
+    accelerator, model, optimizer, loader, schedule = prepared(TOWERS[1], **options)
+    losses = run(accelerator, model, optimizer, loader, schedule, epochs=20)
+    assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
+    assert optimizer.optimizer.hyperparameters()[0]["lr"] > 2e-3
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    steps = optimizer.optimizer.state[next(model.parameters())]["step"]
+    assert int(steps) == len(losses) // options.get("gradient_accumulation_steps", 1)
+
+
+def test_accelerate_says_when_a_step_was_skipped():
+    """With a scaler, a step whose gradients are not finite is skipped on all levels, and Accelerate knows."""
+    _, model, optimizer, loader, _ = prepared(TOWERS[0])
+    optimizer = AcceleratedOptimizer(optimizer.optimizer, scaler=torch.amp.GradScaler("cpu", init_scale=16.0))
+    skipped = []
+    for t, (x, y) in enumerate(loader):
+        optimizer.zero_grad()
+        optimizer.scaler.scale((model(x) - y).square().mean()).backward()
+        before = [optimizer.optimizer.hyperparameters(), [p.detach().clone() for p in model.parameters()]]
+        if t in (2, 5):
+            model[0].weight.grad[0, 0] = torch.inf
+        optimizer.step()
+        skipped.append(optimizer.step_was_skipped)
+        if t in (2, 5):
+            now = [optimizer.optimizer.hyperparameters(), [p.detach() for p in model.parameters()]]
+            torch.testing.assert_close(now, before, rtol=0, atol=0)
+    assert skipped == [t in (2, 5) for t in range(8)]

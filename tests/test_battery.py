@@ -1,0 +1,20 @@
+"""Every rule, alone and in a tower, through the battery; `python -m benchmarks.battery` is the same beside others."""
+
+from pathlib import Path
+
+import pytest
+from battery import PROBES, ours, run
+
+TABLE = Path(__file__).parent.parent / "docs" / "battery.md"
+
+
+@pytest.mark.parametrize("contestant", ours(), ids=str)
+@pytest.mark.parametrize("probe", PROBES)
+def test_battery(probe, contestant):
+    run(probe, contestant)
+
+
+def test_the_table_in_the_documentation_is_of_these_probes_and_rules():
+    header, _, *rows = [line for line in TABLE.read_text().splitlines() if line.startswith("|")]
+    assert [cell.strip() for cell in header.split("|")[3:-1]] == list(PROBES)
+    assert [row.split("|")[1].strip() for row in rows][: len(ours())] == [str(c) for c in ours()]

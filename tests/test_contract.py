@@ -1,0 +1,535 @@
+"""The contract of an optimizer of torch, row by row: what is not tested elsewhere, and where the rest is.
+
+| row | subject | tests |
+|---|---|---|
+| 1 | a torch.optim.Optimizer | test_optimizer::test_is_an_optimizer_that_trains, test_schedulers::test_scheduler |
+| 2 | constructor | test_constructor_takes_what_torch_optim_takes, test_errors::test_bad_input_is_named |
+| 3 | same leaves, in place | test_optimizer::test_parameters_stay_the_same_leaves_updated_in_place, ::test_tied_weights, |
+| | | ::test_models_can_be_copied_in_mid_training, ::test_frozen_and_unused_parameters_are_not_touched |
+| 4 | step is wrapped once | test_step_is_wrapped_once_for_hooks_and_profiler, test_battery::test_battery (step hooks) |
+| 5 | closure | test_optimizer::test_closure_is_called_with_gradients_and_its_loss_returned, test_battery::test_battery |
+| 6 | zero_grad | test_zero_grad_in_place_or_not_is_the_same, test_zero_grad_by_the_model |
+| 7 | grad None | test_optimizer::test_parameters_that_come_and_go_count_their_own_steps, test_no_gradient_at_all_is_no_step |
+| 8 | state keyed by parameter | test_state_is_keyed_by_parameter |
+| 9 | casts in load_state_dict | |
+| | | test_precision::test_half_precision_parameters_keep_float32_hyperparameters_through_load_state_dict |
+| 10 | load_state_dict replaces | test_load_state_dict_replaces_groups_and_tensors |
+| 11 | getstate: pickle, deepcopy | test_optimizer::test_deepcopy_and_pickle, test_pickle_of_what_torch_save_takes_whole |
+| 12 | weights_only | test_optimizer::test_resume_is_exact_to_the_last_bit, test_weights_only_takes_every_state |
+| 13 | add_param_group | test_optimizer::test_add_param_group_in_mid_training, test_add_param_group_shares_no_object |
+| 14 | schedulers write group["lr"] | test_schedulers::test_scheduler, test_schedulers::test_every_scheduler_class_is_covered |
+| 15 | monitors read float(group["lr"]) | test_monitors_read_a_float, test_lightning::test_learning_rate_monitor |
+| 16 | torch.compile | test_compile::test_values_schedules_and_steps_do_not_compile_again, test_battery::test_battery, |
+| | | test_compiled_models::test_a_function_that_calls_step_can_be_compiled |
+| 17 | GradScaler | test_precision::test_grad_scaler_skips_the_step_of_every_level, test_battery::test_battery |
+| 18 | clipping | test_clipping_hypergradients_are_of_the_clipped_gradients, test_optimizer::test_accumulation_and_clipping |
+| 19 | accumulation | test_accumulation_is_one_step_of_the_sum, test_optimizer::test_accumulation_and_clipping |
+| 20 | DDP | the tests with several processes |
+| 21 | FSDP2 | the tests with several processes |
+| 22 | DCP before the first step | the tests with several processes |
+| 23 | DCP flattening | the tests with several processes |
+| 24 | replaced parameters (FSDP2) | the tests with several processes, |
+| | | test_optimizer::test_parameters_may_be_replaced_after_construction |
+| 25 | HF Trainer | test_transformers::test_trainer_with_decay_groups, ::test_trainer_resumes_from_its_checkpoint |
+| 26 | Lightning | test_lightning::test_automatic_optimization, ::test_manual_optimization, ::test_resume |
+| 27 | maximize | test_maximize_flips_the_sign_of_the_hypergradient, test_rules::test_maximize_equals_torch_optim |
+| 28 | p.grad, exceptions | test_gradients_and_grad_mode_are_left_alone, test_exception_in_step_leaves_grad_mode |
+| 29 | bf16, fp16 | test_precision::test_hypergradients_of_half_precision_parameters_are_summed_in_float32 |
+| 30 | complex, sparse | test_optimizer::test_complex_parameters, test_battery::test_battery, |
+| | | test_errors::test_sparse_gradients_are_refused_before_anything_moves |
+"""
+
+import copy
+import io
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from cases import parameters, train
+from test_optimizer import TOWER, TOWERS, fit, forward, network
+from torch import nn
+from torch.optim import optimizer as hooks
+
+from hypergradient import SGD, Adam, AdamW, Hyperoptimizer
+
+HERE = Path(__file__)
+
+
+def test_every_row_names_tests_that_exist():
+    rows = [line.split("|")[1:4] for line in __doc__.splitlines() if re.match(r"\| (\d+)? ", line)]
+    assert [int(n) for n, *_ in rows if n.strip()] == list(range(1, 31))
+    file = HERE.stem
+    for _, _, tests in rows:
+        for module, test in re.findall(r"(?:(test_\w+)?::)?\b(test_\w+)", tests):
+            file = module or (file if f"::{test}" in tests else HERE.stem)
+            assert f"def {test}(" in HERE.with_name(f"{file}.py").read_text(), (file, test)
+
+
+INPUTS = {
+    "tensors": lambda m: list(m.parameters()),
+    "generator": lambda m: m.parameters(),
+    "groups": lambda m: [{"params": m[0].parameters()}, {"params": list(m[2].parameters()), "lr": 0.01}],
+    "a tensor as group": lambda m: [{"params": p} for p in m.parameters()],
+    "named": lambda m: m.named_parameters(),
+    "named groups": lambda m: [{"params": m[0].named_parameters("0")}, {"params": list(m[2].named_parameters("2"))}],
+}
+
+
+@pytest.mark.parametrize("given", INPUTS.values(), ids=INPUTS.keys())
+def test_constructor_takes_what_torch_optim_takes(given):
+    """The same parameters, groups and names, and the same weights after training."""
+    (one, model), (other, twin) = ((o(given(m)), m) for o, m in zip(OPTIMIZERS, (network(), network()), strict=True))
+    for mine, theirs in zip(one.param_groups, other.param_groups, strict=True):
+        assert mine.get("param_names") == theirs.get("param_names")
+        assert len(mine["params"]) == len(theirs["params"])
+        assert mine["lr"] == theirs["lr"]
+    for o, m in ((one, model), (other, twin)):
+        fit(o, m, 5)
+    torch.testing.assert_close(list(model.parameters()), list(twin.parameters()), rtol=1e-10, atol=1e-12)
+
+
+OPTIMIZERS = (lambda ps: Hyperoptimizer(ps, Adam(lr=0.01)), lambda ps: torch.optim.Adam(ps, lr=0.01))
+
+
+@pytest.mark.parametrize("height", [0, 1, 4])
+def test_step_is_wrapped_once_for_hooks_and_profiler(height):
+    """Whatever the height, hooks see one step and a profile shows one."""
+    tower = Adam(lr=0.01)
+    for _ in range(height):
+        tower = tower / SGD(lr=1e-5)
+    mine, calls = parameters(), []
+    optimizer = Hyperoptimizer(mine, tower)
+    handles = [
+        hooks.register_optimizer_step_pre_hook(lambda o, *_: calls.append(("global pre", o))),
+        hooks.register_optimizer_step_post_hook(lambda o, *_: calls.append(("global post", o))),
+        optimizer.register_step_pre_hook(lambda o, *_: calls.append(("pre", o))),
+        optimizer.register_step_post_hook(lambda o, *_: calls.append(("post", o))),
+    ]
+    try:
+        train(optimizer, mine, 3)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert {id(o) for _, o in calls} == {id(optimizer)}
+    assert sorted(n for n, _ in calls) == sorted(["global pre", "global post", "pre", "post"] * 3)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        train(optimizer, mine, 2)
+    counts = {e.key: e.count for e in profile.key_averages() if e.key.startswith("Optimizer.step#")}
+    assert counts == {"Optimizer.step#Hyperoptimizer.step": 2}
+
+
+def test_step_hooks_may_change_the_arguments():
+    mine = parameters()
+    optimizer, called = Hyperoptimizer(mine, TOWER), []
+    optimizer.register_step_pre_hook(lambda o, args, kwargs: ((*args, lambda: called.append(1)), kwargs))
+    train(optimizer, mine, 2)
+    assert called == [1, 1]
+
+
+def test_state_dict_hooks_are_called():
+    mine = parameters()
+    optimizer, seen = Hyperoptimizer(mine, TOWER), []
+    train(optimizer, mine, 2)
+    optimizer.register_state_dict_pre_hook(lambda o: seen.append("pre save"))
+    optimizer.register_state_dict_post_hook(lambda o, state: {**state, "extra": 1})
+    optimizer.register_load_state_dict_pre_hook(lambda o, state: {k: v for k, v in state.items() if k != "extra"})
+    optimizer.register_load_state_dict_post_hook(lambda o: seen.append("post load"))
+    saved = optimizer.state_dict()
+    assert saved["extra"] == 1
+    optimizer.load_state_dict(saved)
+    assert seen == ["pre save", "post load"]
+
+
+@pytest.mark.parametrize("tower", TOWERS, ids=repr)
+def test_zero_grad_in_place_or_not_is_the_same(tower):
+    """What survives a step is not the gradient itself, which may be zeroed in place and filled again."""
+    runs = []
+    for to_none in (True, False):
+        model = network()
+        optimizer = Hyperoptimizer(model.parameters(), tower)
+        for t in range(8):
+            optimizer.zero_grad(set_to_none=to_none)
+            forward(model, t).backward()
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=to_none)
+        assert (model[0].weight.grad is None) == to_none
+        runs.append([list(model.parameters()), optimizer.hyperparameters(), optimizer.hypergradients()])
+    torch.testing.assert_close(*runs, rtol=0, atol=0, equal_nan=True)
+
+
+def test_zero_grad_by_the_model():
+    runs = []
+    for by_model in (True, False):
+        model = network()
+        optimizer = Hyperoptimizer(model.parameters(), TOWER)
+        for t in range(5):
+            (model if by_model else optimizer).zero_grad()
+            forward(model, t).backward()
+            optimizer.step()
+        runs.append(optimizer.hyperparameters())
+    assert runs[0] == runs[1]
+
+
+def test_no_gradient_at_all_is_no_step():
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, TOWER)
+    optimizer.step()
+    train(optimizer, mine, 5)
+    learned, before = optimizer.hyperparameters(), [p.detach().clone() for p in mine]
+    optimizer.zero_grad()
+    optimizer.step()
+    assert optimizer.hyperparameters() == learned
+    torch.testing.assert_close([p.detach() for p in mine], before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("per", ["all", "group", "tensor"])
+def test_state_is_keyed_by_parameter(per):
+    model = network()
+    groups = [{"params": model[0].parameters()}, {"params": model[2].parameters()}]
+    optimizer = Hyperoptimizer(groups, TOWER, per=per)
+    fit(optimizer, model, 2)
+    assert set(optimizer.state) == set(model.parameters())
+    for p, memory in optimizer.state.items():
+        own = {n: x for n, x in memory.items() if n not in ("step", "numbers") and not n.startswith("level")}
+        assert {tuple(x.shape) for x in own.values()} == {tuple(p.shape)}
+    assert set(optimizer.state_dict()["state"]) == {0, 1, 2, 3}
+
+
+def test_load_state_dict_replaces_groups_and_tensors():
+    """Of what was there before, nothing stale is kept; a scheduler and a scaler made before it go on."""
+    model, twin = network(), network()
+    optimizer, other = (Hyperoptimizer(m.parameters(), TOWER) for m in (model, twin))
+    schedules = [torch.optim.lr_scheduler.ExponentialLR(o, 0.9) for o in (optimizer, other)]
+    for t in range(12):
+        if t % 3 == 2:
+            groups = optimizer.param_groups
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            assert optimizer.param_groups is not groups
+        for o, m, s in zip((optimizer, other), (model, twin), schedules, strict=True):
+            fit(o, m, 1, t)
+            s.step()
+    torch.testing.assert_close(list(model.parameters()), list(twin.parameters()), rtol=0, atol=0)
+    assert optimizer.hyperparameters() == other.hyperparameters()
+    assert optimizer.param_groups[0]["lr"] == other.param_groups[0]["lr"]
+
+
+def test_load_state_dict_before_and_after_the_first_step():
+    """A saved optimizer that has not made a step yet, and one loaded over another that has."""
+    model = network()
+    fresh = Hyperoptimizer(model.parameters(), TOWER)
+    saved = copy.deepcopy(fresh.state_dict())
+    used = Hyperoptimizer((twin := network()).parameters(), TOWER)
+    fit(used, twin, 4)
+    twin.load_state_dict(model.state_dict())
+    used.load_state_dict(saved)
+    fit(used, twin, 4)
+    fit(fresh, model, 4)
+    torch.testing.assert_close(list(model.parameters()), list(twin.parameters()), rtol=0, atol=0)
+    assert used.hyperparameters() == fresh.hyperparameters()
+
+
+def test_pickle_of_what_torch_save_takes_whole():
+    """Model and optimizer in one file: they belong together afterwards."""
+    model = network()
+    optimizer = Hyperoptimizer(model.parameters(), TOWER)
+    fit(optimizer, model, 3)
+    file = io.BytesIO()
+    torch.save((model, optimizer), file)
+    file.seek(0)
+    for twin, other in (torch.load(file, weights_only=False), copy.deepcopy((model, optimizer))):
+        assert other.param_groups[0]["params"][0] is twin[0].weight
+        fit(other, twin, 3, 3)
+    fit(optimizer, model, 3, 3)
+    torch.testing.assert_close(list(twin.parameters()), list(model.parameters()), rtol=0, atol=0)
+    assert repr(pickle.loads(pickle.dumps(optimizer))) == repr(optimizer)
+
+
+@pytest.mark.parametrize("per", ["all", "group", "tensor"])
+@pytest.mark.parametrize("tower", TOWERS, ids=repr)
+def test_weights_only_takes_every_state(tower, per):
+    """Tensors and plain values alone, so that it can also be read without this package."""
+    model = network()
+    groups = [{"params": model[0].parameters()}, {"params": model[2].parameters()}]
+    optimizer = Hyperoptimizer(groups, tower, per=per)
+    file = io.BytesIO()
+    fit(optimizer, model, 2)
+    torch.save(optimizer.state_dict(), file)
+    assert b"hypergradient" not in file.getvalue()
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    torch.testing.assert_close(loaded, optimizer.state_dict(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_add_param_group_shares_no_object():
+    """Neither with the defaults nor with another group: what one learns or is told, the other does not see."""
+    model = network()
+    optimizer = Hyperoptimizer(model[0].parameters(), TOWER)
+    fit(optimizer, model, 3)
+    optimizer.add_param_group({"params": model[2].parameters()})
+    fresh = [v for g in optimizer.param_groups for v in g.values() if isinstance(v, torch.Tensor)]
+    assert not fresh
+    assert optimizer.hyperparameters(1)[0]["lr"] == optimizer.defaults["lr"] == 0.01
+    optimizer.param_groups[1]["lr"] = 0.5
+    assert optimizer.param_groups[0]["lr"] == optimizer.defaults["lr"] == 0.01
+
+
+def test_monitors_read_a_float():
+    model = network()
+    optimizer = Hyperoptimizer(model.parameters(), AdamW(lr=0.01) / SGD(lr=1e-3))
+    for group in (*optimizer.param_groups, optimizer.defaults):
+        for name in ("lr", "beta1", "beta2", "eps", "weight_decay"):
+            assert type(group[name]) is float
+    fit(optimizer, model, 3)
+    assert float(optimizer.param_groups[0]["lr"]) == 0.01
+    assert all(type(v) is float for level in optimizer.hyperparameters() for v in level.values())
+    assert all(type(v) is float for level in optimizer.hypergradients() for v in level.values())
+
+
+def test_clipping_hypergradients_are_of_the_clipped_gradients():
+    p = torch.zeros(4, requires_grad=True)
+    optimizer = Hyperoptimizer([p], SGD(lr=0.1) / SGD(lr=0.0))
+    for g in (3.0, 5.0):
+        p.grad = torch.full((4,), g)
+        nn.utils.clip_grad_norm_([p], 1.0)
+        optimizer.step()
+    assert optimizer.hypergradients()[0]["lr"] == pytest.approx(-1.0, rel=1e-5)
+    for g in (3.0, -5.0):
+        p.grad = torch.full((4,), g)
+        nn.utils.clip_grad_value_([p], 0.25)
+        optimizer.step()
+    assert optimizer.hypergradients()[0]["lr"] == pytest.approx(4 * 0.25 * 0.25)
+
+
+def test_accumulation_is_one_step_of_the_sum():
+    runs = []
+    for parts in ([1.0, 2.0, 4.0], [7.0]):
+        p = torch.zeros(3, requires_grad=True)
+        optimizer = Hyperoptimizer([p], Adam(lr=0.1) / SGD(lr=0.01))
+        for _ in range(4):
+            optimizer.zero_grad()
+            for part in parts:
+                (part * (p - 1).square().sum()).backward()
+            optimizer.step()
+        runs.append([p.tolist(), optimizer.hyperparameters(), optimizer.hypergradients()])
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("tower", TOWERS, ids=repr)
+def test_maximize_flips_the_sign_of_the_hypergradient(tower):
+    """Climbing -L is descending L, at every level: the same weights and the same values learned."""
+    runs = []
+    for sign in (1, -1):
+        model = network()
+        optimizer = Hyperoptimizer(model.parameters(), tower, maximize=sign < 0)
+        for t in range(6):
+            optimizer.zero_grad()
+            (sign * forward(model, t)).backward()
+            optimizer.step()
+        runs.append([list(model.parameters()), optimizer.hyperparameters(), optimizer.hypergradients()])
+    torch.testing.assert_close(*runs, rtol=0, atol=0, equal_nan=True)
+
+
+def test_maximize_can_be_a_group_s():
+    a, b = (torch.ones(2, requires_grad=True) for _ in range(2))
+    optimizer = Hyperoptimizer([{"params": [a]}, {"params": [b], "maximize": True}], SGD(lr=0.1) / SGD(lr=0.01))
+    for _ in range(5):
+        a.grad, b.grad = torch.ones(2), -torch.ones(2)
+        optimizer.step()
+    assert torch.equal(a, b)
+    assert optimizer.hyperparameters(0) == optimizer.hyperparameters(1)
+
+
+@pytest.mark.parametrize("tower", TOWERS, ids=repr)
+def test_gradients_and_grad_mode_are_left_alone(tower):
+    """The tensors in p.grad are the same objects with the same contents and version, and no graph hangs on anything."""
+    model = network()
+    optimizer = Hyperoptimizer(model.parameters(), tower)
+    for t in range(4):
+        optimizer.zero_grad()
+        forward(model, t).backward()
+        grads = [p.grad for p in model.parameters()]
+        before = [(g.clone(), g._version, g.data_ptr()) for g in grads]
+        optimizer.step()
+        for p, g, (content, version, pointer) in zip(model.parameters(), grads, before, strict=True):
+            assert p.grad is g
+            assert torch.equal(g, content)
+            assert (g._version, g.data_ptr()) == (version, pointer)
+            assert not g.requires_grad
+    assert torch.is_grad_enabled()
+
+
+class Failed(Exception):
+    """Of a test."""
+
+
+def test_exception_in_step_leaves_grad_mode():
+    model = network()
+    optimizer = Hyperoptimizer(model.parameters(), TOWER)
+    fit(optimizer, model, 3)
+    before = copy.deepcopy([list(model.parameters()), optimizer.state_dict()])
+
+    def fails():
+        raise Failed
+
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            with pytest.raises(Failed):
+                optimizer.step(fails)
+            assert torch.is_grad_enabled() == enabled
+            model[0].weight.grad = model[0].weight.detach().to_sparse()
+            with pytest.raises(RuntimeError, match="sparse"):
+                optimizer.step()
+            assert torch.is_grad_enabled() == enabled
+    torch.testing.assert_close([list(model.parameters()), optimizer.state_dict()], before, rtol=0, atol=0, equal_nan=True)
+    fit(optimizer, model, 3)
+
+
+def test_no_grad_around_the_step():
+    runs = []
+    for context in (torch.enable_grad, torch.no_grad):
+        model = network()
+        optimizer = Hyperoptimizer(model.parameters(), TOWER)
+        for t in range(5):
+            optimizer.zero_grad()
+            forward(model, t).backward()
+            with context():
+                optimizer.step()
+        runs.append([list(model.parameters()), optimizer.hyperparameters()])
+    torch.testing.assert_close(*runs, rtol=0, atol=0)
+
+
+# ------------------------------------------- what users do with state and parameters
+
+
+def reset_entries(optimizer):
+    """As a script does that restarts the momentum."""
+    for p, memory in optimizer.state.items():
+        memory["exp_avg"] = torch.zeros_like(p)
+
+
+def copy_entries(optimizer):
+    """As one does that moves the state to another device and back."""
+    for memory in optimizer.state.values():
+        memory.update({n: x.clone() for n, x in memory.items() if isinstance(x, torch.Tensor)})
+
+
+def clear(optimizer):
+    """As one does that starts anew from the present weights."""
+    optimizer.state.clear()
+
+
+EDITS = [reset_entries, copy_entries, clear]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_state_that_a_user_edits_is_used(edit):
+    runs = []
+    for kind in (lambda ps: Hyperoptimizer(ps, Adam(lr=0.01)), lambda ps: torch.optim.Adam(ps, lr=0.01)):
+        model = network()
+        optimizer = kind(model.parameters())
+        fit(optimizer, model, 4)
+        edit(optimizer)
+        fit(optimizer, model, 4, 4)
+        runs.append(list(model.parameters()))
+    torch.testing.assert_close(*runs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_state_that_a_user_has_edited_is_saved_as_it_is(edit):
+    """Or a checkpoint made later is of another training than the one that goes on."""
+    model = network()
+    optimizer = Hyperoptimizer(model.parameters(), TOWER)
+    fit(optimizer, model, 4)
+    edit(optimizer)
+    fit(optimizer, model, 4, 4)
+    twin = copy.deepcopy(model)
+    other = Hyperoptimizer(twin.parameters(), TOWER)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    fit(optimizer, model, 4, 8)
+    fit(other, twin, 4, 8)
+    torch.testing.assert_close(list(twin.parameters()), list(model.parameters()), rtol=0, atol=0)
+    assert other.hyperparameters() == optimizer.hyperparameters()
+
+
+def test_load_state_dict_of_other_groups_says_so():
+    model, twin = network(), network()
+    groups = [{"params": twin[0].parameters()}, {"params": twin[2].parameters()}]
+    optimizer, other = Hyperoptimizer(model.parameters(), TOWER), Hyperoptimizer(groups, TOWER)
+    fit(other, twin, 2)
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        optimizer.load_state_dict(other.state_dict())
+
+
+def test_a_step_in_backward():
+    """An optimizer per parameter, stepping in a hook as soon as its gradient is there, within the backward pass."""
+    model, twin = network(), network()
+    by_hook = {p: Hyperoptimizer([p], TOWER) for p in model.parameters()}
+    after = {p: Hyperoptimizer([p], TOWER) for p in twin.parameters()}
+
+    def hook(p):
+        by_hook[p].step()
+        by_hook[p].zero_grad()
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(hook)
+    for t in range(6):
+        forward(model, t).backward()
+        forward(twin, t).backward()
+        for optimizer in after.values():
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(list(model.parameters()), list(twin.parameters()), rtol=0, atol=0)
+
+
+LAYOUTS = {
+    "slices of one buffer": lambda x: torch.cat([x.flatten(), x.flatten()])[: x.numel()].view(x.shape),
+    "transposed": lambda x: x.T.contiguous().T,
+    "strided": lambda x: torch.stack([x, x], -1)[..., 0],
+}
+
+
+@pytest.mark.parametrize("size", [(3, 4), (400, 500)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_parameters_of_any_layout_are_updated_in_place(layout, size):
+    x = torch.sin(torch.arange(float(size[0] * size[1]))).view(size)
+    mine, twin = layout(x).requires_grad_(), x.clone().requires_grad_()
+    pointer, stride = mine.data_ptr(), mine.stride()
+    for p in (mine, twin):
+        optimizer = Hyperoptimizer([p], Adam(lr=0.01, horizon=5) / SGD(lr=1e-6))
+        for t in range(4):
+            p.grad = torch.cos(p.detach() * t) if p is twin else layout(torch.cos(p.detach() * t))
+            optimizer.step()
+    torch.testing.assert_close(mine.detach(), twin.detach(), rtol=1e-8, atol=1e-12)
+    assert (mine.data_ptr(), mine.stride()) == (pointer, stride)
+
+
+def test_channels_last_and_expanded_gradients():
+    runs = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 2, 3)).to(memory_format=layout)
+        bias = torch.zeros(5, requires_grad=True)
+        optimizer = Hyperoptimizer([*model.parameters(), bias], TOWER)
+        for t in range(5):
+            x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(t)).to(memory_format=layout)
+            optimizer.zero_grad()
+            (model(x).square().mean() + bias.sum()).backward()
+            optimizer.step()
+        assert model[0].weight.is_contiguous(memory_format=layout)
+        runs.append([[p.detach().contiguous() for p in model.parameters()], bias.detach()])
+    torch.testing.assert_close(*runs, rtol=1e-8, atol=1e-12)
+
+
+def test_a_subclass_made_on_the_fly_is_one_too():
+    """As some frameworks wrap; with hooks, state and pickling as ever."""
+    kind = type("Wrapped", (Hyperoptimizer,), {"__module__": __name__})
+    globals()["Wrapped"] = kind
+    model, twin = network(), network()
+    optimizer, other = kind(model.parameters(), TOWER), Hyperoptimizer(twin.parameters(), TOWER)
+    fit(optimizer, model, 3)
+    fit(other, twin, 3)
+    assert optimizer.hyperparameters() == other.hyperparameters()
+    assert type(copy.deepcopy(optimizer)) is type(pickle.loads(pickle.dumps(optimizer))) is kind
+    other.load_state_dict(optimizer.state_dict())

@@ -1,0 +1,187 @@
+"""Lightning: automatic and manual optimization, precisions, its monitor and its checkpoints."""
+
+import csv
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer
+
+pytestmark = [
+    pytest.mark.usefixtures("float32"),
+    # advice about the number of workers and of batches, and Lightning's own use of what torch 2.13 deprecates
+    pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated"),
+]
+TOWER = Adam(lr=0.01) / Adam(lr=1e-3) / SGD(lr=1e-5)
+LOG = AdamW(lr=1e-3, tune="lr", charts={"lr": POSITIVE}, horizon=20, normalize="cosine") / SGD(lr=0.1)
+
+
+class Module(pl.LightningModule):
+    """A regression; `losses` and `schedule` are for the tests."""
+
+    def __init__(self, tower, manual=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+        self.tower, self.losses = tower, []
+        self.automatic_optimization = not manual
+
+    def training_step(self, batch):
+        x, y = batch
+        loss = (self.net(x.to(self.net[0].weight.dtype)).float() - y).square().mean()
+        self.losses.append(loss.item())
+        if self.automatic_optimization:
+            return loss
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        self.clip_gradients(optimizer, 1.0, "norm")
+        optimizer.step()
+        self.lr_schedulers().step()
+        return None
+
+    def configure_optimizers(self):
+        optimizer = Hyperoptimizer(self.parameters(), self.tower)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, (t + 1) / 4))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def batches():
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+    return DataLoader(TensorDataset(x, torch.sin(2 * x[:, :2])), batch_size=8)
+
+
+def fit(module, folder, epochs=3, ckpt_path=None, **options):
+    settings = {"logger": False, "enable_checkpointing": False, **options}
+    trainer = pl.Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        max_epochs=epochs,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
+    )
+    trainer.fit(module, batches(), ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+    return trainer, trainer.optimizers[0]
+
+
+def by_hand(tower, epochs=3):
+    """The same training as a loop: losses, hyperparameters, weights."""
+    module = Module(tower)
+    settings = module.configure_optimizers()
+    optimizer, schedule = settings["optimizer"], settings["lr_scheduler"]["scheduler"]
+    for _ in range(epochs):
+        for batch in batches():
+            optimizer.zero_grad()
+            module.training_step(batch).backward()
+            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+    return module.losses, optimizer.hyperparameters(), list(module.parameters())
+
+
+@pytest.mark.parametrize("tower", [TOWER, LOG], ids=repr)
+def test_automatic_optimization(tmp_path, tower):
+    """Forward, zero_grad and backward inside a closure: the same bits as a loop by hand."""
+    module = Module(tower)
+    _, optimizer = fit(module, tmp_path, gradient_clip_val=1.0)
+    assert type(optimizer) is Hyperoptimizer
+    losses, learned, weights = by_hand(tower)
+    assert module.losses == losses
+    assert optimizer.hyperparameters() == learned
+    torch.testing.assert_close(list(module.parameters()), weights, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("tower", [TOWER, LOG], ids=repr)
+def test_manual_optimization(tmp_path, tower):
+    module = Module(tower, manual=True)
+    _, optimizer = fit(module, tmp_path)
+    losses, learned, weights = by_hand(tower)
+    assert module.losses == losses
+    assert optimizer.hyperparameters() == learned
+    torch.testing.assert_close(list(module.parameters()), weights, rtol=0, atol=0)
+
+
+def learns(module):
+    assert sum(module.losses[-8:]) < 0.8 * sum(module.losses[:8])
+
+
+# the very first step is one that is skipped
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step\\(\\)` before `optimizer.step\\(\\)`")
+@pytest.mark.parametrize("manual", [False, True])
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_precision_mixed(tmp_path, precision, manual):
+    """16-mixed by its plugin, for Lightning itself would take bfloat16 on a CPU: with a scaler, and a step it skips."""
+    module = Module(LOG, manual=manual)
+    plugin = MixedPrecision(precision, "cpu")
+    if plugin.scaler is not None:
+        plugin.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**17)  # too high: the first steps are skipped
+    _, optimizer = fit(module, tmp_path, epochs=20, plugins=[plugin], **({} if manual else {"gradient_clip_val": 1.0}))
+    learns(module)
+    assert optimizer.hyperparameters()[0]["lr"] > 2e-3
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+    made = int(optimizer.state[module.net[0].weight]["step"])
+    assert (made < 160) == (precision == "16-mixed")
+
+
+def test_precision_of_parameters_in_bfloat16(tmp_path):
+    module = Module(LOG)
+    _, optimizer = fit(module, tmp_path, epochs=20, precision="bf16-true")
+    learns(module)
+    assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
+    assert {t.dtype for t in optimizer.state[module.net[0].weight].values()} == {torch.float32}
+
+
+def test_learning_rate_monitor(tmp_path):
+    module = Module(TOWER)
+    logger = CSVLogger(tmp_path)
+    fit(module, tmp_path, logger=logger, callbacks=[LearningRateMonitor("step", log_weight_decay=True)], log_every_n_steps=1)
+    with open(logger.experiment.metrics_file_path) as file:
+        rows = list(csv.DictReader(file))
+    said = [float(row["lr-Hyperoptimizer"]) for row in rows]
+    assert said[:5] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
+    assert {float(row["lr-Hyperoptimizer-weight_decay"]) for row in rows} == {0.0}
+
+
+def test_learning_rate_monitor_of_the_momentum(tmp_path):
+    module = Module(TOWER)
+    logger = CSVLogger(tmp_path)
+    fit(module, tmp_path, logger=logger, callbacks=[LearningRateMonitor("step", log_momentum=True)], log_every_n_steps=1)
+    with open(logger.experiment.metrics_file_path) as file:
+        assert {float(row["lr-Hyperoptimizer-momentum"]) for row in csv.DictReader(file)} == {0.9}
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # it is that of the first run
+@pytest.mark.parametrize("manual", [False, True])
+@pytest.mark.parametrize("tower", [TOWER, LOG], ids=repr)
+def test_resume(tmp_path, tower, manual):
+    """From Lightning's checkpoint, to the last bit."""
+    whole, again = Module(tower, manual), Module(tower, manual)
+    options = {"enable_checkpointing": True, **({} if manual else {"gradient_clip_val": 1.0})}
+
+    def saving():
+        return {"callbacks": [ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)], **options}
+
+    _, one = fit(whole, tmp_path, 4, **saving())
+    _, other = fit(again, tmp_path, 4, ckpt_path=str(tmp_path / "epoch=1.ckpt"), **saving())
+    assert again.losses == whole.losses[16:]
+    assert other.hyperparameters() == one.hyperparameters()
+    assert other.hypergradients() == one.hypergradients()
+    torch.testing.assert_close(list(again.parameters()), list(whole.parameters()), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")  # the schedule moves every step
+def test_its_weight_averaging_and_accumulation(tmp_path):
+    module = Module(TOWER)
+    averaging = StochasticWeightAveraging(swa_lrs=0.005, swa_epoch_start=2, annealing_epochs=1)
+    fit(module, tmp_path, epochs=10, callbacks=[averaging], accumulate_grad_batches=2)
+    learns(module)

@@ -1,0 +1,137 @@
+"""The Trainer of Hugging Face: a small Llama on bytes of real text, with its own groups, schedule and checkpoints."""
+
+import pytest
+import torch
+import transformers
+from torch.utils.data import Dataset
+
+from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer, Muon
+
+pytestmark = pytest.mark.usefixtures("float32")
+TOWER = AdamW(lr=3e-3, tune="lr", charts={"lr": POSITIVE}, horizon=20, normalize="cosine") / SGD(lr=0.05)
+
+
+class Lines(Dataset):
+    def __init__(self, lines):
+        self.lines = lines
+
+    def __len__(self):
+        return len(self.lines)
+
+    def __getitem__(self, i):
+        return {"input_ids": self.lines[i], "labels": self.lines[i]}
+
+
+def llama():
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=256, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, use_cache=False
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def trainer(folder, lines, model=None, steps=30, **options):
+    own = {n: options.pop(n) for n in ("optimizers", "optimizer_cls_and_kwargs", "callbacks") if n in options}
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=8,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        logging_steps=5,
+        **{"save_strategy": "no", **options},
+    )
+    return transformers.Trainer(
+        model=model or llama(), args=arguments, train_dataset=Lines(lines), eval_dataset=Lines(lines[:16]), **own
+    )
+
+
+def inner(trainer):
+    """The optimizer that Accelerate has wrapped."""
+    return trainer.optimizer.optimizer
+
+
+def test_trainer_with_an_optimizer_of_ours(tmp_path, lines):
+    """``optimizers=(optimizer, None)``; its default schedule, linear to 0, multiplies."""
+    model = llama()
+    optimizer = Hyperoptimizer(model.parameters(), TOWER)
+    run = trainer(tmp_path, lines, model, optimizers=(optimizer, None))
+    run.train()
+    losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.9 * losses[0]
+    assert inner(run) is optimizer
+    assert optimizer.param_groups[0]["lr"] == optimizer.hyperparameters()[0]["lr"] == 0.0  # the end of the schedule
+    optimizer.param_groups[0]["lr"] = 3e-3
+    assert optimizer.hyperparameters()[0]["lr"] > 3.3e-3
+
+
+def test_trainer_is_as_with_torch_when_nothing_is_learned(tmp_path, lines):
+    runs = []
+    for kind in (lambda ps: Hyperoptimizer(ps, AdamW(lr=3e-3) / SGD(lr=0.0)), lambda ps: torch.optim.AdamW(ps, lr=3e-3)):
+        model = llama()
+        trainer(tmp_path, lines, model, steps=8, optimizers=(kind(model.parameters()), None)).train()
+        runs.append(list(model.parameters()))
+    torch.testing.assert_close(*runs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tune", [("lr",), ("lr", "weight_decay")], ids=str)
+def test_trainer_with_decay_groups(tmp_path, lines, tune):
+    """``optimizer_cls_and_kwargs=``: its groups with and without decay; where weight_decay is 0, it stays 0."""
+    charts = dict.fromkeys(tune, POSITIVE)
+    tower = AdamW(lr=3e-3, tune=tune, charts=charts, normalize="cosine") / SGD(lr=0.05)
+    run = trainer(tmp_path, lines, weight_decay=0.1, optimizer_cls_and_kwargs=(Hyperoptimizer, {"tower": tower}))
+    run.train()
+    optimizer = inner(run)
+    assert type(optimizer) is Hyperoptimizer
+    decays = [optimizer.hyperparameters(g)[0]["weight_decay"] for g in (0, 1)]
+    assert decays[1] == optimizer.param_groups[1]["weight_decay"] == 0.0
+    assert (decays[0] != pytest.approx(0.1)) == ("weight_decay" in tune)
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert {p.ndim for p in optimizer.param_groups[1]["params"]} == {1}
+
+
+@pytest.mark.parametrize("tower", [TOWER, Adam(lr=3e-3) / Adam(lr=1e-3) / SGD(lr=1e-5), AdamW(lr=3e-3)], ids=repr)
+def test_trainer_resumes_from_its_checkpoint(tmp_path, lines, tower):
+    """To the last bit as without the interruption, through its own optimizer.pt and scheduler.pt."""
+    how = {"optimizer_cls_and_kwargs": (Hyperoptimizer, {"tower": tower, "per": "tensor"}), "weight_decay": 0.1}
+    whole = trainer(tmp_path / "whole", lines, steps=12, save_strategy="steps", save_steps=6, **how)
+    whole.train()
+    again = trainer(tmp_path / "again", lines, steps=12, **how)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6"))
+    torch.testing.assert_close(again.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+    for told in ("hyperparameters", "hypergradients"):
+        one, other = ([getattr(inner(r), told)(g) for g in (0, 1)] for r in (again, whole))
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+OPTIONS = {
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "bf16": {"bf16": True},
+    "no clipping": {"max_grad_norm": 0.0},
+    "cosine, warm-up": {"lr_scheduler_type": "cosine", "warmup_steps": 10},
+    "plateau": {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 10},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_trainer_with_its_options(tmp_path, lines, options):
+    model = llama()
+    run = trainer(tmp_path, lines, model, steps=20, optimizers=(Hyperoptimizer(model.parameters(), TOWER), None), **options)
+    run.train()
+    losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    inner(run).param_groups[0]["lr"] = 3e-3
+    assert inner(run).hyperparameters()[0]["lr"] != pytest.approx(3e-3, rel=1e-3)
+
+
+def test_trainer_with_muon_and_a_rule_for_the_rest(tmp_path, lines):
+    model = llama()
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "head" not in n]
+    rest = [p for p in model.parameters() if not any(p is m for m in matrices)]
+    groups = [{"params": matrices}, {"params": rest, "rule": AdamW(lr=3e-3)}]
+    run = trainer(tmp_path, lines, model, optimizers=(Hyperoptimizer(groups, Muon(lr=0.01) / SGD(lr=1e-5)), None))
+    run.train()
+    losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.9 * losses[0]
