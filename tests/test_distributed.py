@@ -119,6 +119,13 @@ def test_fsdp2_a_warm_up_from_0_counts_its_first_step():
         assert_same({"": result}, {"": workers.warmed_up("alone", plan)})
 
 
+def test_fsdp2_compiled_equals_one_process():
+    """What is sent is sent outside of what is compiled, also where a step is otherwise compiled as a whole."""
+    plan = PLANS["cosine"]
+    for result in launch(workers.compiled, 2, "sharded", plan):
+        assert_same({"": result}, {"": workers.compiled("alone", plan, False)})
+
+
 def test_fsdp2_parameters_that_come_and_go():
     plan = PLANS["cosine"]
     for result in launch(workers.sparing, 2, "sharded", plan):

@@ -171,11 +171,11 @@ class Run:
         }
 
 
-def make(model: nn.Module, plan: Plan) -> Hyperoptimizer:
+def make(model: nn.Module, plan: Plan, compile: bool = False) -> Hyperoptimizer:
     tower, per, rules = plan
     groups = [{"params": [p for p in model.parameters() if p.ndim not in rules]}]
     groups += [{"params": [p for p in model.parameters() if p.ndim == n], "rule": rule} for n, rule in rules.items()]
-    return Hyperoptimizer(groups, tower, per=per)
+    return Hyperoptimizer(groups, tower, per=per, compile=compile)
 
 
 def whole(x: Any) -> Any:
@@ -262,6 +262,15 @@ def warmed_up(how: str, plan: Plan) -> dict[str, Any]:
         run.go(1)
         schedule.step()
     return run.result()
+
+
+def compiled(how: str, plan: Plan, compile: bool = True) -> dict[str, Any]:
+    """The last layer alone: a single bucket, of which one process may hold nothing."""
+    run = Run(how, plan)
+    run.optimizer = make(run.model[4], plan, compile)
+    with warnings.catch_warnings():  # of the compiler of torch, about torch
+        warnings.filterwarnings("ignore", ".*torch.jit.*", DeprecationWarning)
+        return run.go(4).result()
 
 
 def sparing(how: str, plan: Plan) -> dict[str, Any]:
