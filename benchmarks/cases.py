@@ -139,7 +139,7 @@ def heights(quick: bool, tick: Tick) -> dict[str, Table]:
     chosen = HEIGHTS[:4] if quick else HEIGHTS
     makers = {f"{kind}, height {height}": make(height) for kind, make in KINDS.items() for height in chosen}
     grads = gradients(SHAPES["mlp"])
-    rows = contest(lambda make: step_alone(make, SHAPES["mlp"], grads), makers, len(chosen), QUICK if quick else 90, tick)
+    rows = contest(lambda make: step_alone(make, SHAPES["mlp"], grads), makers, len(chosen), QUICK if quick else 60, tick)
     lines = []
     for kind in KINDS:
         levels = [height for height in chosen if height > 0]
@@ -187,7 +187,7 @@ def compile_of_height(height: int) -> float:
 def compiling(quick: bool, tick: Tick) -> dict[str, Table]:
     """Seconds until the third step is done, with the compiler's cache empty and filled."""
     work: list[tuple[str, int, Callable[..., float], Any]] = [
-        (f"compiled, {name}", 3, compile_of, name) for name in TOWERS if name != "Adam"
+        (f"compiled, {name}", 2, compile_of, name) for name in TOWERS if name != "Adam"
     ]
     work.append((f"compiled, height {HEIGHTS[-1]}", 1, compile_of_height, HEIGHTS[-1]))
     rows = []
@@ -205,12 +205,12 @@ Case = Callable[[bool, Tick], dict[str, Table]]
 CASES: dict[str, Case] = {
     "step-mlp": partial(steps, "Step alone, MLP", "mlp", 60),
     "step-resnet": partial(steps, "Step alone, ResNet-20", "resnet", 60),
-    "step-gpt": partial(steps, "Step alone, GPT blocks of width 768", "gpt", 300),
+    "step-gpt": partial(steps, "Step alone, GPT blocks of width 768", "gpt", 200),
     "step-1000": partial(steps, "Step alone, small tensors", "1000", 90),
     "train-mlp": partial(iterations, "Training iteration, MLP, batch 256", "mlp", 100),
-    "train-resnet": partial(iterations, "Training iteration, ResNet-20, batch 128, channels last", "resnet", 500),
-    "train-lstm": partial(iterations, "Training iteration, two-layer LSTM of 128, batch 50, sequence 50", "lstm", 300),
-    "train-gpt": partial(iterations, "Training iteration, GPT of 4 layers, width 128, batch 12, sequence 64", "gpt", 300),
+    "train-resnet": partial(iterations, "Training iteration, ResNet-20, batch 128, channels last", "resnet", 240),
+    "train-lstm": partial(iterations, "Training iteration, two-layer LSTM of 128, batch 50, sequence 50", "lstm", 180),
+    "train-gpt": partial(iterations, "Training iteration, GPT of 4 layers, width 128, batch 12, sequence 64", "gpt", 180),
     "heights": heights,
     "memory": memory,
     "compile": compiling,

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors as flatten
 
 from .engine import Engine
-from .hypergradient import Step
+from .hypergradient import KEPT, Step
 from .numerics import wide
 from .shards import Layout
 
@@ -29,7 +29,6 @@ PIECE = 1 << 18
 """Elements worked on at a time, about: enough for dispatch not to matter, few enough for a cache."""
 BUCKET = 1 << 20
 """Elements gathered at the most."""
-KEPT = "last_"
 EAGER = Engine(compile=False)
 
 
@@ -199,7 +198,7 @@ class Bucket:
 
 
 def _whole(x: Tensor) -> Tensor:
-    return x.sum().view(1)
+    return x.sum().view(1) if x.ndim else x.view(1)
 
 
 def _same(x: Tensor) -> Tensor:
