@@ -23,14 +23,13 @@ def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def added(terms: Sequence[Tensor], start: Tensor) -> Tensor:
-    """``sum(terms, start)``, and 0 where that is no more than the rounding of what has been added.
+    """``sum(terms, start)``, and 0 where that is no more than the rounding of `start`.
 
-    In the first step of Adam nothing depends on its betas: two terms of ``dU/dbeta`` cancel. They leave up to four units
-    in the last place of either, and a cosine, which is free of scale, would take these for a direction.
+    In the first step of Adam nothing depends on its betas: the terms of ``dU/dbeta`` cancel. They leave up to four units in
+    the last place, and a cosine, which is free of scale, would take these for a direction.
     """
     total = sum(terms, start)
-    size = sum((x.abs() for x in terms), start.abs())
-    return torch.where(total.abs() > 8 * torch.finfo(total.dtype).eps * size, total, 0.0) if terms else total
+    return total.masked_fill_((total / start).abs_() <= 8 * torch.finfo(total.dtype).eps, 0.0) if terms else start
 
 
 def finite(x: Tensor) -> Tensor:
