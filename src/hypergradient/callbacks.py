@@ -17,7 +17,7 @@ def current(optimizer: Any) -> dict[str, float]:
     inner = optimizer
     while not isinstance(inner, Hyperoptimizer):
         if not hasattr(inner, "optimizer"):
-            raise TypeError(f"optimizer={optimizer!r} is not allowed; it must be a Hyperoptimizer")
+            raise TypeError(f"optimizer={type(optimizer).__name__} is not allowed; it must be a Hyperoptimizer")
         inner = inner.optimizer
     return scalars(records(inner.snapshot(), inner.made() - 1)) if inner.made() else {}
 

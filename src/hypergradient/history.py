@@ -44,7 +44,7 @@ class History:
 
     def __init__(self, optimizer: Hyperoptimizer, every: int = 1) -> None:
         if not isinstance(optimizer, Hyperoptimizer):
-            raise TypeError(f"optimizer={optimizer!r} is not allowed; it must be a Hyperoptimizer")
+            raise TypeError(f"optimizer={type(optimizer).__name__} is not allowed; it must be a Hyperoptimizer")
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise ValueError(f"every={every!r} is not allowed; it must be an integer of at least 1")
         self.optimizer, self.every = optimizer, every
@@ -121,6 +121,7 @@ class History:
             RuntimeError: nothing has been recorded.
         """
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogFormatter
 
         rows: dict[int, dict[bool, dict[Any, dict[int, list[float]]]]] = {}
         for r in self._curves():
@@ -135,19 +136,24 @@ class History:
             for column, (bounded, curves) in enumerate(sorted(kinds.items())):
                 axes = figure.add_subplot(grid[row, column] if len(kinds) == 2 else grid[row, :])
                 names = list(dict.fromkeys(name for _, _, name in curves))
-                several, low = len({group for group, _, _ in curves}) > 1, math.inf
+                several, ends = len({group for group, _, _ in curves}) > 1, [0.0]
                 for (group, rule, name), curve in curves.items():
-                    middle = [median(values) for values in curve.values()]
+                    middle, least, most = ([of(values) for values in curve.values()] for of in (median, min, max))
                     label = f"{name}: {middle[0]:.3g} → {middle[-1]:.3g}" + f", group {group} ({rule})" * several
                     color, line = COLORS[names.index(name) % len(COLORS)], LINES[(group or 0) % len(LINES)]
-                    axes.plot(list(curve), middle, label=label, color=color, linestyle=line, marker="." * (len(curve) == 1))
-                    least, most = ([end(values) for values in curve.values()] for end in (min, max))
                     if least != most:
+                        label += ", median in its range"
                         axes.fill_between(list(curve), least, most, color=color, alpha=0.15, linewidth=0)
-                    low = min(low, *least)
-                title = f"level {level}: {', '.join(dict.fromkeys(rule for _, rule, _ in curves))}"
-                axes.set(xlabel="step", ylabel=", ".join(names), yscale="linear" if bounded or low <= 0 else "log")
-                axes.set_title(title, loc="left", fontsize=10)
+                    axes.plot(list(curve), middle, label=label, color=color, linestyle=line, marker="." * (len(curve) == 1))
+                    ends += [min(least), max(most)]
+                axes.set(xlabel="step", ylabel=", ".join(names))
+                if not bounded and min(ends) == 0 < max(ends):
+                    axes.set_yscale("log")
+                    axes.yaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())
+                if column == 0:
+                    doing = f"tunes level {level - 1}" if level else "moves the weights"
+                    title = f"level {level}, which {doing}: {', '.join(dict.fromkeys(rule for _, rule, _ in curves))}"
+                    axes.set_title(title, loc="left", fontsize=10)
                 axes.grid(color="#e6e6e6", linewidth=0.6)
                 axes.spines[["top", "right"]].set_visible(False)
                 axes.legend(frameon=False, fontsize=9)
