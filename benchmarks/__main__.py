@@ -2,7 +2,7 @@
 
     python -m benchmarks [--quick] [--only CASE …] [--out DIR]
 
-Prints tables and leaves results.json, results.md and results.png in the directory. All of it takes about 45 minutes.
+Prints tables and leaves results.json, results.md and results.png in the directory. All of it takes about half an hour.
 """
 
 from __future__ import annotations

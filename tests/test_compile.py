@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from cases import parameters, train
+from cases import loss, parameters, train
 from torch._dynamo.testing import CompileCounter
 
 from hypergradient import POSITIVE, SGD, Adagrad, Adam, Hyperoptimizer, Muon, RMSprop
@@ -49,6 +49,36 @@ def test_a_compiled_step_is_the_eager_one(tower):
 @pytest.mark.parametrize("options", [{"per": "tensor"}, {"maximize": True}, {"per": "all"}], ids=str)
 def test_a_compiled_step_takes_the_options(options):
     agree(*pair(Adam(lr=1e-3) / SGD(lr=1e-5), steps=5, **options))
+
+
+def halves(mine):
+    """Two groups, so that a step is more than one bucket."""
+    return [{"params": mine[:2]}, {"params": mine[2:], "lr": 0.02, "weight_decay": 0.1}]
+
+
+@pytest.mark.parametrize("tower", [*TOWERS, Adam(lr=0.01)], ids=repr)
+def test_a_compiled_step_of_several_buckets_is_the_eager_one(tower):
+    runs = []
+    for compile in (False, True):
+        mine = parameters()
+        optimizer = Hyperoptimizer(halves(mine), tower, compile=compile)
+        losses = train(optimizer, mine, 6)
+        runs.append((losses, optimizer.hyperparameters(1), optimizer.hypergradients(1)))
+    agree(*runs)
+
+
+def test_a_compiled_step_takes_another_loss_to_tune_on():
+    runs = []
+    for compile in (False, True):
+        mine = parameters()
+        optimizer = Hyperoptimizer(mine, TOWERS[0], compile=compile)
+        losses = []
+        for t in range(6):
+            losses += train(optimizer, mine, 1, t)
+            if t % 2:
+                optimizer.tune_on(loss(mine, 100 + t))
+        runs.append((losses, optimizer.hyperparameters(), optimizer.hypergradients()))
+    agree(*runs)
 
 
 def test_a_rule_that_is_not_elementwise_runs_beside_compiled_levels():

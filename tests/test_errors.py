@@ -1,13 +1,28 @@
 """Bad input: an error that names argument, value and what is allowed, before any state has changed."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
 from cases import parameters, train
 from torch.distributions.transforms import AffineTransform
 
-from hypergradient import POSITIVE, SGD, UNIT, Adagrad, Adam, AdamW, Hyperoptimizer, Muon, Tower, from_torch
+from hypergradient import (
+    POSITIVE,
+    SGD,
+    UNIT,
+    Adagrad,
+    Adam,
+    AdamW,
+    Hyperoptimizer,
+    Muon,
+    Rule,
+    Tower,
+    from_torch,
+    hyperparameter,
+    nonnegative,
+)
 
 BAD = {
     "negative lr": (lambda: Adam(lr=-1.0), ValueError, r"Adam: lr=-1.0 .* \[0, inf\)"),
@@ -197,3 +212,43 @@ def test_a_schedule_cannot_multiply_a_learned_zero():
             optimizer.param_groups[0]["momentum"] = 0.0
 
     unchanged(optimizer, mine, step, ValueError, "momentum=0.9")
+
+
+@dataclass(frozen=True)
+class Odd(Rule):
+    """What it remembers depends on `names`: before the first step, after it."""
+
+    lr: float = hyperparameter(0.1, nonnegative)
+    names: tuple = ("m", "m")
+
+    def init(self, param):
+        return {self.names[0]: torch.zeros_like(param)}
+
+    def update(self, param, grad, state, c):
+        return param - self.lr * grad, {self.names[1]: grad.clone()}
+
+
+ODD = {
+    "another state": (("m", "b"), r"Odd: init returns a state of \['m'\], update one of \['b'\]"),
+    "a reserved name": (("numbers", "numbers"), "Odd: the state 'numbers' has a name that is kept for the optimizer"),
+    "a reserved prefix": (("last_x", "last_x"), "Odd: the state 'last_x' has a name"),
+}
+
+
+@pytest.mark.parametrize(("names", "message"), ODD.values(), ids=ODD.keys())
+def test_a_state_that_cannot_be_kept_is_told(names, message):
+    mine = parameters()
+    before = [p.detach().clone() for p in mine]
+    optimizer = Hyperoptimizer(mine, Odd(names=names) / SGD(lr=1e-3))
+    with pytest.raises(ValueError, match=message):
+        train(optimizer, mine, 1)
+    torch.testing.assert_close([p.detach() for p in mine], before, rtol=0, atol=0)
+
+
+def test_a_rule_without_an_update_is_told():
+    @dataclass(frozen=True)
+    class Empty(Rule):
+        lr: float = hyperparameter(0.1, nonnegative)
+
+    with pytest.raises(TypeError, match="Empty has no update"):
+        Empty()

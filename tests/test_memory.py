@@ -7,7 +7,7 @@ import torch
 from cases import parameters, train
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hypergradient import POSITIVE, SGD, Adam, Hyperoptimizer, Muon
+from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer, Muon
 
 HEIGHT_3 = Adam(lr=0.01) / Adam(lr=1e-3) / SGD(lr=1e-5) / SGD(lr=1e-9)
 
@@ -56,3 +56,21 @@ def test_a_step_does_not_wait_for_the_device(tower, per):
         optimizer.step()
     with pytest.raises(AssertionError), NoHostSynchronization():
         mine[0].sum().item()
+
+
+PARTS = {
+    "lr alone: what Adam itself remembers": (Adam(tune="lr") / SGD(lr=1e-5), set()),
+    "AdamW, lr and decay": (AdamW(tune=("lr", "weight_decay")) / SGD(lr=1e-5), set()),
+    "betas: the last gradient": (Adam() / SGD(lr=1e-5), {"last_gradient"}),
+    "a horizon: a sensitivity each": (Adam(horizon=9) / SGD(lr=1e-5), {"last_lr", "last_beta1", "last_beta2"}),
+    "no tower": (Adam(), set()),
+}
+
+
+@pytest.mark.parametrize(("tower", "more"), PARTS.values(), ids=PARTS.keys())
+def test_nothing_is_kept_that_can_be_recovered(tower, more):
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, tower)
+    train(optimizer, mine, 3)
+    for p in mine[1:3]:
+        assert {n for n, x in optimizer.state[p].items() if x.shape == p.shape} == {"exp_avg", "exp_avg_sq"} | more

@@ -17,7 +17,7 @@ from torch._utils import _flatten_dense_tensors as flatten
 from torch._utils import _unflatten_dense_tensors as unflatten
 
 from .engine import Engine
-from .hypergradient import Step
+from .hypergradient import KEPT, Step
 from .numerics import wide
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ PIECE = 1 << 18
 """Elements worked on at a time, about: enough for dispatch not to matter, few enough for a cache."""
 BUCKET = 1 << 20
 """Elements gathered at the most."""
-KEPT = "last_"
 EAGER = Engine(compile=False)
 
 
@@ -188,7 +187,7 @@ class Bucket:
 
 
 def _whole(x: Tensor) -> Tensor:
-    return x.sum().view(1)
+    return x.sum().view(1) if x.ndim else x.view(1)
 
 
 def _same(x: Tensor) -> Tensor:

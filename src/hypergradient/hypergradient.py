@@ -19,6 +19,9 @@ from .charts import UNIT
 from .numerics import finite_or_zero, ratio
 from .rule import Rule, State
 
+KEPT = "last_"
+"""How the names begin under which is saved what is kept of the last step."""
+
 
 class Numbers(NamedTuple):
     """What a step needs besides the elements, few numbers, the same for all elements of a segment.
@@ -63,6 +66,8 @@ class Step:
         self.fading = 1 - 1 / rule.horizon
         self.pairs = 3 if rule.normalize else 1
         self.state = tuple(rule.init(torch.zeros((1, 1))))
+        if reserved := [n for n in self.state if n in ("step", "numbers") or n.startswith((KEPT, "level "))]:
+            raise ValueError(f"{type(rule).__name__}: the state {reserved[0]!r} has a name that is kept for the optimizer")
         self.links, self.coefficients = self._links() if rule.elementwise else ((), 0)
         self.keeps = self._kept() if names and rule.elementwise else "sensitivity"
         self.kept = {"sensitivity": names, "gradient": ("gradient",), "nothing": ()}[self.keeps]
@@ -254,13 +259,14 @@ class Step:
                 terms += [total(u * u).expand_as(terms[0]), torch.stack([total(t * t) for t in kept])]
             return torch.stack(terms)
         old = dict(zip(self.state, state, strict=True))
-        direct, partial = self.replay(u, self.numbers(spread(last)), param, old, kept[0] if kept else None)
-        sums = (
-            [None if x is None else total(x) for x in direct],
-            {i: None if x is None else total(x) for i, x in partial.items()},
-        )
-        rows = [torch.zeros_like(last[0]) if x is None else x for x in self._chained(self.numbers(last), *sums)]
-        return torch.where(last[0] > 0, torch.stack(rows), 0.0)[None]
+        numbers = each = self.numbers(last)
+        if (wide_rows := spread(last)) is not last:
+            each = self.numbers(wide_rows)
+        direct, partial = self.replay(u, each, param, old, kept[0] if kept else None)
+        sums = [None if x is None else total(x) for x in (*direct, *partial.values())]
+        chained = self._chained(numbers, sums[: len(direct)], dict(zip(partial, sums[len(direct) :], strict=True)))
+        rows = torch.stack([torch.zeros_like(last[0]) if x is None else x.view(-1) for x in chained])
+        return torch.where(last[0] > 0, rows, 0.0)[None]
 
     def move(self, param: Tensor, grad: Tensor, state: list[Tensor], kept: list[Tensor], now: Tensor) -> None:
         """One step in place: of the parameter, its state, and the sensitivities ``T = fading T + dU/dh`` where they are kept.
@@ -277,28 +283,24 @@ class Step:
             new, new_state, sensitivity = self.advance(numbers, p, g, old)
         else:
             new, new_state = self.rule.at(numbers.values).update(p, g, old, numbers.c)
+        if new_state.keys() != old.keys():
+            raise ValueError(
+                f"{type(self.rule).__name__}: init returns a state of {sorted(old)}, update one of {sorted(new_state)}"
+            )
         if self.keeps == "gradient":
             kept[0].copy_(g)
         for t, slope in zip(kept, sensitivity, strict=False):  # what is not finite would stay for ever
             t.copy_(finite_or_zero(t * self.fading + slope) if self.fading else slope)
-        _write({"": param, **old}, {"": new, **new_state})
+        pairs = [(param, new), *((old[n], x) for n, x in new_state.items())]
+        for target, x in [(t, x.clone() if any(x is y for y, _ in pairs) else x) for t, x in pairs]:
+            target.copy_(x)  # what is handed on from one to the other was read before it is written
 
 
 def _held(held: Tensor, x: Tensor, w: Tensor, moving: bool) -> Tensor:
     """An average after its step, as a function of what was averaged, x, and of the weight of the new, w."""
     x0, w0 = x.detach(), w.detach()
-    held = held + (w - w0) / (1 - w0) * (x0 - held)
+    held = torch.lerp(held, x0, (w - w0) / (1 - w0))
     return held + w0 * (x - x0) if moving else held
-
-
-def _write(targets: State, values: State) -> None:
-    """Write `values` over `targets`, all of which may have been handed on from one to the other."""
-    if targets.keys() != values.keys():
-        mine, theirs = sorted(targets.keys() - {""}), sorted(values.keys() - {""})
-        raise ValueError(f"init returns a state of {mine}, update one of {theirs}")
-    old = list(targets.values())
-    for n, x in {n: x.clone() if any(x is y for y in old) else x for n, x in values.items()}.items():
-        targets[n].copy_(x)
 
 
 @torch.enable_grad()

@@ -196,7 +196,7 @@ class Level:
     def known(self, moved: Tensor) -> Tensor:
         """Which of its own hyperparameters have moved something. shape: (all that it moves,) -> (tuned * sets,)"""
         any_of = moved.any(0, keepdim=True) if self.index is None else self.gather(moved.to(self.memory)) > 0
-        return any_of.expand(self.own.shape).flatten() if self.index is not None else any_of.expand(self.own.shape[0])
+        return any_of.expand(self.own.shape).flatten()
 
     def gradient(self, memory: Sequence[Tensor], products: Sequence[Tensor]) -> Tensor:
         """The hypergradients of what it moves, in the coordinates of their charts. shape: (all that it moves,)"""
