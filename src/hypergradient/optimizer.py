@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from .bucket import Bucket, Family
 from .engine import Engine
 from .hypergradient import Step
-from .level import READ, Hyperparameters, Level, Stack, Tuner, number, upper
+from .level import COUNT, READ, Hyperparameters, Level, Stack, Tuner, number, upper
 from .numerics import wide
 from .rule import Rule, check
 from .shards import total
@@ -368,12 +368,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
             a dict of floats by level; on level 0 with ``per="tensor"``, a dict of lists with an entry per parameter of
             the group; on a level with a value per hyperparameter of the level below, a dict of dicts.
         """
-        family = self._assemble()[group]
-        fixed: list[dict[str, Any]] = [{n: getattr(x.own.rule, n) for n in x.own.rule.hyperparameters()} for x in self._levels]
-        said, count = {n: float(self.param_groups[group][n]) for n in self.rules[group].hyperparameters()}, len(family.params)
-        fixed.insert(0, {n: [v] * count if self.per == "tensor" else v for n, v in said.items()})
-        tuned = self._tell(group, lambda h, above, scope: h.values(above, scope)[: len(h.names)])
-        return [{**f, **t} for f, t in zip(fixed, tuned, strict=True)]
+        self._assemble()
+        return self._now().hyperparameters(group)
 
     def hypergradients(self, group: int = 0) -> list[dict[str, Any]]:
         """``dL/dvalue`` as read in the last step, for what is tuned, in the shape of `hyperparameters`.
@@ -382,28 +378,21 @@ class Hyperoptimizer(torch.optim.Optimizer):
         normalization; NaN where none has been read. With `maximize`, L is what is minimized: the negative.
         """
         self._assemble()
-        return self._tell(group, lambda h, above, scope: above[READ][h.place].view(h.shape))
+        return self._now().hypergradients(group)
 
-    def _tell(
-        self, group: int, read: Callable[[Hyperparameters, Sequence[Tensor], Tensor | None], Tensor]
-    ) -> list[dict[str, Any]]:
-        """Of each level what `read` says of the tuned hyperparameters, as numbers in the shape of `hyperparameters`."""
-        family = self._families[group]
-        below: tuple[str, ...] = ()
-        levels: list[dict[str, Any]] = []
-        for k, h in enumerate((family.owner, *(x.own for x in self._levels))):
-            numbers = {}
-            if h.names:
-                said = read(h, self._levels[k].memory.unbind(), None if k else family.scope)
-                numbers = dict(zip(h.names, said.tolist(), strict=True))
-            if k == 0 and self.per == "tensor":
-                levels.append(numbers)
-            elif any(isinstance(getattr(h.rule, n), Mapping) for n in h.rule.hyperparameters()):
-                levels.append({n: dict(zip(below, row, strict=True)) for n, row in numbers.items()})
-            else:
-                levels.append({n: row[0] for n, row in numbers.items()})
-            below = h.names
-        return levels
+    def _now(self) -> Snapshot:
+        """What it can say of itself now; of tensors that the next step changes."""
+        groups = [(f.owner, f.scope, f.said) for f in self._families]
+        return Snapshot(self.per, groups, [x.own for x in self._levels], [x.memory for x in self._levels])
+
+    def snapshot(self) -> Snapshot:
+        """What the last step was made with and what was read in it, to be looked at later; does not wait for the device."""
+        now = self._now()
+        return now._replace(memories=[memory[:COUNT].clone() for memory in now.memories])
+
+    def made(self) -> int:
+        """How many steps have been made, by the parameter that has made the most."""
+        return max((bucket.made for family in self._families for bucket in family.buckets), default=0)
 
     def __repr__(self) -> str:
         lines = []
@@ -474,6 +463,55 @@ class Hyperoptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self._cotangents = {}
         self._forget()
+
+
+class Snapshot(NamedTuple):
+    """What an optimizer says of itself at one moment.
+
+    Attributes:
+        per: as the optimizer's.
+        groups: of each, the hyperparameters, and what the user says of them; see `Hyperparameters.values`.
+        above: the hyperparameters of every level above.
+        memories: what each of those remembers; see `Level`.
+    """
+
+    per: str
+    groups: list[tuple[Hyperparameters, Tensor, dict[str, float]]]
+    above: list[Hyperparameters]
+    memories: list[Tensor]
+
+    def hyperparameters(self, group: int) -> list[dict[str, Any]]:
+        """See `Hyperoptimizer.hyperparameters`."""
+        owner, _, said = self.groups[group]
+        fixed: list[dict[str, Any]] = [{n: getattr(h.rule, n) for n in h.rule.hyperparameters()} for h in self.above]
+        fixed.insert(0, {n: [said[n]] * owner.sets if self.per == "tensor" else said[n] for n in owner.rule.hyperparameters()})
+        tuned = self._tell(group, lambda h, above, scope: h.values(above, scope)[: len(h.names)])
+        return [{**f, **t} for f, t in zip(fixed, tuned, strict=True)]
+
+    def hypergradients(self, group: int) -> list[dict[str, Any]]:
+        """See `Hyperoptimizer.hypergradients`."""
+        return self._tell(group, lambda h, above, scope: above[READ][h.place].view(h.shape))
+
+    def _tell(
+        self, group: int, read: Callable[[Hyperparameters, Sequence[Tensor], Tensor | None], Tensor]
+    ) -> list[dict[str, Any]]:
+        """Of each level what `read` says of the tuned hyperparameters, as numbers in the shape of `hyperparameters`."""
+        owner, scope, _ = self.groups[group]
+        below: tuple[str, ...] = ()
+        levels: list[dict[str, Any]] = []
+        for k, h in enumerate((owner, *self.above)):
+            numbers = {}
+            if h.names:
+                said = read(h, self.memories[k].unbind(), None if k else scope)
+                numbers = dict(zip(h.names, said.tolist(), strict=True))
+            if k == 0 and self.per == "tensor":
+                levels.append(numbers)
+            elif any(isinstance(getattr(h.rule, n), Mapping) for n in h.rule.hyperparameters()):
+                levels.append({n: dict(zip(below, row, strict=True)) for n, row in numbers.items()})
+            else:
+                levels.append({n: row[0] for n, row in numbers.items()})
+            below = h.names
+        return levels
 
 
 def key(number: int, level: Level, h: Hyperparameters) -> str:

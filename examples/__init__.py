@@ -1,0 +1,1 @@
+"""Small scripts to start from; not part of the package."""
