@@ -1,1 +1,1 @@
-"""Small programs that show one thing each; not part of the package."""
+"""Small scripts to start from; not part of the package."""

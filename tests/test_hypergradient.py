@@ -9,7 +9,7 @@ import torch
 from cases import ABOVE, RULES, loss, parameters, train, weights
 from oracle import Entry, Oracle
 
-from hypergradient import POSITIVE, REAL, SGD, UNIT, Adagrad, Adam, AdamW, Hyperoptimizer, Lion, RMSprop
+from hypergradient import POSITIVE, REAL, SGD, UNIT, Adagrad, Adam, Adamax, AdamW, Hyperoptimizer, Lion, NAdam, RAdam, RMSprop
 
 BELOW = SGD(lr=0.5, momentum=0.5, charts={"momentum": REAL})
 TOP = SGD(lr=1e-4)
@@ -124,3 +124,20 @@ def test_horizon_and_cosine_are_what_they_say(case, horizon, normalize):
             trace[n] = (1 - 1 / horizon) * trace[n] + slope
         w, state = update({})
         torch.testing.assert_close(flat(mine).detach(), w, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("rule", [Adam, AdamW, Adamax, NAdam, RAdam], ids=lambda rule: rule.__name__)
+def test_rounding_is_no_direction_for_a_cosine(rule, dtype):
+    """In the first step nothing depends on the betas (but for NAdam's first): only rounding is left."""
+    torch.manual_seed(0)
+    param = torch.randn(1000, dtype=dtype, requires_grad=True)
+    optimizer = Hyperoptimizer([param], rule(lr=0.01, horizon=5, normalize="cosine") / SGD(lr=0.1))
+    names = ("beta2",) if rule is NAdam else ("beta1", "beta2")
+    before = optimizer.hyperparameters()[0]
+    for _ in range(2):
+        param.grad = torch.randn(1000, dtype=dtype) * 10 ** torch.randn(1000, dtype=dtype)
+        optimizer.step()
+    assert [optimizer.hypergradients()[0][n] for n in names] == [0] * len(names)
+    assert [optimizer.hyperparameters()[0][n] for n in names] == [before[n] for n in names]
+    assert optimizer.hyperparameters()[0]["lr"] != before["lr"]

@@ -378,15 +378,16 @@ def test_repr_is_in_the_notation_of_the_paper():
     assert eval(repr(tower), vars(hg)) == tower
 
 
-def test_complex_parameters():
-    z, w = (torch.tensor([1 + 2j, 3 - 1j], requires_grad=True) for _ in range(2))
-    optimizer, twin = Hyperoptimizer([z], Adam(lr=0.1) / SGD(lr=0.0)), torch.optim.Adam([w], lr=0.1)
+@pytest.mark.parametrize("count", [1, 2])
+def test_complex_parameters(count):
+    mine, theirs = ([torch.tensor([1 + 2j, 3 - 1j], requires_grad=True) for _ in range(count)] for _ in range(2))
+    optimizer, twin = Hyperoptimizer(mine, Adam(lr=0.1) / SGD(lr=0.0)), torch.optim.Adam(theirs, lr=0.1)
     for _ in range(10):
-        for x, o in ((z, optimizer), (w, twin)):
+        for params, o in ((mine, optimizer), (theirs, twin)):
             o.zero_grad()
-            (x.abs() - 1).square().sum().backward()
+            sum((i + 1) * (x.abs() - 1).square().sum() for i, x in enumerate(params)).backward()
             o.step()
-    torch.testing.assert_close(z, w)
+    torch.testing.assert_close(mine, theirs)
     optimizer.load_state_dict(optimizer.state_dict())
     optimizer.step()
 

@@ -5,6 +5,7 @@ from .charts import REAL as REAL
 from .charts import UNIT as UNIT
 from .charts import Chart as Chart
 from .convert import from_torch as from_torch
+from .history import History as History
 from .optimizer import Hyperoptimizer as Hyperoptimizer
 from .rule import Rule as Rule
 from .rule import hyperparameter as hyperparameter

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors as flatten
-from torch._utils import _unflatten_dense_tensors as unflatten
 
 from .engine import Engine
 from .hypergradient import KEPT, Step
 from .numerics import wide
+from .shards import Layout
 
 if TYPE_CHECKING:
     from .level import Hyperparameters
@@ -33,11 +33,12 @@ EAGER = Engine(compile=False)
 
 
 class Bucket:
-    """Parameters of one dtype, device, group and history.
+    """Parameters of one dtype, device, layout, group and history.
 
     Args:
         step: what is done with them.
         members: the parameters. A rule that is not elementwise gets one at a time, in its shape.
+        layout: how they are spread over processes; the bucket holds the parts that are here.
         index: which set of hyperparameters each of them uses, or None where there is one for all. shape: (members,)
         sets: how many sets of hyperparameters there are.
         clock: how many steps they have made; the same tensor for buckets with the same history. shape: ()
@@ -52,18 +53,27 @@ class Bucket:
     """
 
     def __init__(
-        self, step: Step, members: Sequence[Tensor], index: Tensor | None, sets: int, clock: Tensor, made: int, live: bool
+        self,
+        step: Step,
+        members: Sequence[Tensor],
+        layout: Layout,
+        index: Tensor | None,
+        sets: int,
+        clock: Tensor,
+        made: int,
+        live: bool,
     ) -> None:
-        self.step, self.members, self.index, self.sets = step, list(members), index, sets
+        self.step, self.members, self.layout, self.index, self.sets = step, list(members), layout, index, sets
         self.clock, self.made, self.live = clock, made, live
         self.uniform = index is None or len(members) == 1
         self.complex = members[0].is_complex()
-        self.sizes = [p.numel() * (2 if self.complex else 1) for p in members]
+        parts = layout.parts(self.members)
+        real = [torch.view_as_real(x) for x in parts] if self.complex else parts
+        self.shapes, self.sizes = [x.shape for x in real], [x.numel() for x in real]
         self.order = None
         if len(members) == 1 and step.rule.elementwise:
-            real = torch.view_as_real(members[0]) if self.complex else members[0]
-            self.order = sorted(range(real.ndim), key=real.stride, reverse=True)
-        like = self._flat(members).to(wide(members[0].dtype))
+            self.order = sorted(range(real[0].ndim), key=real[0].stride, reverse=True)
+        like = self._flat(parts).to(wide(members[0].dtype))
         self.state = [t.clone() for t in step.rule.init(like).values()]
         self.kept = [torch.zeros_like(like) for _ in step.kept]
         self.replays = bool(step.names) and step.keeps != "sensitivity"
@@ -78,22 +88,21 @@ class Bucket:
     # ------------------------------------------------------------- members and elements
 
     def _flat(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The members, or tensors of their shapes, as elements; of a single one no copy."""
+        """Parts of the members, or tensors of their shapes, as elements; of a single one no copy."""
         real = [torch.view_as_real(t.resolve_conj()) for t in tensors] if self.complex else tensors
         if len(real) > 1:
             return cast(Tensor, flatten(real))
         return real[0] if self.order is None else real[0].permute(self.order).reshape(-1)
 
     def views(self, flat: Tensor) -> Sequence[Tensor]:
-        """The parts of a flat tensor that belong to each member, in its shape."""
-        real = [torch.view_as_real(p) for p in self.members] if self.complex else self.members
-        if len(real) > 1:
-            parts: Sequence[Tensor] = unflatten(flat, real)
+        """What of a flat tensor belongs to each member, in the shape of its part."""
+        if len(self.members) > 1:
+            parts = [x.view(shape) for x, shape in zip(flat.split(self.sizes), self.shapes, strict=True)]
         elif self.order is None:
             parts = [flat]
         else:
             back = sorted(range(len(self.order)), key=self.order.__getitem__)
-            parts = [flat.view([real[0].shape[d] for d in self.order]).permute(back)]
+            parts = [flat.view([self.shapes[0][d] for d in self.order]).permute(back)]
         return [torch.view_as_complex(x) for x in parts] if self.complex else parts
 
     def gather(self, maximize: bool, cotangents: Mapping[Tensor, Tensor]) -> None:
@@ -103,35 +112,37 @@ class Bucket:
             cotangents: the gradients of another loss that is to be made smaller by tuning, if there is one; 0 of whom it
                 does not name.
         """
-        grads: list[Any] = [p.grad for p in self.members]
-        if len(self.members) > 1:
+        parts, grads = self.layout.parts(self.members), self.layout.parts([p.grad for p in self.members])
+        if len(parts) > 1:
             if not self.places:
-                self.param, self.grad = self._flat(self.members), self._flat(grads)
+                self.param, self.grad = self._flat(parts), self._flat(grads)
                 self.places = [*self.views(self.param), *self.views(self.grad)]
-            torch._foreach_copy_(self.places, [*self.members, *grads])
+            torch._foreach_copy_(self.places, [*parts, *grads])
             self.grad = self.grad.neg_() if maximize else self.grad
         else:
-            self.param, grad = self._flat(self.members), self._flat(grads)
+            self.param, grad = self._flat(parts), self._flat(grads)
             self.grad = -grad if maximize else grad
         self.cotangents = []
         if cotangents:
-            u = self._flat([cotangents[p] if p in cotangents else torch.zeros_like(p) for p in self.members])
+            u = self._flat(self.layout.parts([cotangents[p] if p in cotangents else torch.zeros_like(p) for p in self.members]))
             self.cotangents = [-u if maximize else u]
 
     def scatter(self) -> None:
         """Write the members, in place: the end of a step."""
         self.made, self.live, self.cotangents = self.made + 1, True, []
         if len(self.members) > 1:
-            torch._foreach_copy_(self.members, self.places[: len(self.members)])
+            torch._foreach_copy_(self.layout.parts(self.members), self.places[: len(self.members)])
         else:
-            if self.members[0].untyped_storage().data_ptr() != self.param.untyped_storage().data_ptr():
-                self.members[0].copy_(self.views(self.param)[0])
+            own, (p,) = Layout.of(self.members[0]), self.members
+            here = own.local(p)
+            if here.untyped_storage().data_ptr() != self.param.untyped_storage().data_ptr():
+                here.copy_(own.local(self.layout.join(self.views(self.param)[0], p)))
             del self.param, self.grad
 
     def memory(self) -> list[dict[str, Tensor]]:
         """What is remembered of each member, by the name under which it is saved: views, shaped like it."""
         names = *self.step.state, *(KEPT + n for n in self.step.kept)
-        views = [self.views(t) for t in (*self.state, *self.kept)]
+        views = [map(self.layout.join, self.views(t), self.members) for t in (*self.state, *self.kept)]
         memory = [dict(zip(names, parts, strict=True)) for parts in zip(*views, strict=True)] or [{} for _ in self.members]
         for i, mine in enumerate(memory):
             if self.replays:
@@ -239,9 +250,9 @@ class Family:
         return moving
 
     def _fill(self, present: list[bool]) -> None:
-        """Put the parameters that have moved or will move into buckets, alike in dtype, device, number of steps made and
-        whether they have a gradient and had one before. Which go together follows from that alone, as it has to for an
-        exact resume.
+        """Put the parameters that have moved or will move into buckets, alike in dtype, device, layout, number of steps
+        made and whether they have a gradient and had one before. Which go together follows from that alone, as it has to
+        for an exact resume.
         """
         self.present, self.stale = present, False
         made = {p: bucket.made for bucket in self.buckets for p in bucket.members}
@@ -249,28 +260,31 @@ class Family:
         for p in self.params:
             if p not in made and "step" in (memory := self.memory.get(p, {})):  # from a checkpoint
                 made[p] = int(memory["step"])
-                live[p] = "numbers" not in memory or bool(memory["numbers"][0] > 0)
+                live[p] = made[p] > 0 and ("numbers" not in memory or bool(memory["numbers"][0] > 0))
         alike: dict[Any, list[int]] = defaultdict(list)
         filled: dict[Any, int] = defaultdict(int)
         for i, p in enumerate(self.params):
             if present[i] or p in made:
-                alone = p.numel() >= ALONE or not self.step.rule.elementwise
-                kind = p.dtype, p.device, made.get(p, 0), present[i], live.get(p, False), i if alone else None
-                filled[kind] += p.numel()
+                layout = Layout.of(p, whole=not self.step.rule.elementwise)
+                size = Layout.of(p).local(p).numel()
+                alone = size >= ALONE or not self.step.rule.elementwise
+                kind = p.dtype, p.device, layout, made.get(p, 0), present[i], live.get(p, False), i if alone else None
+                filled[kind] += size
                 alike[kind, filled[kind] // (BUCKET if self.owner.sets == 1 else ALONE)].append(i)
         known = {tuple(map(id, b.members)): b for b in self.buckets}
         clocks: dict[Any, Tensor] = {}
         self.buckets = []
-        for ((_, _, steps, moves, alive, _), _), positions in alike.items():
+        for ((_, _, layout, steps, moves, alive, _), _), positions in alike.items():
             members = [self.params[i] for i in positions]
             clock = clocks.setdefault((steps, moves), self.owner.like.new_tensor(float(steps)))
             bucket = known.get(tuple(map(id, members)))
             if bucket is None:
                 index = torch.tensor(positions, device=members[0].device) if self.owner.sets > 1 else None
-                bucket = Bucket(self.step, members, index, self.owner.sets, clock, steps, alive)
+                bucket = Bucket(self.step, members, layout, index, self.owner.sets, clock, steps, alive)
                 for p, mine in zip(members, bucket.memory(), strict=True):
                     for name in mine.keys() & self.memory[p].keys():
-                        mine[name].copy_(self.memory[p][name])
+                        own = Layout.of(mine[name])
+                        own.local(mine[name]).copy_(own.local(self.memory[p][name]))
                     self.memory[p].update(mine)
             bucket.clock = clock
             for p in members:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import vjp
 
 from .charts import UNIT
-from .numerics import finite_or_zero, ratio
+from .numerics import added, finite_or_zero, ratio
 from .rule import Rule, State
 
 KEPT = "last_"
@@ -195,13 +195,12 @@ class Step:
         self, numbers: Numbers, direct: Sequence[Tensor | None], partial: Mapping[int, Tensor | None]
     ) -> list[Tensor | None]:
         """``dU/dh = dU/dh|c + sum_c dU/dc dc/dh`` for each of `names`, times its scale; None where there is none."""
-        total = [None if x is None else x * numbers.scale[n] for n, x in zip(self.names, direct, strict=True)]
+        terms = {n: [] if x is None else [x * numbers.scale[n]] for n, x in zip(self.names, direct, strict=True)}
         for (i, n), link in numbers.links.items():
-            slope, k = partial[i], self.names.index(n)
-            if slope is not None:
-                term, rest = slope * link, total[k]
-                total[k] = term if rest is None else rest + term
-        return total
+            if (slope := partial[i]) is not None:
+                terms[n].append(slope * link)
+        add = added if self.rule.normalize else sum
+        return [add(x[1:], x[0]) if x else None for x in terms.values()]
 
     def replay(
         self, cotangent: Tensor, numbers: Numbers, param: Tensor, state: State, last: Tensor | None

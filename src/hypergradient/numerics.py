@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,16 @@ def sqrt(x: Tensor) -> Tensor:
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """``numerator / denominator`` for nonnegative denominators, with 0 / 0 = 0."""
     return numerator / denominator.clamp_min(torch.finfo(denominator.dtype).tiny)
+
+
+def added(terms: Sequence[Tensor], start: Tensor) -> Tensor:
+    """``sum(terms, start)``, and 0 where that is no more than the rounding of `start`.
+
+    In the first step of Adam nothing depends on its betas: the terms of ``dU/dbeta`` cancel. They leave up to four units in
+    the last place, and a cosine, which is free of scale, would take these for a direction.
+    """
+    total = sum(terms, start)
+    return total.masked_fill_((total / start).abs_() <= 8 * torch.finfo(total.dtype).eps, 0.0) if terms else start
 
 
 def finite(x: Tensor) -> Tensor:

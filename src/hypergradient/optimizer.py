@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +15,10 @@ from torch import Tensor
 from .bucket import Bucket, Family
 from .engine import Engine
 from .hypergradient import Step
-from .level import READ, Hyperparameters, Level, Stack, Tuner, number, upper
+from .level import COUNT, READ, Hyperparameters, Level, Stack, Tuner, number, upper
 from .numerics import wide
 from .rule import Rule, check
+from .shards import total
 from .tower import Tower
 
 BASE = "constructed_"
@@ -141,14 +142,16 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 self._levels.append(Level(own, below))
                 below = [own]
             kinds: dict[Any, list[Level]] = {}
-            for number, level in enumerate(self._levels, 1):
-                self._recall(number, level)
+            for name, h, mine in self._rows():
+                if (saved := self.state.get(self._home(name, h), {}).get(name)) is not None:
+                    mine.copy_(saved)
+            for level in self._levels:
                 kinds.setdefault(level.kind, []).append(level)
             self._stacks = [Stack(alike) for alike in kinds.values()]
-            for number, level in enumerate(self._levels, 1):
+            for level in self._levels:
                 level.bound()
-                for h in level.below:
-                    self.state[self._home(key(number, level, h), h)][key(number, level, h)] = level.memory[:, h.place]
+            if self.state:
+                self._remember()
             self._marks = self._remembered()
         for i, (group, family) in enumerate(zip(self.param_groups, self._families, strict=True)):
             self._listen(i, group, family)
@@ -170,13 +173,16 @@ class Hyperoptimizer(torch.optim.Optimizer):
         mine = [p for f in self._families for p in f.params if f.owner is h or h not in self._levels[0].below]
         return next(chain((p for p in mine if name in self.state.get(p, {})), (p for p in mine if p.requires_grad), mine))
 
-    def _recall(self, number: int, level: Level) -> None:
-        """Let level `number` take up what `state` remembers of it."""
-        for h in level.below:
-            name = key(number, level, h)
-            saved = self.state.get(self._home(name, h), {}).get(name)
-            if saved is not None:
-                level.memory[:, h.place] = saved
+    def _rows(self) -> Iterator[tuple[str, Hyperparameters, Tensor]]:
+        """What is remembered of each level: a name, whose hyperparameters it concerns, a view."""
+        for k, level in enumerate(self._levels, 1):
+            for h in level.below:
+                yield key(k, level, h), h, level.memory[:, h.place]
+
+    def _remember(self) -> None:
+        """Let `state` remember every level. Not before the first step: who finds any state takes it for the whole."""
+        for name, h, mine in self._rows():
+            self.state[self._home(name, h)][name] = mine
 
     def _replace(self, old: list[Tensor], new: list[Tensor]) -> None:
         """Take what is remembered of parameters that somebody has replaced by others over to those, place by place."""
@@ -256,6 +262,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def _move(self, families: Sequence[Family]) -> None:
         """Move everything: what `step` does when all is as it should be."""
+        if not self.state:
+            self._remember()
         active: list[tuple[Family, Bucket]] = []
         for family, group in zip(families, self.param_groups, strict=True):
             for bucket in family.active():
@@ -263,10 +271,13 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 active.append((family, bucket))
         if any(family.filled for family in families):
             self._marks = self._remembered()
+        if self._rehearsal(active):
+            return
         asks = {(id(f), id(b.clock)): (f, b.clock) for f, b in active}
         tuner, run = self._tuner(tuple(f for f, _ in asks.values())), self._engine
         scopes, clocks = [f.scope for f, _ in asks.values()], [clock for _, clock in asks.values()]
-        if run.compile and self._levels and len(active) == len(self._levels[0].below) == 1 and active[0][1].compiles:
+        single = len(active) == 1 and active[0][1].compiles and not active[0][1].layout.groups
+        if run.compile and single and self._levels and len(self._levels[0].below) == 1:
             (_, bucket), known = active[0], self._known(active)
             elements = bucket.param, bucket.grad, bucket.state, bucket.cotangents
             run(tuner.whole, elements, bucket.kept, bucket.numbers, known, *scopes, *clocks, bucket.spread, bucket.total)
@@ -327,15 +338,23 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def _read(self, active: Sequence[tuple[Family, Bucket]]) -> list[list[Tensor]]:
         """What the last step says of each of the hyperparameters that the first level moves, bucket by bucket."""
         first = self._levels[0]
-        found: dict[int, list[Tensor]] = {id(h): [] for h in first.below}
-        for family, bucket in active:
-            if family.owner.names:
-                found[id(family.owner)].append(bucket.read(self._engine).to(first.memory))
+        reads = [(f.owner, b.layout.groups, b.read(self._engine).to(first.memory)) for f, b in active if f.owner.names]
+        found = total(reads)
         for h in first.below:
-            if not found[id(h)]:
+            if h not in found:
                 first.rest(h)
-                found[id(h)] = [first.memory.new_zeros(3 if h.rule.normalize else 1, *h.shape)]
-        return list(found.values())
+                found[h] = [first.memory.new_zeros(3 if h.rule.normalize else 1, *h.shape)]
+        return [found[h] for h in first.below]
+
+    def _rehearsal(self, active: Sequence[tuple[Family, Bucket]]) -> bool:
+        """Whether this is no step at all: before every other, along gradients of 0, with a step size of 0.
+
+        That is how `torch.distributed.checkpoint` makes an optimizer have a state; it must not count.
+        """
+        if any(b.made for f in self._families for b in f.buckets) or any(g.get("lr") for g in self.param_groups):
+            return False
+        moves = [(None, b.layout.groups, b.grad.any().to(f.owner.like).view(1)) for f, b in active]
+        return not any(x.item() for some in total(moves).values() for x in some)
 
     def _known(self, active: Sequence[tuple[Family, Bucket]]) -> Tensor:
         """Which of what the first level moves has moved anything in this step and before."""
@@ -354,12 +373,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
             a dict of floats by level; on level 0 with ``per="tensor"``, a dict of lists with an entry per parameter of
             the group; on a level with a value per hyperparameter of the level below, a dict of dicts.
         """
-        family = self._assemble()[group]
-        fixed: list[dict[str, Any]] = [{n: getattr(x.own.rule, n) for n in x.own.rule.hyperparameters()} for x in self._levels]
-        said, count = {n: float(self.param_groups[group][n]) for n in self.rules[group].hyperparameters()}, len(family.params)
-        fixed.insert(0, {n: [v] * count if self.per == "tensor" else v for n, v in said.items()})
-        tuned = self._tell(group, lambda h, above, scope: h.values(above, scope)[: len(h.names)])
-        return [{**f, **t} for f, t in zip(fixed, tuned, strict=True)]
+        self._assemble()
+        return self._now().hyperparameters(group)
 
     def hypergradients(self, group: int = 0) -> list[dict[str, Any]]:
         """``dL/dvalue`` as read in the last step, for what is tuned, in the shape of `hyperparameters`.
@@ -368,28 +383,21 @@ class Hyperoptimizer(torch.optim.Optimizer):
         normalization; NaN where none has been read. With `maximize`, L is what is minimized: the negative.
         """
         self._assemble()
-        return self._tell(group, lambda h, above, scope: above[READ][h.place].view(h.shape))
+        return self._now().hypergradients(group)
 
-    def _tell(
-        self, group: int, read: Callable[[Hyperparameters, Sequence[Tensor], Tensor | None], Tensor]
-    ) -> list[dict[str, Any]]:
-        """Of each level what `read` says of the tuned hyperparameters, as numbers in the shape of `hyperparameters`."""
-        family = self._families[group]
-        below: tuple[str, ...] = ()
-        levels: list[dict[str, Any]] = []
-        for k, h in enumerate((family.owner, *(x.own for x in self._levels))):
-            numbers = {}
-            if h.names:
-                said = read(h, self._levels[k].memory.unbind(), None if k else family.scope)
-                numbers = dict(zip(h.names, said.tolist(), strict=True))
-            if k == 0 and self.per == "tensor":
-                levels.append(numbers)
-            elif any(isinstance(getattr(h.rule, n), Mapping) for n in h.rule.hyperparameters()):
-                levels.append({n: dict(zip(below, row, strict=True)) for n, row in numbers.items()})
-            else:
-                levels.append({n: row[0] for n, row in numbers.items()})
-            below = h.names
-        return levels
+    def _now(self) -> Snapshot:
+        """What it can say of itself now; of tensors that the next step changes."""
+        groups = [(f.owner, f.scope, f.said) for f in self._families]
+        return Snapshot(self.per, groups, [x.own for x in self._levels], [x.memory for x in self._levels])
+
+    def snapshot(self) -> Snapshot:
+        """What the last step was made with and what was read in it, to be looked at later; does not wait for the device."""
+        now = self._now()
+        return now._replace(memories=[memory[:COUNT].clone() for memory in now.memories])
+
+    def made(self) -> int:
+        """How many steps have been made, by the parameter that has made the most."""
+        return max((bucket.made for family in self._families for bucket in family.buckets), default=0)
 
     def __repr__(self) -> str:
         lines = []
@@ -403,6 +411,15 @@ class Hyperoptimizer(torch.optim.Optimizer):
         return lines[0] if len(lines) == 1 else "\n".join(f"group {i}: {line}" for i, line in enumerate(lines))
 
     # ------------------------------------------------------------- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of every optimizer; what parameters share, each has for itself: it may be loaded in place."""
+        if self.state:
+            self._assemble()
+        found = super().state_dict()
+        shared = ("step", "numbers")
+        own = {k: {n: x.clone() if n in shared else x for n, x in m.items()} for k, m in found["state"].items()}
+        return {**found, "state": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, to the last bit.
@@ -426,7 +443,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         if counts[0] != counts[1]:
             raise ValueError(f"state_dict has a different number of parameter groups: {counts[1]}, this optimizer {counts[0]}")
         self._assemble()
-        mine, theirs = (_towers(memory) for memory in (self.state, state_dict["state"]))
+        mine = _towers({name: x} for name, _, x in self._rows())
+        theirs = _towers(state_dict["state"].values())
         if state_dict["state"] and mine.keys() != theirs.keys():
             here, there = (", ".join(sorted(a.keys() - b.keys())) or "nothing" for a, b in ((mine, theirs), (theirs, mine)))
             raise ValueError(f"state_dict of another tower: it has {there} where this optimizer has {here}")
@@ -453,15 +471,64 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._forget()
 
 
+class Snapshot(NamedTuple):
+    """What an optimizer says of itself at one moment.
+
+    Attributes:
+        per: as the optimizer's.
+        groups: of each, the hyperparameters, and what the user says of them; see `Hyperparameters.values`.
+        above: the hyperparameters of every level above.
+        memories: what each of those remembers; see `Level`.
+    """
+
+    per: str
+    groups: list[tuple[Hyperparameters, Tensor, dict[str, float]]]
+    above: list[Hyperparameters]
+    memories: list[Tensor]
+
+    def hyperparameters(self, group: int) -> list[dict[str, Any]]:
+        """See `Hyperoptimizer.hyperparameters`."""
+        owner, _, said = self.groups[group]
+        fixed: list[dict[str, Any]] = [{n: getattr(h.rule, n) for n in h.rule.hyperparameters()} for h in self.above]
+        fixed.insert(0, {n: [said[n]] * owner.sets if self.per == "tensor" else said[n] for n in owner.rule.hyperparameters()})
+        tuned = self._tell(group, lambda h, above, scope: h.values(above, scope)[: len(h.names)])
+        return [{**f, **t} for f, t in zip(fixed, tuned, strict=True)]
+
+    def hypergradients(self, group: int) -> list[dict[str, Any]]:
+        """See `Hyperoptimizer.hypergradients`."""
+        return self._tell(group, lambda h, above, scope: above[READ][h.place].view(h.shape))
+
+    def _tell(
+        self, group: int, read: Callable[[Hyperparameters, Sequence[Tensor], Tensor | None], Tensor]
+    ) -> list[dict[str, Any]]:
+        """Of each level what `read` says of the tuned hyperparameters, as numbers in the shape of `hyperparameters`."""
+        owner, scope, _ = self.groups[group]
+        below: tuple[str, ...] = ()
+        levels: list[dict[str, Any]] = []
+        for k, h in enumerate((owner, *self.above)):
+            numbers = {}
+            if h.names:
+                said = read(h, self.memories[k].unbind(), None if k else scope)
+                numbers = dict(zip(h.names, said.tolist(), strict=True))
+            if k == 0 and self.per == "tensor":
+                levels.append(numbers)
+            elif any(isinstance(getattr(h.rule, n), Mapping) for n in h.rule.hyperparameters()):
+                levels.append({n: dict(zip(below, row, strict=True)) for n, row in numbers.items()})
+            else:
+                levels.append({n: row[0] for n, row in numbers.items()})
+            below = h.names
+        return levels
+
+
 def key(number: int, level: Level, h: Hyperparameters) -> str:
     """The name under which `state` remembers what a level does to `h`. (Distributed checkpoints split names at dots.)"""
     return f"level {number}: {level.own} moves {h}".replace(".", "_")
 
 
-def _towers(state: Mapping[Any, Any]) -> dict[str, list[tuple[int, ...]]]:
+def _towers(memories: Iterable[Mapping[str, Tensor]]) -> dict[str, list[tuple[int, ...]]]:
     """What is remembered of each level of a tower: the shapes, one entry per group where they have their own."""
     found: dict[str, list[tuple[int, ...]]] = {}
-    for memory in state.values():
+    for memory in memories:
         for name, tensor in memory.items():
             if name.startswith("level "):
                 found.setdefault(name, []).append(tuple(tensor.shape))

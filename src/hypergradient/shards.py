@@ -1,0 +1,90 @@
+"""Shards: tensors of which each process holds a part (`torch.distributed.tensor.DTensor`, so FSDP2 and tensor parallelism).
+
+A step works on the part that is here, and needs only two things of the others: a rule that mixes elements needs them
+all, and the products that a hypergradient is made of are sums over all elements.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+Key = TypeVar("Key")
+Groups = tuple[Any, ...]
+
+
+class Layout(NamedTuple):
+    """How a tensor is spread over processes.
+
+    Args:
+        mesh: the processes; None for a tensor that is not spread, and all of which is here.
+        placements: by dimension of the mesh, whether its processes hold shards or replicas.
+    """
+
+    mesh: Any = None
+    placements: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(cls, x: Any, whole: bool = False) -> Layout:
+        """The layout in which `x` is worked on: its own, or, where its elements need each other, the `whole` everywhere."""
+        if not hasattr(x, "placements"):
+            return cls()
+        from torch.distributed.tensor import Replicate
+
+        return cls(x.device_mesh, tuple(Replicate() for _ in x.placements) if whole else tuple(x.placements))
+
+    def local(self, x: Any) -> Tensor:
+        """The part of `x` that is here; it shares the memory of `x` if that has this layout."""
+        part: Tensor = x
+        if self.mesh is None:
+            return part
+        if not hasattr(x, "placements"):
+            from torch.distributed.tensor import distribute_tensor
+
+            x = distribute_tensor(x, self.mesh, self.placements, src_data_rank=None)
+        if tuple(x.placements) != self.placements:  # also gradients that are still to be summed
+            x = x.redistribute(self.mesh, self.placements)
+        part = x.detach().to_local()
+        return part
+
+    def parts(self, tensors: list[Any]) -> list[Tensor]:
+        """`local` of each."""
+        return tensors if self.mesh is None else [self.local(x) for x in tensors]
+
+    def join(self, part: Tensor, like: Tensor) -> Tensor:
+        """The tensor, shaped like `like`, of which `part` is here; it shares the memory of `part`."""
+        if self.mesh is None:
+            return part
+        from torch.distributed.tensor import DTensor
+
+        return DTensor.from_local(part, self.mesh, self.placements, shape=like.shape, stride=like.stride())
+
+    @property
+    def groups(self) -> Groups:
+        """Those among which the elements are spread: replicas count once."""
+        return tuple(self.mesh.get_group(i) for i, x in enumerate(self.placements) if not x.is_replicate())
+
+
+def total(parts: Iterable[tuple[Key, Groups, Tensor]]) -> dict[Key, list[Tensor]]:
+    """For each key what is to be summed, each part over the processes of its groups; one all-reduce per group in all."""
+    found: dict[Key, list[Tensor]] = defaultdict(list)
+    spread: dict[tuple[Key, Groups], Tensor] = {}
+    for key, groups, x in parts:
+        if groups:  # processes may cut differently into parts what is spread alike
+            spread[key, groups] = spread[key, groups] + x if (key, groups) in spread else x
+        else:
+            found[key].append(x)
+    for group in dict.fromkeys(chain.from_iterable(groups for _, groups in spread)):
+        mine = [k for k in spread if group in k[1]]
+        flat = torch.cat([spread[k].flatten() for k in mine])
+        torch.distributed.all_reduce(flat, group=group)
+        for k, x in zip(mine, flat.split([spread[k].numel() for k in mine]), strict=True):
+            spread[k] = x.view_as(spread[k])
+    for (key, _), x in spread.items():
+        found[key].append(x)
+    return dict(found)

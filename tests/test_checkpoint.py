@@ -1,0 +1,114 @@
+"""Distributed checkpoints resume what they have saved, on as many processes or others; and processes that are killed.
+
+Rows 22 and 23 of the contract of an optimizer of torch.
+"""
+
+import multiprocessing
+import random
+import signal
+import time
+
+import pytest
+import torch
+import workers
+from test_distributed import EXACT, SAME, assert_same
+from workers import PLANS, context, launch
+
+from hypergradient import SGD, Adam, AdamW
+
+FORMS = ["nested", "flattened", "full"]
+SOME = {name: PLANS[name] for name in ("a set per tensor", "Muon")}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_dcp_flattening_resumes_on_two_ranks_to_the_last_bit(form, tmp_path):
+    before = launch(workers.saved, 2, "sharded", SOME, str(tmp_path), form, 4)
+    after = launch(workers.resumed, 2, "sharded", SOME, str(tmp_path), form)
+    for mine, theirs in zip(after, before, strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            assert_same(a, b, EXACT)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("first", "then"), [(("sharded", 2), ("alone", 1)), (("alone", 1), ("sharded", 2))], ids=str)
+def test_dcp_flattening_resumes_on_other_numbers_of_ranks(first, then, form, tmp_path):
+    (how, ranks), (later, others) = first, then
+    (at, end), *_ = launch(workers.saved, ranks, how, SOME, str(tmp_path), form, 4)
+    for loaded, gone_on in launch(workers.resumed, others, later, SOME, str(tmp_path), form):
+        assert_same(loaded, at, EXACT)
+        assert_same(gone_on, end, SAME)
+
+
+UNMOVED = {
+    "a decay above": (Adam(lr=0.01) / AdamW(lr=1e-3, weight_decay=0.1), "group", {}),
+    "the step size untuned": (Adam(lr=0.01, tune="beta1", horizon=9) / Adam(lr=1e-3), "group", {}),
+    "a decay tuned": (AdamW(lr=0.01, tune=("weight_decay", "lr")) / SGD(lr=1e-3), "group", {}),
+    **PLANS,
+}
+
+
+def test_dcp_saving_before_the_first_step_moves_nothing(tmp_path):
+    """It makes a step with a step size of 0 and gradients of 0, to have a state to save: that one must not count."""
+    for result in launch(workers.disturbed, 2, "sharded", UNMOVED, str(tmp_path), "flattened"):
+        for name, (undisturbed, saved, loaded) in result.items():
+            assert_same({name: saved}, {name: undisturbed}, EXACT)
+            assert_same({name: loaded}, {name: undisturbed}, EXACT)
+
+
+def test_dcp_loads_into_an_optimizer_that_has_been_looked_at(tmp_path):
+    """To look at its hyperparameters makes no state: DCP would take that for the whole and load no more than it."""
+    plans = {"tall": PLANS["tall"]}
+    before = launch(workers.saved, 2, "sharded", plans, str(tmp_path), "flattened", 3)
+    after = launch(workers.resumed, 2, "sharded", plans, str(tmp_path), "flattened", True)
+    assert_same(after[0][1], before[0][1], EXACT)
+
+
+def test_dcp_keeps_the_precision_of_what_is_known_of_half_precision(tmp_path):
+    for whole, resumed in launch(workers.halved, 2, "sharded", PLANS["tall"], str(tmp_path / "at"), "flattened"):
+        assert_same({"": resumed}, {"": whole}, EXACT)
+        assert resumed["weights"]["0.weight"].dtype == torch.bfloat16
+        assert resumed["state"]["0.weight"]["exp_avg"].dtype == torch.float32
+
+
+def test_zero_redundancy_optimizer_resumes_to_the_last_bit():
+    for whole, resumed in launch(workers.consolidated, 2, PLANS["tall"]):
+        assert_same({"": resumed}, {"": whole}, EXACT)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_dcp_keeps_the_steps_of_each_parameter(form, tmp_path):
+    """They are loaded in place: parameters that have made different numbers of steps must not share a count."""
+    for whole, resumed in launch(workers.came_and_went, 2, "sharded", PLANS["tall"], str(tmp_path / "at"), form):
+        assert_same({"": resumed}, {"": whole}, EXACT)
+
+
+def test_killed_at_random_moments_ends_where_it_would_have(tmp_path):
+    """SIGKILL, five times, anywhere between or within a step and the writing of its checkpoint."""
+    dice, steps, plan = random.Random(4), 60, PLANS["a set per tensor"]
+    start = multiprocessing.get_context(context())
+
+    def begin(folder):
+        folder.mkdir(exist_ok=True)
+        mine, theirs = start.Pipe(duplex=False)
+        process = start.Process(target=workers.endure, args=(str(folder), plan, steps, theirs))
+        process.start()
+        theirs.close()
+        return process, mine
+
+    undisturbed, _unread = begin(tmp_path / "undisturbed")
+    for _ in range(5):
+        process, progress = begin(tmp_path / "killed")
+        for _ in range(dice.randint(1, 10)):
+            assert progress.poll(60)
+            assert progress.recv() < steps
+        time.sleep(dice.uniform(0, 0.01))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    process, _unread_too = begin(tmp_path / "killed")
+    for p in (process, undisturbed):
+        p.join(60)
+        assert p.exitcode == 0
+    ends = [torch.load(tmp_path / name / "end", weights_only=True) for name in ("killed", "undisturbed")]
+    torch.testing.assert_close(*ends, **EXACT)
+    assert ends[0]["steps"] == steps
