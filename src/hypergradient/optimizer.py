@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo  # as torch.compiler.disable, without a second's import of the compiler
 
 from .bucket import Bucket, Family
 from .engine import Engine
@@ -232,7 +233,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     # -------------------------------------------------------------------- step
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # traced with the model, it would compile again and again
+    @_disable_dynamo  # traced with the model, it would compile again and again
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every level, along the gradients that are in ``p.grad`` now.
@@ -295,7 +296,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             clock.add_(1)
         self._cotangents = {}
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # its gradient is not for the compiler to take
+    @_disable_dynamo  # its gradient is not for the compiler to take
     def tune_on(self, loss: Tensor) -> None:
         """Take the hypergradients of the next step from another loss, for example on data held out for validation.
 
