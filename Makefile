@@ -20,7 +20,7 @@ lint: $(READY) ## Style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY) ## Time and memory beside torch.optim and others, 45 minutes; leaves bench/
+bench: $(READY) ## Time and memory beside torch.optim and others, half an hour; leaves bench/
 	$(BIN)/python -m benchmarks
 
 # torch first: its CPU build where it can be had, without the gigabytes of an accelerator's libraries

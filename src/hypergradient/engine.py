@@ -23,13 +23,13 @@ class Engine:
         self.compile = compile
         self._compiled: dict[Any, Callable[..., Any]] = {}
 
-    def __call__(self, function: Callable[..., Any], *arguments: Any, dynamic: bool = True) -> Any:
+    def __call__(self, function: Callable[..., Any], *arguments: Any, dynamic: bool | None = True) -> Any:
         """``function(*arguments)``.
 
         Args:
             function: one that depends on nothing else that changes, but for the values of tensors.
             arguments: tensors, lists of them, and whatever stays the same from call to call.
-            dynamic: whether the sizes of the tensors vary from call to call.
+            dynamic: whether the sizes of the tensors vary from call to call; None: perhaps, found out when they do.
         """
         if not self.compile:
             return function(*arguments)
@@ -60,7 +60,7 @@ def _filled(form: Any, tensors: Iterator[Tensor]) -> Any:
     return [_filled(y, tensors) for y in form] if isinstance(form, tuple) else form
 
 
-def _compiled(function: Callable[..., Any], form: Any, dynamic: bool) -> Callable[..., Any]:
+def _compiled(function: Callable[..., Any], form: Any, dynamic: bool | None) -> Callable[..., Any]:
     def flat(*tensors: Tensor) -> Any:
         return function(*_filled(form, iter(tensors)))
 

@@ -193,8 +193,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def _remembered(self) -> list[Any]:
         """All that is in `state`."""
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        return [x for p in params if p in self.state for x in self.state[p].values()]
+        return [x for memory in self.state.values() for x in memory.values()]
 
     def _marked(self) -> bool:
         """Whether `state` holds what it was given: somebody may have put other tensors there, or none."""
@@ -281,7 +280,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         if run.compile and single and self._levels and len(self._levels[0].below) == 1:
             (_, bucket), known = active[0], self._known(active)
             elements = bucket.param, bucket.grad, bucket.state, bucket.cotangents
-            run(tuner.whole, elements, bucket.kept, bucket.numbers, known, *scopes, *clocks, bucket.spread, bucket.total)
+            arguments = elements, bucket.kept, bucket.numbers, known, *scopes, *clocks, bucket.spread, bucket.total
+            run(tuner.whole, *arguments, dynamic=None)
         else:
             if self._levels:
                 found = run(tuner.tune, self._read(active), self._known(active), scopes, clocks, dynamic=False)
