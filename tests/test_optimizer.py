@@ -693,3 +693,126 @@ def test_named_parameters_keep_their_names():
     optimizer = Hyperoptimizer(model.named_parameters(), TOWER)
     assert optimizer.param_groups[0]["param_names"] == [n for n, _ in model.named_parameters()]
     fit(optimizer, model, 2)
+
+
+def scalars(*sizes, **options):
+    """Parameters of ones with gradients of ones."""
+    params = [torch.ones(n, requires_grad=True, **options) for n in sizes]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    return params
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_parameter_without_a_gradient_is_not_tuned_by_the_others(compile):
+    """As a group per tensor does, for which it was written."""
+    runs = []
+    for split in (lambda ps: ps, lambda ps: [{"params": [p]} for p in ps]):
+        a, b = scalars(2, 2)
+        per = "tensor" if split([a])[0] is a else "group"
+        optimizer = Hyperoptimizer(split([a, b]), SGD(lr=0.1) / Adam(lr=1e-2) / SGD(lr=1e-3), per=per, compile=compile)
+        for t in range(7):
+            b.grad = None if t in (1, 2, 5) else torch.ones_like(b)
+            optimizer.step()
+        last = (
+            optimizer.hyperparameters()[0]["lr"] if per == "tensor" else [optimizer.hyperparameters(i)[0]["lr"] for i in (0, 1)]
+        )
+        runs.append((last, a.detach(), b.detach()))
+    torch.testing.assert_close(*runs, rtol=1e-10, atol=0)
+
+
+FORGETFUL = {
+    "a beta near 0": (Adam(lr=0.1, beta1=1e-8), {}),
+    "a beta that a schedule takes to 0": (Adam(lr=0.1), {"beta1": 0.0}),
+    "a decay of everything": (AdamW(lr=1.0, weight_decay=1.0, tune=("lr",)), {}),
+}
+
+
+@pytest.mark.parametrize(("rule", "said"), FORGETFUL.values(), ids=FORGETFUL.keys())
+def test_what_cannot_be_recovered_does_not_stop_the_tuning(rule, said):
+    (p,) = scalars(3)
+    optimizer = Hyperoptimizer([p], rule / SGD(lr=1e-3))
+    for _ in range(6):
+        optimizer.step()
+        optimizer.param_groups[0].update(said)
+    assert all(map(math.isfinite, optimizer.hypergradients()[0].values()))
+    assert optimizer.hyperparameters()[0]["lr"] != rule.lr
+
+
+def test_who_looks_at_state_early_loses_nothing():
+    (p,) = scalars(3)
+    optimizer = Hyperoptimizer([p], SGD(lr=0.1) / SGD(lr=1e-2))
+    assert optimizer.hyperparameters()
+    assert optimizer.state[p] == {}
+    for _ in range(3):
+        optimizer.step()
+    assert levels(optimizer)
+
+
+def test_rules_of_groups_start_their_own_way():
+    a, b = scalars(3, 3)
+    other = hg.Adagrad(lr=0.1, initial_accumulator_value=5.0)
+    groups = [{"params": [a]}, {"params": [b], "rule": other}]
+    optimizer = Hyperoptimizer(groups, hg.Adagrad(lr=0.1, initial_accumulator_value=1.0) / SGD(lr=1e-3))
+    optimizer.step()
+    assert [optimizer.state[p]["sum"][0].item() for p in (a, b)] == [2.0, 6.0]
+
+
+def test_parameters_that_leave_a_group_take_only_their_own_state():
+    a, b, c = scalars(3, 3, 3)
+    b.grad, c.grad = 2 * b.grad, 3 * c.grad
+    optimizer = Hyperoptimizer([a, b, c], Adam(lr=0.1) / SGD(lr=1e-3))
+    optimizer.step()
+    before = optimizer.state[b]["exp_avg"].clone()
+    optimizer.param_groups[0]["params"] = [c, b]
+    assert optimizer.hyperparameters()
+    torch.testing.assert_close(optimizer.state[b]["exp_avg"], before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("per", ["all", "group", "tensor"])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_group_may_be_empty(per, first):
+    (p,) = scalars(3)
+    groups = [{"params": [p]}, {"params": []}]
+    optimizer = Hyperoptimizer(groups[::-1] if first else groups, Adam(lr=0.1) / SGD(lr=1e-3), per=per)
+    for _ in range(3):
+        optimizer.step()
+    learned = optimizer.hyperparameters(int(first))[0]["lr"]
+    assert learned != [0.1] if per == "tensor" else learned != 0.1
+
+
+def test_a_value_by_name_goes_to_that_name_in_whatever_order():
+    (p,) = scalars(3)
+    rule = SGD(lr=0.1, momentum=0.5, tune=("momentum", "lr"))
+    tower = SGD(lr=0.1, momentum=0.5, tune=("lr", "momentum")) / SGD(lr={"lr": 1e-3, "momentum": 0.0})
+    optimizer = Hyperoptimizer([{"params": [p], "rule": rule}], tower)
+    for _ in range(3):
+        optimizer.step()
+    values = optimizer.hyperparameters()[0]
+    assert values["lr"] != 0.1
+    assert values["momentum"] == pytest.approx(0.5, rel=1e-12)
+
+
+def test_what_is_asked_in_inference_mode_can_be_trained_with():
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, TOWER)
+    with torch.inference_mode():
+        assert optimizer.hyperparameters()
+    train(optimizer, mine, 3)
+
+
+def test_an_overflow_is_no_step():
+    (p,) = scalars(3, dtype=torch.float32)
+    optimizer = Hyperoptimizer([p], SGD(lr=0.1) / SGD(lr=1e30))
+    for _ in range(3):
+        p.grad = torch.full_like(p, 1e6)
+        optimizer.step()
+    assert optimizer.hyperparameters()[0]["lr"] == pytest.approx(0.1)
+
+
+def test_a_bucket_of_one_element_and_none():
+    optimizer = Hyperoptimizer(scalars(1, 0), Adam(lr=0.1) / SGD(lr=1e-3), per="tensor")
+    for _ in range(3):
+        optimizer.step()
+    assert optimizer.hyperparameters()[0]["lr"][0] != 0.1

@@ -49,6 +49,7 @@ class Bucket:
         state: what the rule remembers of the elements.
         kept: what is kept of the last step until its hypergradient is read; see `Step.keeps`.
         numbers: those of the last step, where it is replayed; without rows where it is not. shape: (rows, segments)
+        positions: which sets of hyperparameters they use, on the host.
         compiles: whether one compiled function serves all buckets like this one.
     """
 
@@ -65,6 +66,7 @@ class Bucket:
     ) -> None:
         self.step, self.members, self.layout, self.index, self.sets = step, list(members), layout, index, sets
         self.clock, self.made, self.live = clock, made, live
+        self.positions: list[int] = []
         self.uniform = index is None or len(members) == 1
         self.complex = members[0].is_complex()
         parts = layout.parts(self.members)
@@ -153,7 +155,7 @@ class Bucket:
 
     def total(self, x: Tensor) -> Tensor:
         """From elements to segments, by summation. shape: (elements,) -> (segments,)"""
-        return torch.stack([part.sum() for part in x.split(self.sizes)])
+        return torch.stack([part.sum() for part in x.view(-1).split(self.sizes)])
 
     def spread(self, numbers: Tensor) -> Tensor:
         """From segments to elements. shape: (rows, segments) -> (rows, elements)"""
@@ -286,7 +288,7 @@ class Family:
                         own = Layout.of(mine[name])
                         own.local(mine[name]).copy_(own.local(self.memory[p][name]))
                     self.memory[p].update(mine)
-            bucket.clock = clock
+            bucket.clock, bucket.positions = clock, positions if self.owner.sets > 1 else [0]
             for p in members:
                 self.memory[p]["step"] = clock
             self.buckets.append(bucket)

@@ -218,7 +218,7 @@ class Step:
         decay = then.decay(numbers.c)
         if decay is not None or (last is not None and self.penalized):
             before = param + then.displacement(state, numbers.c)
-            before = before if decay is None else before / decay
+            before = before if decay is None else torch.where(decay == 0, param, before / decay)
 
         def again(at: Rule, c: tuple[Tensor, ...]) -> tuple[Tensor, tuple[()]]:
             held = state
@@ -298,7 +298,9 @@ class Step:
 def _held(held: Tensor, x: Tensor, w: Tensor, moving: bool) -> Tensor:
     """An average after its step, as a function of what was averaged, x, and of the weight of the new, w."""
     x0, w0 = x.detach(), w.detach()
-    held = torch.lerp(held, x0, (w - w0) / (1 - w0))
+    rest = 1 - w0  # where hardly anything of the old is left, nothing can be said of it: no derivative
+    known = rest > torch.finfo(rest.dtype).eps ** 0.5
+    held = torch.lerp(held, x0, torch.where(known, (w - w0) / torch.where(known, rest, 1.0), 0.0))
     return held + w0 * (x - x0) if moving else held
 
 

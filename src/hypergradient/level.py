@@ -226,7 +226,7 @@ class Level:
         step = count + 1
         new, state = self.update(columns.unbind(), raw, grad, step, rest)
         after = torch.stack([new.clamp(self.low, self.high), unit, unit, step, *(state[n] for n in self.state)])
-        made = allowed & finite(after)
+        made = allowed & finite(after) & finite(new)  # before it was clamped
         before = self.memory[: len(after)]
         before.copy_(torch.where(made, after, before))
         rows[READ].copy_(read)
@@ -238,11 +238,6 @@ class Level:
         """`Rule.update` of a step. shape of each: (n,)"""
         at = self.rule.at(dict(zip(self.own.order, columns, strict=True)))
         return at.update(raw, grad, dict(zip(self.state, rest, strict=False)), at.coefficients(step))
-
-    def rest(self, hyper: Hyperparameters) -> None:
-        """Let a step pass in which nothing has moved that `hyper` of the level below moves."""
-        self.memory[READ, hyper.place] = torch.nan
-        self.sensitivity()[:, hyper.place] *= self.fading
 
 
 class Stack:

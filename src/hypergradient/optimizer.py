@@ -74,7 +74,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._families: list[Family] = []
         self._steps: dict[Any, Step] = {}
         self._tuners: dict[Any, Tuner] = {}
-        self._mask: tuple[tuple[bool, ...], Tensor] = (), torch.empty(0)
+        self._mask: tuple[tuple[tuple[bool, bool], ...], Tensor, Tensor] = (), torch.empty(0), torch.empty(0)
         self._marks: list[Any] = []
 
     # ------------------------------------------------------------------ groups
@@ -122,6 +122,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             del group[n]
         self.rules.append(rule)
 
+    @torch.inference_mode(False)  # what is made in a validation loop is used in training
     def _assemble(self) -> list[Family]:
         """The parameters of each group in buckets, with the hyperparameters that move them, and the levels above."""
         params = [group["params"] for group in self.param_groups]
@@ -151,7 +152,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             self._stacks = [Stack(alike) for alike in kinds.values()]
             for level in self._levels:
                 level.bound()
-            if self.state:
+            if any(self.state.values()):
                 self._remember()
             self._marks = self._remembered()
         for i, (group, family) in enumerate(zip(self.param_groups, self._families, strict=True)):
@@ -171,7 +172,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def _home(self, name: str, h: Hyperparameters) -> Tensor:
         """The parameter under which `state` remembers `name`, which concerns `h`: one of those that it moves."""
-        mine = [p for f in self._families for p in f.params if f.owner is h or h not in self._levels[0].below]
+        everything = [p for f in self._families for p in f.params]
+        mine = [p for f in self._families for p in f.params if f.owner is h] or everything
         return next(chain((p for p in mine if name in self.state.get(p, {})), (p for p in mine if p.requires_grad), mine))
 
     def _rows(self) -> Iterator[tuple[str, Hyperparameters, Tensor]]:
@@ -187,8 +189,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def _replace(self, old: list[Tensor], new: list[Tensor]) -> None:
         """Take what is remembered of parameters that somebody has replaced by others over to those, place by place."""
+        gone, come = set(map(id, old)) - set(map(id, new)), set(map(id, new)) - set(map(id, old))
         for p, q in zip(old, new, strict=False):
-            if p is not q and p in self.state:
+            if id(p) in gone and id(q) in come and p in self.state:
                 self.state[q] = self.state.pop(p)
 
     def _remembered(self) -> list[Any]:
@@ -225,7 +228,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def _step(self, owner: Hyperparameters, off: frozenset[str]) -> Step:
         """What a step with these hyperparameters is; one object for all that are alike, so that it is compiled once."""
-        what = str(owner), off
+        start = [getattr(owner.rule, n) for n in owner.order if n not in owner.rule.numbers()]  # what enters `init` only
+        what = str(owner), off, *start
         if what not in self._steps:
             self._steps[what] = Step(owner.rule, owner.names, off)
         return self._steps[what]
@@ -255,14 +259,14 @@ class Hyperoptimizer(torch.optim.Optimizer):
                         f"{name} has a gradient of layout {p.grad.layout}; only dense gradients can be used: "
                         "construct the embedding with sparse=False, or give it to torch.optim.SparseAdam"
                     )
-        device = self.param_groups[0]["params"][0].device.type
+        device = next(p for group in self.param_groups for p in group["params"]).device.type
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             self._move(self._assemble())
         return loss
 
     def _move(self, families: Sequence[Family]) -> None:
         """Move everything: what `step` does when all is as it should be."""
-        if not self.state:
+        if not self._marks:
             self._remember()
         active: list[tuple[Family, Bucket]] = []
         for family, group in zip(families, self.param_groups, strict=True):
@@ -276,8 +280,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         asks = {(id(f), id(b.clock)): (f, b.clock) for f, b in active}
         tuner, run = self._tuner(tuple(f for f, _ in asks.values())), self._engine
         scopes, clocks = [f.scope for f, _ in asks.values()], [clock for _, clock in asks.values()]
-        single = len(active) == 1 and active[0][1].compiles and not active[0][1].layout.groups
-        if run.compile and single and self._levels and len(self._levels[0].below) == 1:
+        if run.compile and len(active) == 1 and self._alone(active[0][1]):
             (_, bucket), known = active[0], self._known(active)
             elements = bucket.param, bucket.grad, bucket.state, bucket.cotangents
             arguments = elements, bucket.kept, bucket.numbers, known, *scopes, *clocks, bucket.spread, bucket.total
@@ -339,13 +342,16 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def _read(self, active: Sequence[tuple[Family, Bucket]]) -> list[list[Tensor]]:
         """What the last step says of each of the hyperparameters that the first level moves, bucket by bucket."""
         first = self._levels[0]
-        reads = [(f.owner, b.layout.groups, b.read(self._engine).to(first.memory)) for f, b in active if f.owner.names]
-        found = total(reads)
-        for h in first.below:
-            if h not in found:
-                first.rest(h)
-                found[h] = [first.memory.new_zeros(3 if h.rule.normalize else 1, *h.shape)]
-        return [found[h] for h in first.below]
+        found = total((f.owner, b.layout.groups, b.read(self._engine).to(first.memory)) for f, b in active)
+        none = {h: [first.memory.new_zeros(3 if h.rule.normalize else 1, *h.shape)] for h in first.below if h not in found}
+        return [found[h] if h in found else none[h] for h in first.below]
+
+    def _alone(self, bucket: Bucket) -> bool:
+        """Whether a step in which only `bucket` moves can be one function: its numbers are those of the levels."""
+        if not self._levels or len(self._levels[0].below) != 1:
+            return False
+        alike = bucket.numbers.dtype == self._levels[0].memory.dtype and bucket.numbers.device == self._levels[0].memory.device
+        return alike and bucket.compiles and bucket.index is None and not bucket.layout.groups
 
     def _rehearsal(self, active: Sequence[tuple[Family, Bucket]]) -> bool:
         """Whether this is no step at all: before every other, along gradients of 0, with a step size of 0.
@@ -358,12 +364,22 @@ class Hyperoptimizer(torch.optim.Optimizer):
         return not any(x.item() for some in total(moves).values() for x in some)
 
     def _known(self, active: Sequence[tuple[Family, Bucket]]) -> Tensor:
-        """Which of what the first level moves has moved anything in this step and before."""
-        moved = {id(f.owner) for f, b in active if b.made}
-        known = tuple(id(h) in moved for h in self._levels[0].below for _ in range(h.shape[0] * h.shape[1]))
-        if known != self._mask[0]:
-            self._mask = known, torch.tensor(known, device=self._levels[0].memory.device)
-        return self._mask[1]
+        """Which of what the first level moves has moved anything in this step and before.
+
+        What moves nothing in this step sees it pass: the sensitivities to the levels above fade.
+        """
+        here = {(id(f.owner), i) for f, b in active for i in b.positions}
+        moved = {(id(f.owner), i) for f, b in active for i in b.positions if b.made}
+        places = [(id(h), i) for h in self._levels[0].below for _ in h.names for i in range(h.sets)]
+        pattern = tuple((place in here, place in moved) for place in places)
+        if pattern != self._mask[0]:
+            now, before = (torch.tensor(x, device=self._levels[0].memory.device) for x in zip(*pattern, strict=True))
+            self._mask = pattern, now, before
+        _, active_now, known = self._mask
+        if not all(place in here for place in places):
+            first = self._levels[0]
+            first.sensitivity().mul_(torch.where(active_now, 1.0, first.fading))
+        return known
 
     # ------------------------------------------------------------ what it does
 

@@ -161,7 +161,7 @@ class Rule:
     def tuned(self) -> tuple[str, ...]:
         """The names that a rule above moves."""
         if self.tune is not None:
-            return self.tune
+            return tuple(n for n in self.numbers() if n in self.tune)
         marked = [n for n, f in self.hyperparameters().items() if f.metadata["tuned"]]
         return tuple(n for n in marked if n == "lr" or getattr(self, n) != 0)
 
