@@ -264,8 +264,7 @@ class Stack:
         found = slopes(step, columns[:t].unbind())[2]
         slope = torch.stack([torch.zeros_like(raw) if x is None else x for x in found])
         trace = self.memory[COUNT + 1 + len(first.state) :]
-        if first.fading:  # what is not finite would stay for ever
-            slope = finite_or_zero(trace * first.fading + slope)
+        slope = finite_or_zero(trace * first.fading + slope if first.fading else slope)
         trace.copy_(torch.where(made, slope, trace))
 
 
