@@ -244,11 +244,11 @@ def test_tensorboard():
 
 
 def test_tensorboard_itself(tmp_path):
-    board = pytest.importorskip("torch.utils.tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
 
     _, optimizer, history = recorded(LOG, 3)
-    with board.SummaryWriter(tmp_path) as writer:
+    with SummaryWriter(tmp_path) as writer:
         history.to_tensorboard(writer)
     read = EventAccumulator(str(tmp_path)).Reload().Scalars("hyperparameters/0.AdamW.lr.group0")
     assert [(e.step, e.value) for e in read][-1] == pytest.approx((2, optimizer.hyperparameters()[0]["lr"]))
