@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
+from experiments.models import MLP, ResNet20
 from torch import nn
 
 from .contestants import (
@@ -41,7 +42,7 @@ from .measure import (
     step_alone,
     training,
 )
-from .problems import MLP, TASKS, GPTBlock, ResNet20, shapes
+from .problems import TASKS, GPTBlock, shapes
 
 Tick = Callable[[float], None]
 """Is told the part of a case that is done, from 0 to 1."""

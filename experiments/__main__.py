@@ -1,0 +1,74 @@
+"""The paper's experiments.
+
+python -m experiments list
+python -m experiments run table1 fig4a [--data DIR] [--seeds N] [--workers N] [--quick] [--device cpu] [--out DIR]
+python -m experiments report [--quick] [--out DIR]
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .catalogue import EXPERIMENTS
+from .data import FOLDER
+from .report import write_page
+from .runner import Settings, carry_out
+
+app = typer.Typer(add_completion=False, help="The experiments of Gradient Descent: The Ultimate Optimizer.")
+console = Console()
+Out = Annotated[Path, typer.Option(help="Folder of the results.")]
+Quick = Annotated[bool, typer.Option("--quick", help="A smaller protocol of every experiment: minutes in all.")]
+
+
+@app.command("list")
+def names() -> None:
+    """What there is to run."""
+    for name, experiment in EXPERIMENTS.items():
+        console.print(f"[bold]{name:<8}[/bold] {experiment.title}")
+
+
+@app.command()
+def run(
+    experiments: Annotated[list[str], typer.Argument(help=f"Some of {', '.join(EXPERIMENTS)}; or all.")],
+    out: Out = Path("results"),
+    quick: Quick = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help=f"Folder of the data sets; default: {FOLDER}, or fetch them.", exists=True, file_okay=False),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many; default: the experiment's.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, which share out the cores.")] = os.cpu_count() or 1,
+    device: Annotated[str, typer.Option(help="As torch names it: cpu, cuda, mps.")] = "cpu",
+) -> None:
+    """Run what is not in the results yet. A run that was stopped goes on where it was, in the middle of a training too."""
+    chosen = list(EXPERIMENTS) if "all" in experiments else experiments
+    if unknown := [name for name in chosen if name not in EXPERIMENTS]:
+        raise typer.BadParameter(f"no experiment {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}, all")
+    if data:
+        os.environ[FOLDER] = str(data.resolve())
+    settings = Settings(out, seeds, workers, quick, device)
+    for name in chosen:
+        experiment = EXPERIMENTS[name]
+        here = settings._replace(workers=1) if experiment.timed else settings
+        try:
+            store = carry_out(name, experiment.plan, experiment.run, here, console)
+        except FileNotFoundError as error:
+            console.print(f"[red]{error}[/red]")
+            raise typer.Exit(1) from None
+        console.print(f"{name}: {len(store.lines)} results in {store.path}")
+
+
+@app.command()
+def report(out: Out = Path("results"), quick: Quick = False) -> None:
+    """Tables and pictures of the stored results: a page beside the folder, and pictures in it."""
+    page = write_page(Settings(out, quick=quick))
+    console.print(f"the results are in {page}")
+
+
+if __name__ == "__main__":
+    app()

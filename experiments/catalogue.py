@@ -1,0 +1,23 @@
+"""The experiments by name."""
+
+from __future__ import annotations
+
+from .fig2 import FIG2A, FIG2B
+from .fig3 import FIG3
+from .fig4 import FIG4A, FIG4B, FIG4C, FIG4D, FIG4E
+from .fig4f import FIG4F
+from .results import Experiment
+from .table1 import TABLE1
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "table1": TABLE1,
+    "fig2a": FIG2A,
+    "fig2b": FIG2B,
+    "fig3": FIG3,
+    "fig4a": FIG4A,
+    "fig4b": FIG4B,
+    "fig4c": FIG4C,
+    "fig4d": FIG4D,
+    "fig4e": FIG4E,
+    "fig4f": FIG4F,
+}

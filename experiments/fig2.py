@@ -1,0 +1,217 @@
+"""Figure 2: ResNet-20 on CIFAR-10 under SGD with momentum, its step size and momentum fixed and tuned.
+
+2a: from nine starts, too low to too high. 2b: from (0.1, 0.9), beside a schedule made by hand: ÷10 at 50 % and 75 %. The
+rule above is SGD with a step size for each: α² · 1e-3 for the step size, 1e-6 / (1 - μ) for the momentum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from hypergradient import Rule, Tower
+
+from .paper import sgd, stack
+from .results import (
+    HOLDS,
+    IN_PART,
+    NOT,
+    Claim,
+    Experiment,
+    Line,
+    at,
+    frame,
+    mean,
+    places,
+    seeds,
+    spread,
+    styles,
+    table,
+    verdict,
+)
+from .runner import Settings, Store
+from .trial import Trial
+
+EPOCH = 391
+ALPHAS, MUS = (0.01, 0.1, 1.0), (0.09, 0.9, 0.99)
+LONG = ((0.1, 0.9), (1.0, 0.9))
+"""The starts that are trained for longer."""
+PAPER = {
+    (0.01, 0.09): (16.5, 16.8),
+    (0.01, 0.9): (12.4, 12.4),
+    (0.01, 0.99): (12.0, 11.3),
+    (0.1, 0.09): (13.8, 12.3),
+    (0.1, 0.9): (13.3, 9.5),
+    (0.1, 0.99): (28.5, 16.3),
+    (1.0, 0.09): (18.0, 11.2),
+    (1.0, 0.9): (33.4, 9.5),
+    (1.0, 0.99): (87.4, 19.5),
+}
+"""Errors after 200 epochs, fixed and tuned, read off the plot."""
+FIXED, DROPPED, TUNED = "fixed", "÷10 at 50 % and 75 %", "tuned"
+
+
+def fixed(alpha: float, mu: float) -> Rule:
+    """SGD with momentum and the weight decay of He et al."""
+    return sgd(alpha, momentum=mu, weight_decay=1e-4)
+
+
+def tuned(alpha: float, mu: float) -> Rule | Tower:
+    """The same under SGD."""
+    return stack(fixed(alpha, mu), sgd({"lr": alpha**2 * 1e-3, "momentum": 1e-6 / (1 - mu)}))
+
+
+def starts(settings: Settings, store: Store) -> list[Trial]:
+    """2a."""
+    trials = []
+    lengths = {5: [(a, m) for a in ALPHAS for m in MUS], 20: LONG}
+    for epochs, chosen in ({1: [(0.1, 0.9)]} if settings.quick else lengths).items():
+        steps = 20 if settings.quick else epochs * EPOCH
+        for alpha, mu in chosen:
+            for kind, tower in ((FIXED, fixed(alpha, mu)), (TUNED, tuned(alpha, mu))):
+                where = {"alpha": alpha, "mu": mu, "kind": kind, "epochs": epochs}
+                trials += [Trial("fig2a", "cifar10", tower, steps, seed, where, tested=epochs) for seed in seeds(settings, 1)]
+    return trials
+
+
+def schedules(settings: Settings, store: Store) -> list[Trial]:
+    """2b."""
+    epochs = 1 if settings.quick else 30
+    steps = 20 if settings.quick else epochs * EPOCH
+    towers = {FIXED: fixed(0.1, 0.9), DROPPED: fixed(0.1, 0.9), TUNED: tuned(0.1, 0.9)}
+    return [
+        Trial("fig2b", "cifar10", tower, steps, seed, {"kind": kind}, epochs, 10 * epochs, (0.5, 0.75) * (kind == DROPPED))
+        for seed in seeds(settings, 1)
+        for kind, tower in towers.items()
+    ]
+
+
+def starts_table(lines: Sequence[Line]) -> str:
+    """A row per start and length."""
+    rows = []
+    for epochs in places(lines, "epochs"):
+        for alpha, mu in PAPER:
+            kinds = [at(lines, alpha=alpha, mu=mu, epochs=epochs, kind=kind) for kind in (FIXED, TUNED)]
+            if all(kinds):
+                learned = kinds[1][0]["learned"][0]
+                theirs = [f"{x:g}" for x in PAPER[alpha, mu]]
+                values = f"{learned['lr']:.3g}, {learned['momentum']:.4g}"
+                rows.append([str(epochs), f"{alpha:g}", f"{mu:g}", *map(spread, kinds), values, *theirs])
+    header = ["epochs", "α", "μ", "fixed", "tuned", "learned α, μ", "paper: fixed", "paper: tuned"]
+    return "Test error in %; the paper's after 200 epochs, read off its plot.\n\n" + table(header, rows, left=0)
+
+
+def starts_picture(lines: Sequence[Line], figure: Figure) -> None:
+    """Test error over time from each start."""
+    alphas, mus = places(lines, "alpha"), places(lines, "mu")
+    panels = figure.subplots(len(alphas), len(mus), sharex=False, sharey=True, squeeze=False)
+    for row, alpha in zip(panels, alphas, strict=True):
+        for axes, mu in zip(row, mus, strict=True):
+            for kind, style in zip((FIXED, TUNED), styles(), strict=False):
+                found = at(lines, alpha=alpha, mu=mu, kind=kind)
+                for line in found[-1:]:
+                    steps, errors = zip(*line["tests"], strict=True)
+                    axes.plot([step / EPOCH for step in steps], errors, label=kind, **{**style, "markersize": 3})
+            frame(axes, title=f"α = {alpha:g}, μ = {mu:g}", ylim=(0, 95))
+    for axes in panels[-1]:
+        axes.set_xlabel("epoch")
+    for row in panels:
+        row[0].set_ylabel("test error, %")
+    panels[0][0].legend(frameon=False)
+
+
+def starts_claims(lines: Sequence[Line]) -> list[Claim]:
+    """Section 4.2 of the paper."""
+    cases = {}
+    for epochs in places(lines, "epochs"):
+        for start in PAPER:
+            kinds = [at(lines, alpha=start[0], mu=start[1], epochs=epochs, kind=kind) for kind in (FIXED, TUNED)]
+            if all(kinds):
+                cases[epochs, start] = tuple(mean(kind) for kind in kinds)
+    better = [after <= before + 0.5 for before, after in cases.values()]
+    high = {case: pair for case, pair in cases.items() if case[1][0] == 1.0 or case[1][1] == 0.99}
+    told = "; ".join(f"({a:g}, {m:g}), {e} epochs: {x:.1f} → {y:.1f}" for (e, (a, m)), (x, y) in high.items())
+    return [
+        Claim(
+            "2a: tuning never does much worse (0.5 points) than the fixed values, from any start",
+            "9 of 9",
+            f"{sum(better)} of {len(better)}",
+            verdict(better),
+        ),
+        Claim(
+            "2a: it helps most where step size or momentum start too high",
+            "(1, 0.9): 33.4 → 9.5; (1, 0.99): 87.4 → 19.5",
+            told,
+            verdict(after < before for before, after in high.values()),
+        ),
+    ]
+
+
+def schedules_table(lines: Sequence[Line]) -> str:
+    """A row per schedule."""
+    paper = {FIXED: 12.8, DROPPED: 8.3, TUNED: 8.6}
+    rows = []
+    for kind, error in paper.items():
+        found = at(lines, kind=kind)
+        learned = found[0]["learned"] if found else []
+        rows.append([kind, spread(found), f"{error:g}", f"{learned[0]['lr']:.4g}" if learned else ""])
+    header = ["step size", "test error, %", "paper, 500 epochs", "step size at the end"]
+    return table(header, rows)
+
+
+def schedules_picture(lines: Sequence[Line], figure: Figure) -> None:
+    """Test error and step size over time."""
+    left, right = figure.subplots(1, 2)
+    for kind, style in zip((FIXED, DROPPED, TUNED), styles(), strict=False):
+        style = {**style, "markersize": 3}
+        for line in at(lines, kind=kind)[:1]:
+            steps, errors = zip(*line["tests"], strict=True)
+            left.plot([step / EPOCH for step in steps], errors, label=kind, **style)
+            paths = [(step / EPOCH, levels[0]["lr"]) for step, _, levels in line["notes"] if levels]
+            if kind == TUNED:
+                right.plot(*zip(*paths, strict=True), label=kind, **{**style, "marker": ""})
+            else:
+                drops = [0, *(part * steps[-1] / EPOCH for part in line["drops"]), steps[-1] / EPOCH]
+                sizes = [0.1 / 10**i for i in range(len(drops) - 1)]
+                right.stairs(sizes, drops, baseline=None, color=style["color"], linestyle=style["linestyle"], label=kind)
+    frame(left, xlabel="epoch", ylabel="test error, %")
+    frame(right, xlabel="epoch", ylabel="step size", yscale="log")
+    left.legend(frameon=False)
+
+
+def schedules_claims(lines: Sequence[Line]) -> list[Claim]:
+    """Figure 2b."""
+    errors = {kind: mean(found) for kind in (FIXED, DROPPED, TUNED) if (found := at(lines, kind=kind))}
+    if len(errors) < 3:
+        return []
+    end = at(lines, kind=TUNED)[0]["learned"][0]["lr"]
+    told = ", ".join(f"{kind} {error:.1f}" for kind, error in errors.items())
+    near = errors[TUNED] - errors[DROPPED] < 0.25 * (errors[FIXED] - errors[DROPPED])
+    return [
+        Claim(
+            "2b: from (0.1, 0.9) the tower does better than fixed values, and about as well as the schedule made by hand",
+            "fixed 12.8, ÷10 8.3, tuned 8.6",
+            told,
+            HOLDS if near and errors[TUNED] < errors[FIXED] else IN_PART if errors[TUNED] < errors[FIXED] else NOT,
+        ),
+        Claim("2b: the step size learns to decay by itself", "0.1 → 0.002", f"0.1 → {end:.3g}", verdict([end < 0.05])),
+    ]
+
+
+FIG2A = Experiment(
+    "Figure 2a: ResNet-20 on CIFAR-10 from nine starts (reduced protocol: 5 and 20 epochs)",
+    starts,
+    starts_table,
+    starts_picture,
+    starts_claims,
+    (7.5, 7.0),
+)
+FIG2B = Experiment(
+    "Figure 2b: the learned schedule beside one made by hand (reduced protocol: 30 epochs)",
+    schedules,
+    schedules_table,
+    schedules_picture,
+    schedules_claims,
+    (8.0, 3.6),
+)

@@ -1,0 +1,114 @@
+"""Figure 3: a character LSTM on War and Peace under Adam, its step size and betas fixed and tuned.
+
+The rule above is SGD with a step size for each: α · 1e-2 for the step size, 1e-4 for beta1, 2e-4 for beta2. The model is
+`torch.nn.LSTM`, which the paper's own code cannot train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from hypergradient import Rule, Tower
+
+from .paper import adam, sgd, stack
+from .results import Claim, Experiment, Line, at, frame, mean, places, seeds, spread, styles, table, verdict
+from .runner import Settings, Store
+from .trial import Trial
+
+PAPER = {1e-4: ("8.71 ± 0.91", "6.51 ± 0.88"), 2e-3: ("5.27 ± 0.31", "5.41 ± 0.26"), 1e-2: ("5.77 ± 0.34", "5.45 ± 0.76")}
+"""Fixed and tuned, by α."""
+STEPS = {1e-4: 50_000, 2e-3: 50_000, 1e-2: 10_000}
+KINDS = FIXED, TUNED = "fixed", "tuned"
+
+
+def tower(alpha: float, kind: str) -> Rule | Tower:
+    """Adam, and Adam under SGD."""
+    above = [sgd({"lr": alpha * 1e-2, "beta1": 1e-4, "beta2": 2e-4})] if kind == TUNED else []
+    return stack(adam(alpha), *above)
+
+
+def plan(settings: Settings, store: Store) -> list[Trial]:
+    """Every α, fixed and tuned."""
+    return [
+        Trial(
+            "fig3",
+            "text",
+            tower(alpha, kind),
+            30 if settings.quick else steps,
+            seed,
+            {"alpha": alpha, "kind": kind},
+            tested=2 if settings.quick else 25,
+            noted=100,
+        )
+        for alpha, steps in STEPS.items()
+        for seed in seeds(settings, 1)
+        for kind in KINDS
+        if not settings.quick or alpha == 2e-3
+    ]
+
+
+def tables(lines: Sequence[Line]) -> str:
+    """A row per α."""
+    rows = []
+    for alpha in places(lines, "alpha"):
+        kinds = [at(lines, alpha=alpha, kind=kind) for kind in KINDS]
+        if all(kinds):
+            learned = ", ".join(f"{x:.4g}" for x in kinds[1][0]["learned"][0].values())
+            rows.append([f"{alpha:g}", f"{kinds[0][0]['steps']:,}", *map(spread, kinds), learned, *PAPER[alpha]])
+    header = ["α", "steps", "fixed", "tuned", "learned lr, beta1, beta2", "paper: fixed", "paper: tuned"]
+    return "Test perplexity; the paper's after 50,000 steps.\n\n" + table(header, rows, left=0)
+
+
+def picture(lines: Sequence[Line], figure: Figure) -> None:
+    """Perplexity, and what is learned, over time; a panel per α."""
+    alphas = places(lines, "alpha")
+    panels = figure.subplots(2, len(alphas), squeeze=False)
+    for (top, bottom), alpha in zip(panels.T, alphas, strict=True):
+        for kind, style in zip(KINDS, styles(), strict=False):
+            for line in at(lines, alpha=alpha, kind=kind)[:1]:
+                top.plot(*zip(*line["tests"], strict=True), label=kind, **{**style, "markersize": 3})
+                lrs = [(step, levels[0]["lr"]) for step, _, levels in line["notes"] if levels] or [
+                    (0, alpha),
+                    (line["steps"], alpha),
+                ]
+                bottom.plot(*zip(*lrs, strict=True), label=kind, **{**style, "marker": ""})
+        frame(top, title=f"α = {alpha:g}", ylabel="test perplexity", yscale="log")
+        frame(bottom, xlabel="step", ylabel="step size", yscale="log")
+    panels[0][0].legend(frameon=False)
+
+
+def claims(lines: Sequence[Line]) -> list[Claim]:
+    """Section 4.3 of the paper."""
+    pairs = {}
+    for alpha in places(lines, "alpha"):
+        kinds = [at(lines, alpha=alpha, kind=kind) for kind in KINDS]
+        if all(kinds):
+            pairs[alpha] = tuple(mean(kind) for kind in kinds)
+    told = {alpha: f"α = {alpha:g}: {before:.2f} → {after:.2f}" for alpha, (before, after) in pairs.items()}
+    bad = [alpha for alpha in pairs if alpha != 2e-3]
+    result = []
+    if bad:
+        result.append(
+            Claim(
+                "3: from a step size that is too small or too large, tuning gives a better perplexity",
+                "1e-4: 8.71 → 6.51; 1e-2: 5.77 → 5.45",
+                "; ".join(told[alpha] for alpha in bad),
+                verdict(pairs[alpha][1] < pairs[alpha][0] for alpha in bad),
+            )
+        )
+    if 2e-3 in pairs:
+        before, after = pairs[2e-3]
+        result.append(
+            Claim(
+                "3: from a good step size, tuning does about as well (within 5 %)",
+                "2e-3: 5.27 → 5.41",
+                told[2e-3],
+                verdict([after < 1.05 * before]),
+            )
+        )
+    return result
+
+
+FIG3 = Experiment("Figure 3: LSTM on War and Peace", plan, tables, picture, claims, (9.0, 5.0))

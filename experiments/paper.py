@@ -1,0 +1,64 @@
+"""The paper's own form of its rules: the coordinates its code moves things in, and how it begins.
+
+Step sizes of SGD, Adam and AdaGrad as they are, RMSprop's as its square root; betas and RMSprop's alpha as ``(tanh + 1) / 2``;
+Adam's second moment starts at 1e-8, AdaGrad's sum at 0.1; RMSprop divides by ``sqrt(s + 1e-8)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions.transforms import AffineTransform, ComposeTransform, PowerTransform, TanhTransform
+
+import hypergradient
+from hypergradient import REAL, Adagrad, Rule, Tower
+
+SQUARE = PowerTransform(2)
+TANH = ComposeTransform([TanhTransform(), AffineTransform(0.5, 0.5)])
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class PaperAdam(hypergradient.Adam):
+    """Adam with a second moment that starts at 1e-8."""
+
+    def init(self, param: Tensor) -> State:
+        return {**super().init(param), "exp_avg_sq": torch.full_like(param, 1e-8)}
+
+
+@dataclass(frozen=True)
+class PaperRMSprop(hypergradient.RMSprop):
+    """RMSprop with eps inside the square root."""
+
+    def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
+        s = self.alpha * state["square_avg"] + (1 - self.alpha) * grad * grad
+        return param - self.lr * grad / torch.sqrt(s + self.eps), {**state, "square_avg": s}
+
+
+def sgd(lr: float | Mapping[str, float], momentum: float = 0.0, weight_decay: float = 0.0) -> Rule:
+    """SGD; a momentum is moved as it is."""
+    return hypergradient.SGD(lr=lr, momentum=momentum, weight_decay=weight_decay, charts={"momentum": REAL})
+
+
+def adam(lr: float = 1e-3, beta1: float = 0.9, beta2: float = 0.999, **options: Any) -> Rule:
+    """Adam."""
+    return PaperAdam(lr=lr, beta1=beta1, beta2=beta2, charts={"beta1": TANH, "beta2": TANH}, **options)
+
+
+def adagrad(lr: float = 1e-2) -> Rule:
+    """AdaGrad; its code divides by ``sqrt(sum + 1e-10)``."""
+    return Adagrad(lr=lr, initial_accumulator_value=0.1 + 1e-10, eps=0)
+
+
+def rmsprop(lr: float = 1e-2, alpha: float = 0.99, **options: Any) -> Rule:
+    """RMSprop."""
+    return PaperRMSprop(lr=lr, alpha=alpha, charts={"lr": SQUARE, "alpha": TANH}, **options)
+
+
+def stack(*rules: Rule) -> Rule | Tower:
+    """A tower, from the weights up."""
+    return Tower(rules) if len(rules) > 1 else rules[0]

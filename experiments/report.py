@@ -1,0 +1,62 @@
+"""Tables and pictures, from stored results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from .catalogue import EXPERIMENTS
+from .results import Claim, Experiment, Line, table
+from .runner import Settings, Store
+
+
+def write_page(settings: Settings) -> Path:
+    """The page, beside the folder of the results and named like it, and the pictures in the folder.
+
+    A file ``<experiment>.md`` in the folder is what there is to say about the results; it comes after the table.
+    """
+    suffix = ".quick" if settings.quick else ""
+    sections, every = [], []
+    for name, experiment in EXPERIMENTS.items():
+        lines = Store(name, settings).lines
+        if not lines:
+            continue
+        image = settings.out / f"{name}{suffix}.png"
+        draw(experiment, lines, image)
+        claims = experiment.claims(lines)
+        every += claims
+        remarks = settings.out / f"{name}.md"
+        said = remarks.read_text() if remarks.exists() and not settings.quick else ""
+        link = f"![{experiment.title}]({settings.out.name}/{image.name})\n"
+        sections.append(
+            "\n".join([f"## {experiment.title}\n", made(lines), link, experiment.tables(lines), said]).rstrip() + "\n"
+        )
+    intro = settings.out / "introduction.md"
+    head = intro.read_text() if intro.exists() else "# Results\n"
+    page = settings.out.parent / f"{settings.out.name}{suffix}.md"
+    page.write_text("\n".join([head, "## The paper's claims\n", listed(every), *sections]))
+    return page
+
+
+def draw(experiment: Experiment, lines: Sequence[Line], path: Path) -> None:
+    """The picture of an experiment."""
+    figure = Figure(figsize=experiment.size, dpi=150, layout="constrained")
+    experiment.picture(lines, figure)
+    figure.savefig(path)
+
+
+def listed(claims: Sequence[Claim]) -> str:
+    """Claims as a table."""
+    return table(["claim", "paper", "here", ""], [[*claim[:3], f"**{claim.verdict}**"] for claim in claims], left=4)
+
+
+def made(lines: Sequence[Line]) -> str:
+    """How much was run, on what, when."""
+    hours = sum(line["seconds"] for line in lines) / 3600
+    dates = sorted(line["date"][:10] for line in lines)
+    machines = ", ".join(sorted({line["machine"] for line in lines}))
+    versions = ", ".join(sorted({f"torch {line['versions']['torch']}" for line in lines}))
+    when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    return f"*`python -m experiments run {lines[0]['experiment']}`: {len(lines)} trainings, {hours:.1f} process hours; {machines}; {versions}; {when}.*\n"
