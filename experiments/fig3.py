@@ -69,10 +69,7 @@ def picture(lines: Sequence[Line], figure: Figure) -> None:
         for kind, style in zip(KINDS, styles(), strict=False):
             for line in at(lines, alpha=alpha, kind=kind)[:1]:
                 top.plot(*zip(*line["tests"], strict=True), label=kind, **{**style, "markersize": 3})
-                lrs = [(step, levels[0]["lr"]) for step, _, levels in line["notes"] if levels] or [
-                    (0, alpha),
-                    (line["steps"], alpha),
-                ]
+                lrs = [(step, levels[0]["lr"] if levels else alpha) for step, _, levels in line["notes"]]
                 bottom.plot(*zip(*lrs, strict=True), label=kind, **{**style, "marker": ""})
         frame(top, title=f"α = {alpha:g}", ylabel="test perplexity", yscale="log")
         frame(bottom, xlabel="step", ylabel="step size", yscale="log")

@@ -203,7 +203,7 @@ PRETRAINED = "fig4e-pretrained{}.pt"
 
 def fine_tuning(settings: Settings, store: Store) -> list[Trial]:
     """4e: a model of classes 0–4, and when there is one, towers that train it on classes 5–9 with a new last layer."""
-    epoch = 20 if settings.quick else 196
+    epoch = 4 if settings.quick else 196
     weights = PRETRAINED.format(".quick" if settings.quick else "")
     bottom = partial(sgd, momentum=0.9, weight_decay=1e-4)
     first = Trial("fig4e", "cifar10, classes 0–4", bottom(0.1), 10 * epoch, 0, drops=(0.5, 0.75), keep=weights)

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from .paper import adam, sgd, stack
-from .results import HOLDS, NOT, Claim, Experiment, Line, frame, styles, table
+from .results import Claim, Experiment, Line, frame, styles, table, verdict
 from .runner import Settings, Store
 from .tasks import Task
 from .trial import Result, Tick, Trial, about
@@ -53,12 +53,14 @@ def reference(momentum: float, height: int) -> Maker:
     return make
 
 
-def contestants(model: str) -> dict[tuple[str, int], Maker]:
-    """By name and height."""
+def contestants(model: str, compiled: bool) -> dict[tuple[str, int], Maker]:
+    """By name and height; with ours `compiled` or without."""
     makers: dict[tuple[str, int], Maker] = {(BASE, 0): TORCH[model]}
     for h in HEIGHTS:
         tower = stack(BOTTOM[model](), *(sgd(ABOVE) for _ in range(h)))
-        makers |= {(EAGER, h): ours(tower, compile=False), (COMPILED, h): ours(tower, compile=True)}
+        makers[EAGER, h] = ours(tower, compile=False)
+        if compiled:
+            makers[COMPILED, h] = ours(tower, compile=True)
         if model in MOMENTUM:
             makers[CODE, h] = reference(MOMENTUM[model], h)
     return makers
@@ -66,11 +68,10 @@ def contestants(model: str) -> dict[tuple[str, int], Maker]:
 
 def run(trial: Trial, task: Task, device: str, folder: Path, tick: Tick) -> Result:
     """Time all contestants on one model; a step of the trial is a second."""
-    makers = contestants(trial.at["model"])
-    runs = {
-        f"{name}, {h}": measure.training(make, problems.TASKS[MODELS[trial.at["model"]]]) for (name, h), make in makers.items()
-    }
-    times = measure.interleave(runs, trial.steps, 10, lambda part: tick(int(part * trial.steps)))
+    makers = contestants(trial.at["model"], trial.compile)
+    model = problems.TASKS[MODELS[trial.at["model"]]]
+    runs = {f"{name}, {h}": measure.training(make, model) for (name, h), make in makers.items()}
+    times = measure.interleave(runs, trial.steps, min(10, trial.steps), lambda part: tick(int(part * trial.steps)))
     base = [time.iteration for time in times[f"{BASE}, 0"]]
     rows = []
     for name, h in makers:
@@ -84,7 +85,8 @@ def run(trial: Trial, task: Task, device: str, folder: Path, tick: Tick) -> Resu
 def plan(settings: Settings, store: Store) -> list[Trial]:
     """One per model."""
     seconds = 2 if settings.quick else 120
-    return [Trial("fig4f", "mnist", BOTTOM[model](), seconds, 0, {"model": model}) for model in MODELS]
+    compiled = not settings.quick
+    return [Trial("fig4f", "mnist", BOTTOM[model](), seconds, 0, {"model": model}, compile=compiled) for model in MODELS]
 
 
 def cells(lines: Sequence[Line], column: str) -> dict[tuple[str, str, int], list[float]]:
@@ -123,18 +125,14 @@ def claims(lines: Sequence[Line]) -> list[Claim]:
     """Section 4.5 of the paper."""
     levels = cells(lines, "× height 0")
     result = []
-    for name in (EAGER, COMPILED):
+    for name in dict.fromkeys(name for _, name, h in levels if h and name != CODE):
         found = {m: 100 * (levels[m, name, 3][1] - levels[m, name, 1][1]) / 2 for m in MODELS if (m, name, 3) in levels}
         result.append(
             Claim(
                 f"4f: a further level costs 1–2 % of an iteration ({name})",
                 "MLP 1.5, CNN 2.4, RNN 1.5 (mean of heights 2 and 3)",
                 ", ".join(f"{model} {x:.1f}" for model, x in found.items()),
-                HOLDS
-                if all(x <= 2 for x in found.values())
-                else "holds in part"
-                if any(x <= 2 for x in found.values())
-                else NOT,
+                verdict(x <= 2 for x in found.values()),
             )
         )
     return result

@@ -20,7 +20,7 @@ def write_page(settings: Settings) -> Path:
     suffix = ".quick" if settings.quick else ""
     sections, every = [], []
     for name, experiment in EXPERIMENTS.items():
-        lines = Store(name, settings).lines
+        lines = current(experiment, Store(name, settings), settings)
         if not lines:
             continue
         image = settings.out / f"{name}{suffix}.png"
@@ -38,6 +38,13 @@ def write_page(settings: Settings) -> Path:
     page = settings.out.parent / f"{settings.out.name}{suffix}.md"
     page.write_text("\n".join([head, "## The paper's claims\n", listed(every), *sections]))
     return page
+
+
+def current(experiment: Experiment, store: Store, settings: Settings) -> list[Line]:
+    """The results of the experiment as it is now planned, for all seeds there are."""
+    seeds = 1 + max((line["seed"] for line in store.lines), default=0)
+    planned = experiment.plan(settings._replace(seeds=seeds), store)
+    return [store[trial] for trial in planned if trial in store]
 
 
 def draw(experiment: Experiment, lines: Sequence[Line], path: Path) -> None:
@@ -59,4 +66,5 @@ def made(lines: Sequence[Line]) -> str:
     machines = ", ".join(sorted({line["machine"] for line in lines}))
     versions = ", ".join(sorted({f"torch {line['versions']['torch']}" for line in lines}))
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
-    return f"*`python -m experiments run {lines[0]['experiment']}`: {len(lines)} trainings, {hours:.1f} process hours; {machines}; {versions}; {when}.*\n"
+    command = f"`python -m experiments run {lines[0]['experiment']}`"
+    return f"*{command}: {len(lines)} trainings, {hours:.1f} process hours; {machines}; {versions}; {when}.*\n"

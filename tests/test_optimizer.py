@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import loss, parameters, train
 from torch import nn
+from torch.distributions.transforms import PowerTransform
 
 import hypergradient as hg
 from hypergradient import POSITIVE, SGD, UNIT, Adam, AdamW, Hyperoptimizer, Lion, Muon, Rule, from_torch
@@ -368,6 +369,20 @@ def test_a_learned_lr_is_projected_and_comes_back():
         seen.append(optimizer.hyperparameters()[0]["lr"])
     assert min(seen) == 0.0
     assert seen[-1] > 0
+
+
+def test_repr_of_a_chart_stays_as_it_is_used():
+    """`PowerTransform` keeps its sign as an attribute when it is first asked for."""
+    tower = SGD(lr=0.01, charts={"lr": PowerTransform(2.0)}) / SGD(lr=1e-3)
+    before = repr(tower)
+    model = nn.Linear(3, 2)
+    optimizer = Hyperoptimizer(model.parameters(), tower)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3)).square().sum().backward()
+        optimizer.step()
+    assert repr(tower) == before
+    Hyperoptimizer(model.parameters(), eval(before)).load_state_dict(optimizer.state_dict())
 
 
 def test_repr_is_in_the_notation_of_the_paper():

@@ -1,76 +1,44 @@
 """Towers against the reference implementation: every loss and every learned value of 200 steps.
 
 The reference is the code that came with the paper, PyPI `gradient-descent-the-ultimate-optimizer` 1.0, on an MLP. Its own
-parametrization is expressed with options, charts and the two rules below. The paths agree in float32 up to the rounding of
-200 steps (below 5e-7, relative), and in float64 nothing is left of the difference (below 1e-15).
+parametrization is that of `experiments.paper`, made of charts and of rules of its own. The paths agree in float32 up to
+the rounding of 200 steps (below 5e-7, relative), and in float64 nothing is left of the difference (below 1e-15).
 """
 
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import partial
 
 import pytest
 import torch
+from experiments import paper
 from gradient_descent_the_ultimate_optimizer import gdtuo
 from torch import nn
-from torch.distributions.transforms import AffineTransform, ComposeTransform, PowerTransform, TanhTransform
 
-from hypergradient import REAL, SGD, Adagrad, Adam, Hyperoptimizer, RMSprop, Tower
+from hypergradient import Hyperoptimizer, Tower
 
 STEPS = 200
-SQUARE = PowerTransform(2)
-TANH = ComposeTransform([TanhTransform(), AffineTransform(0.5, 0.5)])
 THEIRS = {"lr": "alpha", "momentum": "mu", "alpha": "gamma"}
-
-
-@dataclass(frozen=True)
-class ReferenceAdam(Adam):
-    """Adam with a second moment that starts at 1e-8.
-
-    Nothing depends on the hyperparameters in the first step, and we move none; the reference moves them all, along a
-    gradient of 0. As it takes a step for an effect to reach the next level, level k has made k such steps, `ahead`, before
-    its first real one. They leave everything as it was, but count, and the second moment decays in them.
-    """
-
-    ahead: int = 0
-
-    def init(self, param):
-        return {**super().init(param), "exp_avg_sq": torch.full_like(param, 1e-8 * self.beta2**self.ahead)}
-
-    def coefficients(self, step):
-        return super().coefficients(step + self.ahead)
-
-
-@dataclass(frozen=True)
-class ReferenceRMSprop(RMSprop):
-    """RMSprop with its eps, 1e-8, inside the square root."""
-
-    def update(self, param, grad, state, c):
-        s = self.alpha * state["square_avg"] + (1 - self.alpha) * grad * grad
-        return param - self.lr * grad / torch.sqrt(s + self.eps), {**state, "square_avg": s}
 
 
 # Levels: our rule and the reference's class with its arguments.
 
 
 def sgd(lr, momentum=0.0):
-    return SGD(lr=lr, momentum=momentum, charts={"momentum": REAL}), partial(gdtuo.SGD, lr, momentum)
+    return paper.sgd(lr, momentum), partial(gdtuo.SGD, lr, momentum)
 
 
 def adagrad(lr):
-    # The reference divides by sqrt(G + 1e-10) with a G that starts at 0.1.
-    return Adagrad(lr=lr, initial_accumulator_value=0.1 + 1e-10, eps=0), partial(gdtuo.AdaGrad, lr)
+    return paper.adagrad(lr), partial(gdtuo.AdaGrad, lr)
 
 
 def adam(lr, level=0):
-    return ReferenceAdam(lr=lr, ahead=level, charts={"beta1": TANH, "beta2": TANH}), partial(gdtuo.Adam, lr)
+    return paper.adam(lr, ahead=level), partial(gdtuo.Adam, lr)
 
 
 def rmsprop(lr):
-    return ReferenceRMSprop(lr=lr, charts={"lr": SQUARE, "alpha": TANH}), partial(gdtuo.RMSProp, lr)
+    return paper.rmsprop(lr), partial(gdtuo.RMSProp, lr)
 
 
-# Calm enough for no step size to turn negative: there the reference goes on, climbing, and ours is projected back.
 TALL = {
     "SGD": [sgd(0.1), sgd(0.01), sgd(0.03), sgd(3.0), sgd(3e5)],
     "Adagrad": [adagrad(0.05), adagrad(3e-3), adagrad(1e-3), adagrad(1e-3), adagrad(1e-3)],
@@ -81,13 +49,14 @@ MIXED = {
     "momentum": [sgd(0.02, 0.9), sgd(1e-4, 0.9), sgd(1e-5)],
     "a step size for each": [
         sgd(0.05, 0.9),
-        (SGD(lr={"lr": 1e-3, "momentum": 1e-4}), partial(gdtuo.SGDPerParam, [("alpha", 1e-3), ("mu", 1e-4)])),
+        (paper.sgd({"lr": 1e-3, "momentum": 1e-4}), partial(gdtuo.SGDPerParam, [("alpha", 1e-3), ("mu", 1e-4)])),
     ],
-    "only the lr of Adam": [(ReferenceAdam(lr=3e-3, tune="lr"), partial(gdtuo.AdamBaydin, 3e-3)), sgd(1e-5)],
+    "only the lr of Adam": [(paper.adam(3e-3, tune="lr"), partial(gdtuo.AdamBaydin, 3e-3)), sgd(1e-5)],
     "only the lr of RMSprop": [
-        (ReferenceRMSprop(lr=0.01, tune="lr", charts={"lr": SQUARE}), partial(gdtuo.RMSPropAlpha, 0.01)),
+        (paper.rmsprop(0.01, tune="lr"), partial(gdtuo.RMSPropAlpha, 0.01)),
         rmsprop(1e-4),
     ],
+    "through 0": [sgd(0.05), adam(0.1, 1)],
     "all": [rmsprop(0.01), adam(1e-4, 1), sgd(1e-6), adagrad(1e-8)],
 }
 CASES = [pytest.param(levels[: h + 1], id=f"{name}-{h}") for name, levels in TALL.items() for h in (1, 2, 3, 4)]
@@ -153,5 +122,6 @@ def test_equals_the_reference_implementation(levels, rtol):
     rules, classes = zip(*levels, strict=True)
     tower, (model, batches) = Tower(rules), problem()
     expected = paths(theirs(tower, classes, model, batches))
-    torch.testing.assert_close(paths(ours(tower, model, batches)), expected, rtol=rtol, atol=0)
+    crosses = any(path.min() < 0 for path in expected.values())  # near 0 there are no relative errors
+    torch.testing.assert_close(paths(ours(tower, model, batches)), expected, rtol=rtol, atol=rtol if crosses else 0)
     assert all(path[0] != path[-1] for n, path in expected.items() if "lr" in n)

@@ -6,6 +6,7 @@ A hyperparameter has a *value* in natural units and a *raw* coordinate in which 
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -126,8 +127,9 @@ def _spell(transform: Transform) -> str:
     """`transform` with its arguments, which its own `repr` leaves out."""
     if isinstance(transform, transforms.ComposeTransform):
         return f"ComposeTransform([{', '.join(map(_spell, transform.parts))}])"
-    numbers = {n: x.tolist() if isinstance(x, Tensor) else x for n, x in vars(transform).items()}
-    said = (f"{n}={x!r}" for n, x in numbers.items() if not n.startswith("_") and isinstance(x, (int, float, list)))
+    given = inspect.signature(type(transform)).parameters  # not what a transform has computed and kept since, as `sign`
+    numbers = {n: x.tolist() if isinstance(x, Tensor) else x for n, x in vars(transform).items() if n in given}
+    said = (f"{n}={x!r}" for n, x in numbers.items() if isinstance(x, (int, float, list)))
     return f"{type(transform).__name__}({', '.join(said)})"
 
 

@@ -1,0 +1,276 @@
+"""The paper's experiments: what they claim, on MNIST where it is at hand; and the tool, on small stand-ins of the data.
+
+A training that is stopped and goes on ends where it would have ended; nothing is run twice; every quick protocol runs and
+has its section on the results page.
+"""
+
+import io
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from experiments import data, runner
+from experiments.__main__ import app
+from experiments.catalogue import EXPERIMENTS
+from experiments.data import FOLDER, HOMES
+from experiments.paper import adam, rmsprop, sgd, stack
+from experiments.report import current, write_page
+from experiments.results import mean, places
+from experiments.runner import Settings, Store, carry_out
+from experiments.table1 import OWN, PAPER
+from experiments.trial import Trial, due, run
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+SILENT = Console(quiet=True)
+REAL = os.environ.get(FOLDER)
+needs_mnist = pytest.mark.skipif(not REAL, reason=f"MNIST is not in a package; {FOLDER} names no folder that has it")
+
+
+@pytest.fixture(autouse=True)
+def single_precision():
+    """What is trained in."""
+    torch.set_default_dtype(torch.float32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(torch.float64)
+
+
+def forget():
+    for cached in (data.mnist, data.cifar10, data.text, runner.task):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A folder of small stand-ins: 600 images of each kind, a text of 6,000 characters."""
+    folder, random = tmp_path / "data", np.random.default_rng(0)
+    folder.mkdir()
+    y = np.arange(600, dtype=np.uint8) % 10
+    x = (random.random((600, 28, 28)) * 100 + 15 * y[:, None, None]).astype(np.uint8)
+    np.savez(folder / "mnist.npz", x_train=x[:500], y_train=y[:500], x_test=x[500:], y_test=y[500:])
+    images = []
+    for label in y:
+        image = Image.fromarray((random.random((32, 32, 3)) * 100 + 15 * label).astype(np.uint8))
+        image.save(file := io.BytesIO(), "JPEG")
+        images.append(file.getvalue())
+    ends = np.cumsum([0, *map(len, images)], dtype=np.uint32)
+    body = np.frombuffer(b"".join(images), dtype=np.uint8)
+    test = np.arange(600) >= 500
+    np.savez(folder / "cifar10_jpeg.npz", head=np.zeros(0, np.uint8), body=body, off=ends, y=y, is_test=test)
+    (folder / "warpeace_input.txt").write_text("Well, Prince, so Genoa and Lucca are now just family estates. " * 100)
+    monkeypatch.setenv(FOLDER, str(folder))
+    forget()
+    yield folder
+    forget()
+
+
+def carried_out(name, settings):
+    experiment = EXPERIMENTS[name]
+    return current(experiment, carry_out(name, experiment.plan, experiment.run, settings, SILENT), settings)
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(small, tmp_path):
+    """At every step there is a checkpoint; it is stopped twice, between two notes and in the step of a test."""
+    tower = stack(adam(0.01), adam(1e-3, ahead=1), sgd(1e-5))
+    trial = Trial("t", "mnist", tower, 20, 3, tested=4, noted=6, drops=(0.5,))
+    task = runner.task("mnist", "cpu")
+    whole = run(trial, task, "cpu", tmp_path / "a", lambda step: None)
+    begun = []
+
+    def stop_at(last):
+        def tick(step):
+            begun.append(step)
+            if step == last:
+                raise Stopped
+
+        return tick
+
+    for last in (8, 15):
+        with pytest.raises(Stopped):
+            run(trial, task, "cpu", tmp_path / "b", stop_at(last), save=0)
+    resumed = run(trial, task, "cpu", tmp_path / "b", stop_at(None), save=0)
+    assert {n: resumed[n] for n in ("tests", "notes", "learned", "test")} == {
+        n: whole[n] for n in ("tests", "notes", "learned", "test")
+    }
+    assert begun[:8] == list(range(1, 9))
+    assert begun.count(1) == 1  # it went on, and did not start again
+    assert len(whole["tests"]) == 4
+    assert [step for step, *_ in whole["notes"]] == sorted(due(20, 6))
+
+
+def test_nothing_is_run_twice_and_what_is_stored_survives_a_line_cut_short(small, tmp_path, monkeypatch):
+    trials = [Trial("t", "mnist", sgd(lr), 4, seed) for lr in (0.1, 0.2) for seed in (0, 1)]
+    settings = Settings(tmp_path / "results", workers=1)
+    ran = []
+
+    def counted(trial, *rest):
+        ran.append(trial.key)
+        return run(trial, *rest)
+
+    first = carry_out("t", lambda *_: trials[:3], counted, settings, SILENT)
+    path = first.path
+    path.write_text(path.read_text() + '{"key": "cut')
+    second = carry_out("t", lambda *_: trials, counted, settings, SILENT)
+    assert ran == [trial.key for trial in trials]
+    assert [line["key"] for line in second.lines] == ran
+    assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ran
+    assert not list(settings.scratch.glob("*"))
+    assert second[trials[3]]["steps"] == 4
+    assert second[trials[3]]["versions"]["torch"] == torch.__version__
+
+
+def test_processes_find_what_one_process_finds(small, tmp_path):
+    trials = [Trial("t", "mnist", stack(rmsprop(tune="lr"), sgd(1e-4)), 40, seed) for seed in (0, 1, 2)]
+    one, two = (carry_out("t", lambda *_: trials, run, Settings(tmp_path / str(n), workers=n), SILENT) for n in (1, 2))
+    assert {k: one[t][k] for t in trials for k in ("notes", "test")} == {
+        k: two[t][k] for t in trials for k in ("notes", "test")
+    }
+
+
+def test_what_decides_a_result_decides_its_key():
+    trial = Trial("t", "mnist", sgd(0.1), 4, 0)
+    others = {"experiment": "u", "task": "text", "tower": sgd(0.2), "steps": 5, "seed": 1, "at": {"alpha": 1}, "tested": 2}
+    others |= {"noted": 3, "drops": (0.5,), "start": "a", "keep": "b", "compile": True}
+    keys = {replace(trial, **{name: value}).key for name, value in others.items()}
+    assert set(others) == set(vars(trial))
+    assert len(keys | {trial.key}) == len(others) + 1
+
+
+def test_a_batch_depends_on_seed_and_step_alone(small):
+    for name in ("mnist", "cifar10", "text"):
+        task = runner.task(name, "cpu")
+        first = task.batch(1, 2)
+        task.batch(1, 30)
+        again, other, late = task.batch(1, 2), task.batch(2, 2), task.batch(1, 3)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        assert not torch.equal(first[0], other[0])
+        assert not torch.equal(first[0], late[0])
+
+
+def test_an_epoch_has_every_image_once(small):
+    task = runner.task("mnist", "cpu")
+    rows = torch.cat([task.batch(0, step)[0] for step in range(len(task))]).flatten(1)
+    assert torch.equal(torch.unique(rows, dim=0), torch.unique(task.x.flatten(1), dim=0))
+    assert len(rows) == 500
+
+
+def test_images_are_cropped_and_flipped_as_they_are(small):
+    """Every image of a batch is in the padded original, as it is or mirrored."""
+    task = runner.task("cifar10", "cpu")
+    x, _ = task.batch(0, 0)
+    chosen = runner_order(task)[:128]
+    padded = task.normal(torch.nn.functional.pad(task.x[chosen], (4, 4, 4, 4)))
+    mirrored = 0
+    for image, whole in zip(x, padded, strict=True):
+        windows = whole.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4).reshape(81, 3, 32, 32)
+        plain, flipped = ((windows == candidate).flatten(1).all(dim=1).any() for candidate in (image, image.flip(2)))
+        assert plain or flipped
+        mirrored += int(flipped)
+    assert 40 < mirrored < 88
+
+
+def runner_order(task):
+    from experiments.tasks import shuffled
+
+    return shuffled(len(task.y), 128, 0, 0)
+
+
+def test_every_quick_protocol_runs_and_is_reported(small, tmp_path):
+    out = tmp_path / "results"
+    told = CliRunner().invoke(app, ["run", "all", "--quick", "--workers", "1", "--out", str(out)], catch_exceptions=False)
+    assert told.exit_code == 0, told.output
+    before = {path.name: path.read_text() for path in out.glob("*.jsonl")}
+    assert set(before) == {f"{name}.quick.jsonl" for name in EXPERIMENTS}
+    told = CliRunner().invoke(app, ["run", "all", "--quick", "--workers", "1", "--out", str(out)], catch_exceptions=False)
+    assert {path.name: path.read_text() for path in out.glob("*.jsonl")} == before
+    told = CliRunner().invoke(app, ["report", "--quick", "--out", str(out)], catch_exceptions=False)
+    assert told.exit_code == 0
+    page = (tmp_path / "results.quick.md").read_text()
+    for name, experiment in EXPERIMENTS.items():
+        assert f"## {experiment.title}" in page
+        assert f"](results/{name}.quick.png)" in page
+        with Image.open(out / f"{name}.quick.png") as image:
+            assert min(image.size) > 300
+
+
+def test_list_and_bad_names(tmp_path):
+    told = CliRunner().invoke(app, ["list"])
+    assert all(name in told.output for name in EXPERIMENTS)
+    told = CliRunner().invoke(app, ["run", "fig9", "--out", str(tmp_path / "out")])
+    assert told.exit_code == 2
+    assert "fig9" in told.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_is_not_there_is_asked_for_by_name(small, tmp_path):
+    (small / "mnist.npz").unlink()
+    told = CliRunner().invoke(app, ["run", "table1", "--quick", "--workers", "1", "--out", str(tmp_path / "out")])
+    assert told.exit_code == 1
+    said = " ".join(told.output.split())
+    assert "put mnist.npz into a folder, and name it with --data DIR" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_folder_data_are_fetched_with_their_checksum(tmp_path, monkeypatch):
+    monkeypatch.delenv(FOLDER, raising=False)
+    asked = []
+
+    def retrieve(url, checksum, name, folder, progressbar):
+        asked.append((url, checksum, name, progressbar))
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(data.pooch, "retrieve", retrieve)
+    for name, home in HOMES.items():
+        with pytest.raises(FileNotFoundError, match=f"{name}: cannot be fetched from {home.url}.*put {home.files[0]}"):
+            data.find(name)
+        assert asked[-1] == (home.url, f"sha256:{home.sha256}", home.files[0], True)
+
+
+def test_an_archive_that_is_not_the_published_one_is_not_opened(small):
+    (small / "cifar-10-python.tar.gz").write_bytes(b"something else")
+    with pytest.raises(ValueError, match="not the published archive"):
+        data.cifar10()
+
+
+class Pair(NamedTuple):
+    stack: str
+    plain: str
+
+
+@needs_mnist
+def test_table_1_in_small(tmp_path):
+    """One epoch: each tuned stack beats the plain rule it starts from, and so does the plain rule at the values learned."""
+    lines = carried_out("table1", Settings(tmp_path, workers=1, quick=True))
+    errors = {(line["at"]["row"], line["at"]["run"]): line["test"] for line in lines}
+    for pair in (Pair("SGD / SGD", "SGD"), Pair("Adam / Adam", "Adam")):
+        for run_ in ("tower", OWN, PAPER):
+            assert errors[pair.stack, run_] < errors[pair.plain, "tower"] - 0.5
+
+
+@needs_mnist
+def test_figure_4a_in_small(tmp_path):
+    """Two epochs, from a good step size and one far too small: the taller the tower, the less it matters."""
+    lines = carried_out("fig4a", Settings(tmp_path, workers=1, quick=True))
+    low, good = places(lines, "alpha")
+    errors = {(line["at"]["alpha"], line["at"]["height"]): line["test"] for line in lines}
+    for h in places(lines, "height")[1:]:
+        assert errors[low, h] < errors[low, h - 1] - 1
+        assert errors[good, h] < errors[good, 0]
+    spread = [errors[low, h] - errors[good, h] for h in places(lines, "height")]
+    assert spread == sorted(spread, reverse=True)
+    assert mean(lines) < 100
+    assert Path(write_page(Settings(tmp_path, quick=True))).exists()
+    assert Store("fig4a", Settings(tmp_path, quick=True)).lines
