@@ -23,6 +23,9 @@ from .problems import Shapes, Task, loss
 
 WARM_UP = 4
 """Iterations before the first that counts: what is compiled is compiled in the first three."""
+WARM_BYTES = 30 * 2**20
+"""A block to allocate and free first. glibc returns freed memory to the system, at the price of page faults in every step,
+above a threshold that grows with the largest block freed so far; in a training an activation has raised it long ago."""
 
 
 class Time(NamedTuple):
@@ -110,6 +113,7 @@ def interleave(runs: dict[str, Run], seconds: float, least: int, tick: Callable[
         seconds: how long, without the warm-up.
         least: of how many rounds at least.
     """
+    torch.empty(WARM_BYTES, dtype=torch.uint8)
     for run in runs.values():
         for _ in range(WARM_UP):
             run()
