@@ -134,13 +134,12 @@ def figure(
     title: str, name: str, plan: Plan, paper: dict[float, Sequence[float]], unit: str, good: float, logarithmic: bool = False
 ) -> Experiment:
     """One of the panels."""
-    label = f"{name[3:].upper()[:1]}{name[4:]}"
     return Experiment(
         title,
         plan,
         partial(tables, paper, unit),
         partial(picture, unit, logarithmic),
-        partial(claims, label, good, unit.split(",")[0], paper),
+        partial(claims, name[3:], good, unit.split(",")[0], paper),
     )
 
 

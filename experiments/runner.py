@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import queue
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -45,9 +46,16 @@ class Store:
         self.path = settings.out / f"{experiment}{'.quick' if settings.quick else ''}.jsonl"
         self.lines: list[dict[str, Any]] = []
         if self.path.exists():
-            whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            self.lines = [json.loads(line) for line in whole]
-            self.path.write_text("".join(whole))  # without a line that was being written when the machine stopped
+            self.lines = [json.loads(line) for line in self.whole()]
+
+    def whole(self) -> list[str]:
+        """The lines, without one that was being written when the machine stopped."""
+        return [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+    def mend(self) -> None:
+        """Remove a line that was cut short."""
+        if self.path.exists() and not self.path.read_text().endswith("\n"):
+            self.path.write_text("".join(self.whole()))
 
     def __contains__(self, trial: Trial) -> bool:
         return any(line["key"] == trial.key for line in self.lines)
@@ -66,15 +74,20 @@ class Store:
             os.fsync(file.fileno())
 
 
-Run = Callable[[Trial, Task, str, Path, Tick], Result]
-"""Carries out a trial on a task and a device, with a folder for checkpoints."""
+Run = Callable[[Trial, Any, str, Path, Tick], Result]
+"""Carries out a trial on a task (None where a trial needs none) and a device, with a folder for checkpoints."""
+
+tell: Any = None
+"""In a worker: the queue to put the key of a trial and its steps in."""
+owner = 0
+"""In a worker: the process it works for."""
 
 Plan = Callable[[Settings, Store], Sequence[Trial]]
 """The trials of an experiment; more of them when there are the results that they start from."""
 
 
 @cache
-def task(name: str, device: str) -> Task:
+def task(name: str, device: str) -> Task | None:
     """A task with its data, once per process."""
     return TASKS[name].make(device)
 
@@ -99,6 +112,7 @@ def prepare(threads: int, told: Any, parent: int) -> None:
     global tell, owner
     tell, owner = told, parent
     torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal; the process that hears it ends this one
 
 
 def work(run: Run, trial: Trial, device: str, folder: Path) -> Result:
@@ -116,8 +130,9 @@ def work(run: Run, trial: Trial, device: str, folder: Path) -> Result:
 def carry_out(name: str, plan: Plan, run: Run, settings: Settings, console: Console) -> Store:
     """Run what is not stored yet, phase by phase: a result can be what other trials start from."""
     store = Store(name, settings)
+    store.mend()
     while pending := [trial for trial in plan(settings, store) if trial not in store]:
-        for needed in {TASKS[trial.task].data for trial in pending}:
+        for needed in {TASKS[trial.task].data for trial in pending} - {""}:
             data.find(needed)  # fetch it, or fail, before there are processes
         with shown(console, name, pending) as advance:
             for trial, result in results(run, pending, settings, advance):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -62,16 +62,13 @@ def generator(*seeds: int) -> torch.Generator:
 def shuffled(samples: int, size: int, seed: int, step: int) -> Tensor:
     """Whose turn it is: every sample once an epoch, and the last batch of an epoch may be smaller. shape: (size,)"""
     epoch, turn = divmod(step, -(-samples // size))
-    return _order(samples, seed, epoch)[turn * size : (turn + 1) * size]
+    return order(samples, seed, epoch)[turn * size : (turn + 1) * size]
 
 
-def _order(samples: int, seed: int, epoch: int, last: dict[tuple[int, int, int], Tensor] = {}) -> Tensor:  # noqa: B006
-    """The order of an epoch; the last one is kept."""
-    key = samples, seed, epoch
-    if key not in last:
-        last.clear()
-        last[key] = torch.randperm(samples, generator=generator(seed, epoch))
-    return last[key]
+@lru_cache(maxsize=1)
+def order(samples: int, seed: int, epoch: int) -> Tensor:
+    """The order of an epoch. shape: (samples,)"""
+    return torch.randperm(samples, generator=generator(seed, epoch))
 
 
 @torch.inference_mode()
@@ -154,12 +151,12 @@ class Objects:
         return self.normal(x), self.y[chosen.to(self.device)]
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        with torch.autocast(self.device, torch.bfloat16):
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
             logits = model(batch[0])
         return loss(logits.float(), batch[1])
 
     def test(self, model: nn.Module) -> float:
-        with torch.autocast(self.device, torch.bfloat16):
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
             return error(model, (self.normal(x) for x in self.test_x.split(1000)), self.test_y)
 
 
@@ -201,10 +198,10 @@ class Characters:
 
 
 class Entry(NamedTuple):
-    """The data set of a task, and what makes the task on a device."""
+    """The data set of a task, if there is one, and what makes the task on a device."""
 
     data: str
-    make: Callable[[str], Task]
+    make: Callable[[str], Task | None]
 
 
 TASKS = {
@@ -213,4 +210,5 @@ TASKS = {
     "cifar10, classes 0–4": Entry("cifar10", partial(Objects, classes=range(5))),
     "cifar10, classes 5–9": Entry("cifar10", partial(Objects, classes=range(5, 10))),
     "text": Entry("text", Characters),
+    "none": Entry("", lambda device: None),
 }
