@@ -60,7 +60,7 @@ def run(
         except FileNotFoundError as error:
             console.print(f"[red]{error}[/red]")
             raise typer.Exit(1) from None
-        console.print(f"{name}: {len(store.lines)} results in {store.path}")
+        console.print(f"{name}: {len(store)} results in {store.path}")
 
 
 @app.command()

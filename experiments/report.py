@@ -18,33 +18,32 @@ def write_page(settings: Settings) -> Path:
     A file ``<experiment>.md`` in the folder is what there is to say about the results; it comes after the table.
     """
     suffix = ".quick" if settings.quick else ""
-    sections, every = [], []
+    sections, claims = [], []
     for name, experiment in EXPERIMENTS.items():
-        lines = current(experiment, Store(name, settings), settings)
+        lines, missing = current(experiment, Store(name, settings), settings)
         if not lines:
             continue
         image = settings.out / f"{name}{suffix}.png"
         draw(experiment, lines, image)
-        claims = experiment.claims(lines)
-        every += claims
+        claims += [] if missing else experiment.claims(lines)
         remarks = settings.out / f"{name}.md"
         said = remarks.read_text() if remarks.exists() and not settings.quick else ""
         link = f"![{experiment.title}]({settings.out.name}/{image.name})\n"
-        sections.append(
-            "\n".join([f"## {experiment.title}\n", made(lines), link, experiment.tables(lines), said]).rstrip() + "\n"
-        )
+        parts = [f"## {experiment.title}\n", made(lines, missing), link, experiment.tables(lines), said]
+        sections.append("\n".join(parts).rstrip() + "\n")
     intro = settings.out / "introduction.md"
     head = intro.read_text() if intro.exists() else "# Results\n"
     page = settings.out.parent / f"{settings.out.name}{suffix}.md"
-    page.write_text("\n".join([head, "## The paper's claims\n", listed(every), *sections]))
+    page.write_text("\n".join([head, "## The paper's claims\n", listed(claims), *sections]))
     return page
 
 
-def current(experiment: Experiment, store: Store, settings: Settings) -> list[Line]:
-    """The results of the experiment as it is now planned, for all seeds there are."""
-    seeds = 1 + max((line["seed"] for line in store.lines), default=0)
+def current(experiment: Experiment, store: Store, settings: Settings) -> tuple[list[Line], int]:
+    """The results of the experiment as it is now planned, for all seeds there are; and how many are missing."""
+    seeds = 1 + max((line["seed"] for line in store.results.values()), default=0)
     planned = experiment.plan(settings._replace(seeds=seeds), store)
-    return [store[trial] for trial in planned if trial in store]
+    lines = [store[trial] for trial in planned if trial in store]
+    return lines, len(planned) - len(lines)
 
 
 def draw(experiment: Experiment, lines: Sequence[Line], path: Path) -> None:
@@ -59,7 +58,7 @@ def listed(claims: Sequence[Claim]) -> str:
     return table(["claim", "paper", "here", ""], [[*claim[:3], f"**{claim.verdict}**"] for claim in claims], left=4)
 
 
-def made(lines: Sequence[Line]) -> str:
+def made(lines: Sequence[Line], missing: int) -> str:
     """How much was run, on what, when."""
     hours = sum(line["seconds"] for line in lines) / 3600
     dates = sorted(line["date"][:10] for line in lines)
@@ -67,4 +66,5 @@ def made(lines: Sequence[Line]) -> str:
     versions = ", ".join(sorted({f"torch {line['versions']['torch']}" for line in lines}))
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     command = f"`python -m experiments run {lines[0]['experiment']}`"
-    return f"*{command}: {len(lines)} trainings, {hours:.1f} process hours; {machines}; {versions}; {when}.*\n"
+    more = f" of {len(lines) + missing}, so far" if missing else ""
+    return f"*{command}: {len(lines)} trainings{more}, {hours:.1f} process hours; {machines}; {versions}; {when}.*\n"

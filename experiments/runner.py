@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from . import data
 from .tasks import TASKS, Task
-from .trial import Result, Tick, Trial, forget
+from .trial import Result, Tick, Trial, forget, key
 
 
 class Settings(NamedTuple):
@@ -44,9 +44,8 @@ class Store:
 
     def __init__(self, experiment: str, settings: Settings) -> None:
         self.path = settings.out / f"{experiment}{'.quick' if settings.quick else ''}.jsonl"
-        self.lines: list[dict[str, Any]] = []
-        if self.path.exists():
-            self.lines = [json.loads(line) for line in self.whole()]
+        whole = self.whole() if self.path.exists() else []
+        self.results = {key(line): line for line in map(json.loads, whole)}
 
     def whole(self) -> list[str]:
         """The lines, without one that was being written when the machine stopped."""
@@ -57,16 +56,18 @@ class Store:
         if self.path.exists() and not self.path.read_text().endswith("\n"):
             self.path.write_text("".join(self.whole()))
 
+    def __len__(self) -> int:
+        return len(self.results)
+
     def __contains__(self, trial: Trial) -> bool:
-        return any(line["key"] == trial.key for line in self.lines)
+        return trial.key in self.results
 
     def __getitem__(self, trial: Trial) -> dict[str, Any]:
-        return next(line for line in self.lines if line["key"] == trial.key)
+        return self.results[trial.key]
 
     def add(self, trial: Trial, result: Result) -> None:
         """Write it down."""
-        line = {"key": trial.key, **trial.configuration, **result}
-        self.lines.append(line)
+        line = self.results[trial.key] = {**trial.configuration, **result}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -70,8 +70,14 @@ class Trial:
     @property
     def key(self) -> str:
         """The same for the same configuration."""
-        text = json.dumps(self.configuration, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return key(self.configuration)
+
+
+def key(line: Mapping[str, Any]) -> str:
+    """The key of the trial with this configuration; a result has that of its trial."""
+    default = Trial("", "", hypergradient.SGD(), 0, -1).configuration
+    mine = {name: line[name] for name, value in default.items() if line.get(name, value) != value}  # may gain fields
+    return hashlib.sha256(json.dumps(mine, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def run(trial: Trial, task: Task, device: str, folder: Path, tick: Tick, save: float = SAVE) -> Result:

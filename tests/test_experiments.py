@@ -23,7 +23,7 @@ from experiments.report import current, write_page
 from experiments.results import mean, places
 from experiments.runner import Settings, Store, carry_out
 from experiments.table1 import OWN, PAPER
-from experiments.trial import Trial, due, run
+from experiments.trial import Trial, due, key, run
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -75,7 +75,9 @@ def small(tmp_path, monkeypatch):
 
 def carried_out(name, settings):
     experiment = EXPERIMENTS[name]
-    return current(experiment, carry_out(name, experiment.plan, experiment.run, settings, SILENT), settings)
+    lines, missing = current(experiment, carry_out(name, experiment.plan, experiment.run, settings, SILENT), settings)
+    assert not missing
+    return lines
 
 
 class Stopped(Exception):
@@ -122,11 +124,11 @@ def test_nothing_is_run_twice_and_what_is_stored_survives_a_line_cut_short(small
 
     first = carry_out("t", lambda *_: trials[:3], counted, settings, SILENT)
     path = first.path
-    path.write_text(path.read_text() + '{"key": "cut')
+    path.write_text(path.read_text() + '{"experiment": "cut')
     second = carry_out("t", lambda *_: trials, counted, settings, SILENT)
     assert ran == [trial.key for trial in trials]
-    assert [line["key"] for line in second.lines] == ran
-    assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ran
+    assert list(second.results) == ran
+    assert [key(json.loads(line)) for line in path.read_text().splitlines()] == ran
     assert not list(settings.scratch.glob("*"))
     assert second[trials[3]]["steps"] == 4
     assert second[trials[3]]["versions"]["torch"] == torch.__version__
@@ -273,4 +275,4 @@ def test_figure_4a_in_small(tmp_path):
     assert spread == sorted(spread, reverse=True)
     assert mean(lines) < 100
     assert Path(write_page(Settings(tmp_path, quick=True))).exists()
-    assert Store("fig4a", Settings(tmp_path, quick=True)).lines
+    assert Store("fig4a", Settings(tmp_path, quick=True)).results
