@@ -17,7 +17,7 @@ from rich.console import Console
 from .catalogue import EXPERIMENTS
 from .data import FOLDER
 from .report import write_page
-from .runner import Settings, carry_out
+from .runner import Settings, carry_out, fetch
 
 app = typer.Typer(add_completion=False, help="The experiments of Gradient Descent: The Ultimate Optimizer.")
 console = Console()
@@ -52,21 +52,27 @@ def run(
     if data:
         os.environ[FOLDER] = str(data.resolve())
     settings = Settings(out, seeds, workers, quick, device)
-    for name in chosen:
-        experiment = EXPERIMENTS[name]
-        here = settings._replace(workers=1) if experiment.timed else settings
-        try:
+    try:
+        for name in chosen:
+            fetch(EXPERIMENTS[name].plan, name, settings)
+        for name in chosen:
+            experiment = EXPERIMENTS[name]
+            here = settings._replace(workers=1) if experiment.timed else settings
             store = carry_out(name, experiment.plan, experiment.run, here, console)
-        except FileNotFoundError as error:
-            console.print(f"[red]{error}[/red]")
-            raise typer.Exit(1) from None
-        console.print(f"{name}: {len(store)} results in {store.path}")
+            console.print(f"{name}: {len(store)} results in {store.path}")
+    except (FileNotFoundError, RuntimeError, ValueError) as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from None
 
 
 @app.command()
 def report(out: Out = Path("results"), quick: Quick = False) -> None:
     """Tables and pictures of the stored results: a page beside the folder, and pictures in it."""
-    page = write_page(Settings(out, quick=quick))
+    try:
+        page = write_page(Settings(out.resolve(), quick=quick))
+    except FileNotFoundError as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from None
     console.print(f"the results are in {page}")
 
 

@@ -9,7 +9,6 @@ import io
 import os
 import pickle
 import tarfile
-from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -143,6 +142,3 @@ def text() -> Text:
     codes = torch.tensor([number[c] for c in book])
     cut = len(codes) * 9 // 10
     return Text(codes[:cut], codes[cut:], len(characters))
-
-
-LOADERS: dict[str, Callable[[], Images | Text]] = {"mnist": mnist, "cifar10": cifar10, "text": text}

@@ -7,6 +7,7 @@ rule above is SGD with a step size for each: α² · 1e-3 for the step size, 1e-
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from matplotlib.figure import Figure
 
@@ -98,7 +99,7 @@ def starts_table(lines: Sequence[Line]) -> str:
                 theirs = [f"{x:g}" for x in PAPER[alpha, mu]]
                 values = f"{learned['lr']:.3g}, {learned['momentum']:.4g}"
                 rows.append([str(epochs), f"{alpha:g}", f"{mu:g}", *map(spread, kinds), values, *theirs])
-    header = ["epochs", "α", "μ", "fixed", "tuned", "learned α, μ", "paper: fixed", "paper: tuned"]
+    header = ["epochs", "α", "μ", "fixed", "tuned", "learned α, μ (seed 0)", "paper: fixed", "paper: tuned"]
     return "Test error in %; the paper's after 200 epochs, read off its plot.\n\n" + table(header, rows, left=0)
 
 
@@ -129,23 +130,25 @@ def starts_claims(lines: Sequence[Line]) -> list[Claim]:
             kinds = [at(lines, alpha=start[0], mu=start[1], epochs=epochs, kind=kind) for kind in (FIXED, TUNED)]
             if all(kinds):
                 cases[epochs, start] = tuple(mean(kind) for kind in kinds)
-    better = [after <= before + 0.5 for before, after in cases.values()]
-    high = {case: pair for case, pair in cases.items() if case[1][0] == 1.0 or case[1][1] == 0.99}
-    told = "; ".join(f"({a:g}, {m:g}), {e} epochs: {x:.1f} → {y:.1f}" for (e, (a, m)), (x, y) in high.items())
-    return [
-        Claim(
-            "2a: tuning never does much worse (0.5 points) than the fixed values, from any start",
-            "9 of 9",
-            f"{sum(better)} of {len(better)}",
-            verdict(better),
-        ),
-        Claim(
-            "2a: it helps most where step size or momentum start too high",
-            "(1, 0.9): 33.4 → 9.5; (1, 0.99): 87.4 → 19.5",
-            told,
-            verdict(after < before for before, after in high.values()),
-        ),
-    ]
+    result = []
+    for epochs in places(lines, "epochs"):
+        pairs = {start: pair for (e, start), pair in cases.items() if e == epochs}
+        better = [after <= before + 0.5 for before, after in pairs.values()]
+        claim = f"2a, {epochs} epochs: tuning never does much worse (0.5 points) than the fixed values, from any start"
+        result.append(Claim(claim, "9 of 9", f"{sum(better)} of {len(better)}", verdict(better)))
+    pairs = {start: pair for (e, start), pair in cases.items() if e == min(places(lines, "epochs"))}
+    gains = {start: before - after for start, (before, after) in pairs.items()}
+    high = [gain for (alpha, mu), gain in gains.items() if alpha == 1.0 or mu == 0.99]
+    rest = [gain for (alpha, mu), gain in gains.items() if alpha < 1.0 and mu < 0.99]
+    if high and rest:
+        told = f"mean gain {fmean(high):.1f} points from the five high starts, {fmean(rest):.1f} from the others"
+        theirs = [(before - after, alpha == 1.0 or mu == 0.99) for (alpha, mu), (before, after) in PAPER.items()]
+        means = [fmean(gain for gain, is_high in theirs if is_high == which) for which in (True, False)]
+        said = f"{means[0]:.1f} and {means[1]:.1f} points"
+        better = [gain > max(0.0, fmean(rest)) for gain in high]
+        most = HOLDS if fmean(high) > max(0.0, fmean(rest)) and all(gain > 0 for gain in high) else verdict(better)
+        result.append(Claim("2a: it helps most where step size or momentum start too high", said, told, most))
+    return result
 
 
 def schedules_table(lines: Sequence[Line]) -> str:
@@ -157,7 +160,7 @@ def schedules_table(lines: Sequence[Line]) -> str:
         learned = found[0]["learned"] if found else []
         rows.append([kind, spread(found), f"{error:g}", f"{learned[0]['lr']:.4g}" if learned else ""])
     header = ["step size", "test error, %", "paper, 500 epochs", "step size at the end"]
-    return table(header, rows)
+    return table(header, rows) + "\nThe paper's drops are at 20 % and 30 % of its training.\n"
 
 
 def schedules_picture(lines: Sequence[Line], figure: Figure) -> None:
@@ -185,9 +188,10 @@ def schedules_claims(lines: Sequence[Line]) -> list[Claim]:
     errors = {kind: mean(found) for kind in (FIXED, DROPPED, TUNED) if (found := at(lines, kind=kind))}
     if len(errors) < 3:
         return []
-    end = at(lines, kind=TUNED)[0]["learned"][0]["lr"]
+    end = fmean(line["learned"][0]["lr"] for line in at(lines, kind=TUNED))
     told = ", ".join(f"{kind} {error:.1f}" for kind, error in errors.items())
     near = errors[TUNED] - errors[DROPPED] < 0.25 * (errors[FIXED] - errors[DROPPED])
+    decays = HOLDS if 0 < end <= 0.01 else IN_PART if 0 < end < 0.1 else NOT
     return [
         Claim(
             "2b: from (0.1, 0.9) the tower does better than fixed values, and about as well as the schedule made by hand",
@@ -195,7 +199,7 @@ def schedules_claims(lines: Sequence[Line]) -> list[Claim]:
             told,
             HOLDS if near and errors[TUNED] < errors[FIXED] else IN_PART if errors[TUNED] < errors[FIXED] else NOT,
         ),
-        Claim("2b: the step size learns to decay by itself", "0.1 → 0.002", f"0.1 → {end:.3g}", verdict([end < 0.05])),
+        Claim("2b: the step size learns to decay by itself", "0.1 → 0.002", f"0.1 → {end:.3g}", decays),
     ]
 
 

@@ -15,7 +15,11 @@ from .runner import Settings, Store
 def write_page(settings: Settings) -> Path:
     """The page, beside the folder of the results and named like it, and the pictures in the folder.
 
-    A file ``<experiment>.md`` in the folder is what there is to say about the results; it comes after the table.
+    Claims are judged where nothing is missing, and not by the quick protocol. A file ``<experiment>.md`` in the folder is
+    what there is to say about the results; it comes after the table.
+
+    Raises:
+        FileNotFoundError: there are none.
     """
     suffix = ".quick" if settings.quick else ""
     sections, claims = [], []
@@ -25,16 +29,21 @@ def write_page(settings: Settings) -> Path:
             continue
         image = settings.out / f"{name}{suffix}.png"
         draw(experiment, lines, image)
-        claims += [] if missing else experiment.claims(lines)
+        claims += [] if missing or settings.quick else experiment.claims(lines)
         remarks = settings.out / f"{name}.md"
-        said = remarks.read_text() if remarks.exists() and not settings.quick else ""
+        said = remarks.read_text(encoding="utf-8") if remarks.exists() and not settings.quick else ""
         link = f"![{experiment.title}]({settings.out.name}/{image.name})\n"
-        parts = [f"## {experiment.title}\n", made(lines, missing), link, experiment.tables(lines), said]
+        parts = [f"## {experiment.title}\n", made(lines, missing, settings), link, experiment.tables(lines), said]
         sections.append("\n".join(parts).rstrip() + "\n")
+    if not sections:
+        raise FileNotFoundError(
+            f"there are no results{' of --quick' * settings.quick} in {settings.out}; run some, or name another --out"
+        )
     intro = settings.out / "introduction.md"
-    head = intro.read_text() if intro.exists() else "# Results\n"
+    head = "# Results\n" if settings.quick or not intro.exists() else intro.read_text(encoding="utf-8")
+    table_of_claims = ["## The paper's claims\n", listed(claims)] if claims else []
     page = settings.out.parent / f"{settings.out.name}{suffix}.md"
-    page.write_text("\n".join([head, "## The paper's claims\n", listed(claims), *sections]))
+    page.write_text("\n".join([head, *table_of_claims, *sections]), encoding="utf-8")
     return page
 
 
@@ -58,13 +67,13 @@ def listed(claims: Sequence[Claim]) -> str:
     return table(["claim", "paper", "here", ""], [[*claim[:3], f"**{claim.verdict}**"] for claim in claims], left=4)
 
 
-def made(lines: Sequence[Line], missing: int) -> str:
+def made(lines: Sequence[Line], missing: int, settings: Settings) -> str:
     """How much was run, on what, when."""
     hours = sum(line["seconds"] for line in lines) / 3600
     dates = sorted(line["date"][:10] for line in lines)
     machines = ", ".join(sorted({line["machine"] for line in lines}))
     versions = ", ".join(sorted({f"torch {line['versions']['torch']}" for line in lines}))
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
-    command = f"`python -m experiments run {lines[0]['experiment']}`"
+    command = f"`python -m experiments run {lines[0]['experiment']}{' --quick' * settings.quick}`"
     more = f" of {len(lines) + missing}, so far" if missing else ""
     return f"*{command}: {len(lines)} trainings{more}, {hours:.1f} process hours; {machines}; {versions}; {when}.*\n"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import inf
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from . import trial
-from .runner import Plan, Run
+from .runner import Plan, Run, Settings
 
 Line = dict[str, Any]
 """A stored result: the trial's configuration and what came of it."""
@@ -62,8 +63,8 @@ def places(lines: Iterable[Line], name: str) -> list[Any]:
 
 
 def tests(lines: Iterable[Line]) -> list[float]:
-    """The tests at the end."""
-    return [line["test"] for line in lines]
+    """The tests at the end; inf where a training has diverged."""
+    return [inf if line["test"] is None else line["test"] for line in lines]
 
 
 def mean(lines: Iterable[Line]) -> float:
@@ -76,6 +77,8 @@ def spread(lines: Sequence[Line], digits: int = 2) -> str:
     found = tests(lines)
     if not found:
         return "–"
+    if inf in found:
+        return "diverged"
     more = f" ± {statistics.stdev(found):.{digits}f}" if len(found) > 1 else ""
     return f"{statistics.fmean(found):.{digits}f}{more}"
 
@@ -121,6 +124,6 @@ def frame(axes: Axes, **labels: Any) -> None:
     axes.set_axisbelow(True)
 
 
-def seeds(settings: Any, default: int) -> range:
+def seeds(settings: Settings, default: int) -> range:
     """The seeds to run for."""
     return range(default if settings.seeds is None else settings.seeds)

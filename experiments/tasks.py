@@ -25,8 +25,6 @@ Batch = tuple[Tensor, Tensor]
 class Task(Protocol):
     """A model and what it is trained on."""
 
-    measure: str
-    """What `test` gives."""
     clip: float
     """Gradients are clipped to this value."""
 
@@ -77,7 +75,7 @@ def error(model: nn.Module, x: Iterator[Tensor], y: Tensor) -> float:
     model.eval()
     answers = torch.cat([model(part).argmax(dim=-1) for part in x])
     model.train()
-    return 100 * (answers != y).double().mean().item()
+    return 100 * (answers != y).float().mean().item()
 
 
 @dataclass
@@ -85,7 +83,6 @@ class Digits:
     """The MLP of Table 1 on MNIST: batches of 256, pixels in [0, 1]."""
 
     device: str = "cpu"
-    measure = "test error, %"
     clip = float("inf")
 
     def __post_init__(self) -> None:
@@ -120,7 +117,6 @@ class Objects:
 
     device: str = "cpu"
     classes: range = range(10)
-    measure = "test error, %"
     clip = float("inf")
 
     def __post_init__(self) -> None:
@@ -140,7 +136,7 @@ class Objects:
 
     def batch(self, seed: int, step: int) -> Batch:
         chosen = shuffled(len(self.y), 128, seed, step)
-        x = pad(self.x[chosen], (4, 4, 4, 4))  # before normalization: the border is black, as published
+        x = pad(self.x[chosen], (4, 4, 4, 4))
         draw = generator(seed, step, 1)
         n, ends = len(chosen), torch.arange(32)
         down, right = (torch.randint(9, (n, 1), generator=draw) + ends for _ in range(2))
@@ -168,7 +164,6 @@ class Characters:
     """
 
     device: str = "cpu"
-    measure = "test perplexity"
     clip = 5.0
 
     def __post_init__(self) -> None:

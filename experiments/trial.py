@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import time
@@ -92,7 +93,7 @@ def run(trial: Trial, task: Task, device: str, folder: Path, tick: Tick, save: f
     if trial.start:
         if not (folder / trial.start).exists():
             raise FileNotFoundError(f"{folder / trial.start} is missing; to make it anew, remove its training from the results")
-        weights = torch.load(folder / trial.start, weights_only=True)
+        weights = torch.load(folder / trial.start, weights_only=True, map_location=device)
         model.load_state_dict({n: w for n, w in weights.items() if not n.startswith("head.")}, strict=False)
     optimizer = Hyperoptimizer(model.parameters(), trial.tower, compile=trial.compile)
     scheduler = MultiStepLR(optimizer, [round(part * trial.steps) for part in trial.drops])
@@ -100,7 +101,7 @@ def run(trial: Trial, task: Task, device: str, folder: Path, tick: Tick, save: f
     result: Result = {"tests": [], "notes": []}
     step, seconds, checkpoint = 0, 0.0, folder / f"{trial.key}.pt"
     if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
+        saved = torch.load(checkpoint, weights_only=True, map_location=device)
         step, seconds, result = saved["step"], saved["seconds"], saved["result"]
         for name, part in parts.items():
             part.load_state_dict(saved[name])
@@ -136,22 +137,25 @@ def due(steps: int, often: int) -> set[int]:
     return {round(steps * part / often) for part in range(1, often + 1)}
 
 
-def learned(optimizer: Hyperoptimizer) -> list[dict[str, float]]:
+def learned(optimizer: Hyperoptimizer) -> list[dict[str, float | None]]:
     """What each level lets be tuned, from the weights up."""
     values, rules = optimizer.hyperparameters(), optimizer.tower.rules
     return [{n: short(level[n]) for n in rule.tuned()} for level, rule in zip(values[:-1], rules, strict=False)]
 
 
-def short(number: float) -> float:
-    """Six digits: what a result is known to, and more."""
-    return float(f"{number:.6g}")
+def short(number: float) -> float | None:
+    """Six digits: what a result is known to, and more. None where the number is not finite."""
+    return float(f"{number:.6g}") if math.isfinite(number) else None
 
 
 def write(content: Any, path: Path) -> None:
     """The whole file or, if this is stopped, the one that was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    torch.save(content, part)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    with part.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(path)
 
 
