@@ -197,10 +197,8 @@ def results(
 def shown(console: Console, title: str, pending: Sequence[Trial]) -> Iterator[Callable[[str, int], None]]:
     """A bar over all steps, with the time that is left."""
     columns: tuple[ProgressColumn, ...] = (TextColumn("{task.description}"), BarColumn())
-    columns += (TextColumn("{task.percentage:.1f} %"), TimeElapsedColumn(), TextColumn("and left"), TimeRemainingColumn())
-    with Progress(
-        *columns, TextColumn("of which left"), TimeRemainingColumn(), console=console, speed_estimate_period=600
-    ) as progress:
+    columns += (TextColumn("{task.percentage:.1f} %"), TimeElapsedColumn(), TextColumn("past, left"), TimeRemainingColumn())
+    with Progress(*columns, console=console, speed_estimate_period=600) as progress:
         bar: TaskID = progress.add_task(title, total=sum(trial.steps for trial in pending))
         done: dict[str, int] = {}
         totals = {trial.key: trial.steps for trial in pending}
