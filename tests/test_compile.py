@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import loss, parameters, train
 from torch._dynamo.testing import CompileCounter
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from hypergradient import POSITIVE, SGD, Adagrad, Adam, Hyperoptimizer, Muon, RMSprop
 
@@ -131,3 +132,17 @@ def test_a_resumed_optimizer_compiles_too():
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         assert train(twin, copies, 3, 3) == train(optimizer, mine, 3, 3)
+
+
+def test_an_optimizer_compiles_for_its_own_sizes(monkeypatch):
+    """Though there was one of other sizes before, whose functions are the same."""
+    made, begin = [], ShapeEnv.__init__
+    monkeypatch.setattr(ShapeEnv, "__init__", lambda self, *a, **k: (begin(self, *a, **k), made.append(self))[0])
+    for width in (3, 4):
+        model = torch.nn.Linear(width, 2)
+        optimizer = Hyperoptimizer(model.parameters(), SGD(lr=0.1) / SGD(lr=1e-3), compile=True)
+        for _ in range(3):
+            model(torch.ones(2, width)).square().sum().backward()
+            optimizer.step()
+    assert len(made) >= 2
+    assert not [name for shapes in made for name in shapes.var_to_range if str(name).startswith("s")]  # sizes that vary

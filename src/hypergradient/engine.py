@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+_count = itertools.count()
 
 
 class Engine:
@@ -65,8 +68,9 @@ def _compiled(function: Callable[..., Any], form: Any, dynamic: bool | None) -> 
         return function(*_filled(form, iter(tensors)))
 
     # The compiler keeps what it has compiled with the code object. Since it checks nothing but tensors before it uses that
-    # again, no two functions may share one.
-    own = FunctionType(flat.__code__.replace(), flat.__globals__, function.__name__, None, flat.__closure__)
+    # again, no two functions may share one. By its name it remembers which sizes vary: those of another optimizer do not.
+    name = f"{function.__name__}_{next(_count)}"
+    own = FunctionType(flat.__code__.replace(co_name=name), flat.__globals__, name, None, flat.__closure__)
     options: dict[str, Any] | None = (
         {"guard_filter_fn": _tensors} if hasattr(torch.compiler, "keep_tensor_guards_unsafe") else None
     )
