@@ -112,7 +112,7 @@ class Step:
         self.moving = any(x.requires_grad for x, _ in averages.values())
         tuned, t = [values[n] for n in self.names], len(self.names)
         weights = {n: w for n, (_, w) in averages.items() if w.requires_grad}
-        self.weights = {n: t + k for n, w in weights.items() for k, i in enumerate(self.linked) if w is c[i]}
+        self.weights = {n: t + i for n, w in weights.items() for i in self.linked if w is c[i]}
         found = list(weights.values()) or tuned
         reach = torch.autograd.grad(found, tuned, [one] * len(found), allow_unused=True)
         undone = all(self.rule.chart(n) == UNIT for n, x in zip(self.names, reach, strict=True) if x is not None)
@@ -149,12 +149,12 @@ class Step:
                 assert found is not None
                 rows += [c.select(1, 0), (found * scale.unsqueeze(1)).view(-1, copies[1])]
             else:
-                rows += [function(tuned)[0][0].select(1, 0)]
+                rows += [function(tuned)[0][0].select(1, 0), values.new_zeros(k * len(self.names), copies[1])]
         return torch.cat(rows)
 
     def rows(self) -> int:
         """How many rows `prepare` returns."""
-        return self.jacobian + (self.coefficients * len(self.names) if self.linked else 0)
+        return self.jacobian + self.coefficients * len(self.names)
 
     def numbers(self, rows: Tensor) -> Numbers:
         """The rows of `prepare` by name. shape: (rows, elements or 1) -> (elements,) or () each"""
@@ -173,8 +173,8 @@ class Step:
         cotangents: Sequence[Tensor] | None = None,
         copy: Callable[[Tensor], Tensor] = lambda x: x,
         more: Sequence[Tensor] = (),
-    ) -> tuple[Sequence[Tensor], Any, Sequence[Tensor | None]]:
-        """As `slopes` of ``function(rule, c, *more)``: with respect to what is tuned, the coefficients made of that, `more`.
+    ) -> tuple[Sequence[Tensor], Any, list[Tensor | None]]:
+        """As `slopes` of ``function(rule, c, *more)``: with respect to what is tuned, all coefficients, and `more`.
 
         Args:
             copy: what is differentiated with respect to: the numbers themselves, or a copy of them for each element.
@@ -187,7 +187,9 @@ class Step:
             return function(at, tuple(made.get(i, y) for i, y in enumerate(numbers.c)), *x[t + len(linked) :])
 
         inputs = [copy(x) for x in (*(numbers.values[n] for n in self.names), *(numbers.c[i] for i in linked))]
-        return slopes(step, [*inputs, *more], cotangents)
+        values, second, found = slopes(step, [*inputs, *more], cotangents)
+        partial = dict(zip(linked, found[t:], strict=False))
+        return values, second, [*found[:t], *map(partial.get, range(self.coefficients)), *found[len(inputs) :]]
 
     def advance(self, numbers: Numbers, param: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
         """One elementwise step, and of each of `names` its sensitivity ``dU/dh = dU/dh|c + sum_c dU/dc dc/dh``.
@@ -201,9 +203,8 @@ class Step:
 
         (new,), new_state, found = self.differentiate(numbers, step, copy=lambda x: x.expand_as(param))
         terms = {n: [] if x is None else [x * numbers.scale[n]] for n, x in zip(self.names, found, strict=False)}
-        partial = dict(zip(self.linked, found[len(self.names) :], strict=True))
         for i, n in self.links:
-            if (slope := partial[i]) is not None:
+            if (slope := found[len(self.names) + i]) is not None:
                 terms[n].append(slope * numbers.jacobian[self.names.index(n) * self.coefficients + i])
         add = added if self.rule.normalize else sum
         return new, new_state, [add(x[1:], x[0]) if x else torch.zeros_like(new) for x in terms.values()]
@@ -212,7 +213,7 @@ class Step:
         self, cotangent: Tensor, numbers: Numbers, param: Tensor, state: State, last: Tensor | None
     ) -> list[Tensor | None]:
         """``-<u, dU/d.>`` of the last step, from what it has left behind: for each of `names` with the coefficients held,
-        then for each coefficient in `linked`.
+        then for each coefficient.
 
         Of an average ``m = m' + w (x - m')`` the old m' is not known, but its derivatives are: ``dm/dw = (x - m) / (1 - w)``
         and ``dm/dx = w``.
@@ -235,7 +236,7 @@ class Step:
             return (moved,) if (shrunk := at.decay(c)) is None else (moved, shrunk), ()
 
         held = {} if last is None else {n: state[n] for n in (self.state if self.moving else self.weights)}
-        found = list(self.differentiate(numbers, taken, cotangents, more=tuple(held.values()))[2])
+        found = self.differentiate(numbers, taken, cotangents, more=tuple(held.values()))[2]
         if last is None:
             return found
         found, through = found[: -len(held)], found[-len(held) :]
@@ -287,18 +288,11 @@ class Step:
         found = self.replay(u, self.numbers(spread(last)), param, old, kept[0] if kept else None)
         sums = [None if x is None else total(x) for x in found]
         zero = torch.zeros_like(next((x for x in sums if x is not None), last[0]))
-
-        def stacked(parts: Sequence[Tensor | None]) -> Tensor:
-            return torch.stack([zero if x is None else x for x in parts]).view(len(parts), -1)
-
-        terms = []
-        if self.linked:
-            partial = dict(zip(self.linked, sums[t:], strict=True))
-            every = stacked([partial.get(i) for i in range(self.coefficients)])
-            terms.append((every * last[self.jacobian :].view(t, *every.shape)).sum(1))
-        if not terms or any(x is not None for x in sums[:t]):
-            terms.append(stacked(sums[:t]) * last[1 + len(self.order) :][:t])
-        return torch.where(last[0] > 0, -sum(terms[1:], terms[0]), zero).unsqueeze(0)
+        every = torch.stack([zero if x is None else x for x in sums]).view(len(sums), -1)
+        direct, partial = every[:t], every[t:]
+        chained = (partial * last[self.jacobian :].view(t, *partial.shape)).sum(1)
+        rows = torch.addcmul(chained, direct, last[1 + len(self.order) :][:t])
+        return torch.where(last[0] > 0, -rows, zero).unsqueeze(0)
 
     def move(self, param: Tensor, grad: Tensor, state: list[Tensor], kept: list[Tensor], now: Tensor) -> None:
         """One step in place: of the parameter, its state, and the sensitivities ``T = fading T + dU/dh`` where they are kept.
