@@ -245,7 +245,7 @@ class Step:
         for n, i in self.weights.items():
             x, w = averages[n]
             rest = threshold(1 - w, torch.finfo(w.dtype).eps ** 0.5, math.inf)  # of hardly anything, nothing can be said
-            slope = (reach[n] * (x - state[n])).sum_to_size(w.shape) / rest
+            slope = (x - state[n]).mul_(reach[n]).sum_to_size(w.shape) / rest
             found[i] = slope if (direct := found[i]) is None else direct + slope
         if self.moving:
 
