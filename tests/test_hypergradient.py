@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -124,6 +125,28 @@ def test_horizon_and_cosine_are_what_they_say(case, horizon, normalize):
             trace[n] = (1 - 1 / horizon) * trace[n] + slope
         w, state = update({})
         torch.testing.assert_close(flat(mine).detach(), w, rtol=1e-10, atol=1e-12)
+
+
+@dataclass(frozen=True)
+class Inline(Adam):
+    """Adam with weights that are not coefficients."""
+
+    def averages(self, grad, c):
+        return {"exp_avg": (grad, 1 - self.beta1), "exp_avg_sq": (grad * grad, 1 - self.beta2)}
+
+
+@pytest.mark.parametrize("tune", [("lr",), ("beta2",), ("lr", "beta1", "beta2"), ("beta1", "weight_decay")], ids=str)
+def test_a_step_that_cannot_be_replayed_is_followed(tune):
+    """The replay, a closed form for averages, against derivatives that are kept."""
+    first, second = (parameters() for _ in range(2))
+    towers = [rule(lr=0.01, weight_decay=0.1, tune=tune) / SGD(lr=1e-3) for rule in (Adam, Inline)]
+    replayed, kept = Hyperoptimizer(first, towers[0]), Hyperoptimizer(second, towers[1])
+    train(replayed, first, 5), train(kept, second, 5)
+    sensitivities = {n for n in kept.state[second[0]] if n.startswith("last_")}
+    assert sensitivities == (set() if tune == ("lr",) else {f"last_{n}" for n in tune})
+    for name, found in replayed.hypergradients()[0].items():
+        assert found == pytest.approx(kept.hypergradients()[0][name], rel=1e-9), name
+    torch.testing.assert_close(first, second, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

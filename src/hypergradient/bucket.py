@@ -161,20 +161,21 @@ class Bucket:
         """From segments to elements. shape: (rows, segments) -> (rows, elements)"""
         return numbers.repeat_interleave(self.counts, dim=1, output_size=sum(self.sizes))
 
-    def pieces(self, engine: Engine) -> Iterator[Any]:
-        """Indices that cut the elements into parts to be worked on one after the other."""
+    def pieces(self, engine: Engine, *tensors: Tensor) -> Iterator[tuple[list[Tensor], ...]]:
+        """`tensors`, state and what is kept, cut into parts to be worked on one after the other."""
         n = sum(self.sizes)
         parts = max(1, round(n / PIECE)) if self.compiles and not engine.compile else 1
-        size = -(-n // parts)
-        yield from [slice(i, i + size) for i in range(0, n, size)] if parts > 1 else [...]
+        size, whole = -(-n // parts), (list(tensors), self.state, self.kept)
+        cuts = [slice(i, i + size) for i in range(0, n, size)] if parts > 1 else []
+        yield from (tuple([t[i] for t in group] for group in whole) for i in cuts) if cuts else [whole]
 
     def read(self, engine: Engine) -> Tensor:
         """What the last step says of what is tuned; see `Step.read`. shape: (1 or 3, tuned, sets)"""
-        run, parts, (u, *_) = engine if self.compiles else EAGER, [], (*self.cotangents, self.grad)
-        for i in self.pieces(run):
-            state, kept = [t[i] for t in self.state], [t[i] for t in self.kept]
-            arguments = u[i], self.param[i], state, kept, self.numbers, self.spread, self.total
-            parts.append(run(self.step.read, *arguments))
+        run, (u, *_) = engine if self.compiles else EAGER, (*self.cotangents, self.grad)
+        parts = [
+            run(self.step.read, *elements, state, kept, self.numbers, self.spread, self.total)
+            for elements, state, kept in self.pieces(run, u, self.param)
+        ]
         products = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
         if self.index is None:
             return products
@@ -186,9 +187,8 @@ class Bucket:
         run = engine if self.compiles else EAGER
         numbers = (numbers if self.index is None else numbers.index_select(1, self.index)).to(self.numbers)
         now = self.spread(numbers)
-        for i in self.pieces(run):
-            state, kept = [t[i] for t in self.state], [t[i] for t in self.kept]
-            run(self.step.move, self.param[i], self.grad[i], state, kept, now)
+        for elements, state, kept in self.pieces(run, self.param, self.grad):
+            run(self.step.move, *elements, state, kept, now)
         if self.replays:
             self.numbers.copy_(numbers)
 
@@ -202,7 +202,7 @@ class Bucket:
 
 
 def _whole(x: Tensor) -> Tensor:
-    return x.sum().view(1) if x.ndim else x.view(1)
+    return x.sum() if x.ndim else x
 
 
 def _same(x: Tensor) -> Tensor:

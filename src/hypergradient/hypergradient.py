@@ -8,12 +8,14 @@ differentiated is the update rule. Its derivative, the *sensitivity* ``dU/dh``, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import vjp
+from torch.nn.functional import threshold
 
 from .charts import UNIT
 from .numerics import added, finite_or_zero, ratio
@@ -31,14 +33,14 @@ class Numbers(NamedTuple):
         values: every hyperparameter of the rule.
         scale: for each that is tuned, the factor of its schedule.
         c: what `Rule.coefficients` makes of them.
-        links: those derivatives of `c` with respect to what is tuned that are not 0 by nature, times the scale.
+        jacobian: the derivatives of `c` with respect to what is tuned, times the scale. shape: (tuned * coefficients, …)
     """
 
     step: Tensor
     values: dict[str, Tensor]
     scale: dict[str, Tensor]
     c: tuple[Tensor, ...]
-    links: dict[tuple[int, str], Tensor]
+    jacobian: Tensor
 
 
 class Step:
@@ -54,8 +56,11 @@ class Step:
     Attributes:
         state: the names of what the rule remembers.
         order: all hyperparameters, the tuned ones first.
+        links, linked: which coefficient depends on which tuned hyperparameter; which depend on any.
+        jacobian: at which row of `prepare` their derivatives begin.
         keeps: what is kept of a step until its hypergradient is read: "sensitivity", "gradient" or "nothing".
         penalized, moving: in a replay, whether the gradient depends on the parameter, what is averaged on what is tuned.
+        weights: of which averages the weight depends on what is tuned; where it stands in what `replay` returns.
     """
 
     penalized = moving = False
@@ -69,6 +74,8 @@ class Step:
         if reserved := [n for n in self.state if n in ("step", "numbers") or n.startswith((KEPT, "level "))]:
             raise ValueError(f"{type(rule).__name__}: the state {reserved[0]!r} has a name that is kept for the optimizer")
         self.links, self.coefficients = self._links() if rule.elementwise else ((), 0)
+        self.linked = sorted({i for i, _ in self.links})
+        self.jacobian = 1 + len(self.order) + len(names) + self.coefficients
         self.keeps = self._kept() if names and rule.elementwise else "sensitivity"
         self.kept = {"sensitivity": names, "gradient": ("gradient",), "nothing": ()}[self.keeps]
 
@@ -92,7 +99,8 @@ class Step:
     @torch.enable_grad()
     def _kept(self) -> str:
         """What has to be kept for the derivative. Found by a step of one element: what the hyperparameters reach in it."""
-        if self.fading or self.rule.normalize or type(self.rule).update is not Rule.update:
+        kind = type(self.rule)
+        if self.fading or self.rule.normalize or kind.update is not Rule.update or kind.apply is not Rule.apply:
             return "sensitivity"
         values, c = self._probe()
         at, one = self.rule.at(values), torch.ones((), dtype=torch.float64)
@@ -102,10 +110,14 @@ class Step:
             return "nothing"
         averages = at.averages(gradient, c)
         self.moving = any(x.requires_grad for x, _ in averages.values())
-        weights = [w for _, w in averages.values() if w.requires_grad] or [values[n] for n in self.names]
-        reach = torch.autograd.grad(weights, [values[n] for n in self.names], [one] * len(weights), allow_unused=True)
+        tuned, t = [values[n] for n in self.names], len(self.names)
+        weights = {n: w for n, (_, w) in averages.items() if w.requires_grad}
+        self.weights = {n: t + i for n, w in weights.items() for i in self.linked if w is c[i]}
+        found = list(weights.values()) or tuned
+        reach = torch.autograd.grad(found, tuned, [one] * len(found), allow_unused=True)
         undone = all(self.rule.chart(n) == UNIT for n, x in zip(self.names, reach, strict=True) if x is not None)
-        return "gradient" if undone and averages.keys() == set(self.state) else "sensitivity"
+        known = undone and averages.keys() == set(self.state) and self.weights.keys() == weights.keys()
+        return "gradient" if known else "sensitivity"
 
     # ---------------------------------------------------------------- few numbers
 
@@ -123,111 +135,126 @@ class Step:
         scale = scale.expand_as(tuned)
         rows = [count.expand_as(values[:1]), values, scale]
         if k := self.coefficients:
+            # one reverse pass gives all derivatives: each coefficient is made of a copy of its own
+            copies = (k if self.linked else 1), values.shape[1]
 
-            def function(*h: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
-                at = self.rule.at(dict(zip(self.order, [*h, *fixed], strict=True)))
+            def function(h: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
+                at = self.rule.at(dict(zip(self.order, [*h.unbind(), *fixed.unbind()], strict=True)))
                 c = [x if isinstance(x, Tensor) else values.new_tensor(x) for x in at.coefficients(count)]
-                return tuple(x if x.ndim == 2 else x.expand(k, values.shape[1]) for x in c), ()
+                return (torch.stack([x.expand(copies) for x in c]),), ()
 
-            # one reverse pass gives all: each coefficient is made of a copy of its own
-            own = torch.eye(k, dtype=values.dtype, device=values.device)[:, :, None].expand(k, k, values.shape[1]).unbind()
-            c, _, found = slopes(function, [h.expand(k, -1) for h in tuned], own)
-            rows += [x[:1] for x in c]
-            rows += [torch.zeros_like(c[0]) if x is None else x * s for x, s in zip(found, scale, strict=True)]
+            if self.linked:
+                own = torch.eye(k, dtype=values.dtype, device=values.device).unsqueeze(2).expand(k, *copies)
+                (c,), _, (found,) = slopes(function, [tuned.unsqueeze(1).expand(-1, *copies)], [own])
+                assert found is not None
+                rows += [c.select(1, 0), (found * scale.unsqueeze(1)).view(-1, copies[1])]
+            else:
+                rows += [function(tuned)[0][0].select(1, 0), values.new_zeros(k * len(self.names), copies[1])]
         return torch.cat(rows)
 
     def rows(self) -> int:
         """How many rows `prepare` returns."""
-        return 1 + len(self.order) + len(self.names) + self.coefficients * (1 + len(self.names))
+        return self.jacobian + self.coefficients * len(self.names)
 
     def numbers(self, rows: Tensor) -> Numbers:
         """The rows of `prepare` by name. shape: (rows, elements or 1) -> (elements,) or () each"""
-        it = iter((rows[:, 0] if rows.shape[1] == 1 else rows).unbind())
+        rows = rows.squeeze(1) if rows.shape[1] == 1 else rows
+        it = iter(rows[: self.jacobian].unbind())
         count = next(it)
         values, scale = ({n: next(it) for n in names} for names in (self.order, self.names))
-        c = tuple(next(it) for _ in range(self.coefficients))
-        slopes = {(i, n): next(it) for n in self.names for i in range(self.coefficients)}
-        return Numbers(count, values, scale, c, {link: slopes[link] for link in self.links})
+        return Numbers(count, values, scale, tuple(it), rows[self.jacobian :])
 
     # ------------------------------------------------------------------- elements
 
     def differentiate(
         self,
         numbers: Numbers,
-        copy: Callable[[Tensor], Tensor],
-        function: Callable[[Rule, tuple[Tensor, ...]], tuple[Tensor, Any]],
-        cotangent: Tensor | None = None,
-    ) -> tuple[Tensor, Any, list[Tensor | None], dict[int, Tensor | None]]:
-        """``function(rule, c)`` and its derivative with respect to what is tuned and to the coefficients made of that.
+        function: Callable[..., tuple[Sequence[Tensor], Any]],
+        cotangents: Sequence[Tensor] | None = None,
+        copy: Callable[[Tensor], Tensor] = lambda x: x,
+        more: Sequence[Tensor] = (),
+    ) -> tuple[Sequence[Tensor], Any, list[Tensor | None]]:
+        """As `slopes` of ``function(rule, c, *more)``: with respect to what is tuned, all coefficients, and `more`.
 
         Args:
             copy: what is differentiated with respect to: the numbers themselves, or a copy of them for each element.
-            cotangent: of the first output; None: 1.
-
-        Returns:
-            both outputs; for each of `names` ``dU/dh|c``; by number ``dU/dc``. None where there is none.
         """
-        linked = sorted({i for i, _ in self.links})
-        fixed, c = {n: v for n, v in numbers.values.items() if n not in self.names}, list(numbers.c)
+        t, linked = len(self.names), self.linked
 
         def step(*x: Tensor) -> tuple[Sequence[Tensor], Any]:
-            for i, y in zip(linked, x[len(self.names) :], strict=True):
-                c[i] = y
-            new, second = function(self.rule.at({**fixed, **dict(zip(self.names, x, strict=False))}), tuple(c))
-            return (new,), second
+            made = dict(zip(linked, x[t:], strict=False))
+            at = self.rule.at({**numbers.values, **dict(zip(self.names, x, strict=False))})
+            return function(at, tuple(made.get(i, y) for i, y in enumerate(numbers.c)), *x[t + len(linked) :])
 
-        inputs = [numbers.values[n] for n in self.names] + [numbers.c[i] for i in linked]
-        (new,), second, found = slopes(step, [copy(x) for x in inputs], None if cotangent is None else (cotangent,))
-        t = len(self.names)
-        return new, second, list(found[:t]), dict(zip(linked, found[t:], strict=True))
+        inputs = [copy(x) for x in (*(numbers.values[n] for n in self.names), *(numbers.c[i] for i in linked))]
+        values, second, found = slopes(step, [*inputs, *more], cotangents)
+        partial = dict(zip(linked, found[t:], strict=False))
+        return values, second, [*found[:t], *map(partial.get, range(self.coefficients)), *found[len(inputs) :]]
 
     def advance(self, numbers: Numbers, param: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
         """One elementwise step, and of each of `names` its sensitivity ``dU/dh = dU/dh|c + sum_c dU/dc dc/dh``.
 
         One reverse pass gives all: each element depends on its own copy of the numbers.
         """
-        new, new_state, direct, partial = self.differentiate(
-            numbers, lambda x: x.expand_as(param), lambda at, c: at.update(param, grad, state, c)
-        )
-        return new, new_state, [torch.zeros_like(new) if x is None else x for x in self._chained(numbers, direct, partial)]
 
-    def _chained(
-        self, numbers: Numbers, direct: Sequence[Tensor | None], partial: Mapping[int, Tensor | None]
-    ) -> list[Tensor | None]:
-        """``dU/dh = dU/dh|c + sum_c dU/dc dc/dh`` for each of `names`, times its scale; None where there is none."""
-        terms = {n: [] if x is None else [x * numbers.scale[n]] for n, x in zip(self.names, direct, strict=True)}
-        for (i, n), link in numbers.links.items():
-            if (slope := partial[i]) is not None:
-                terms[n].append(slope * link)
+        def step(at: Rule, c: tuple[Tensor, ...]) -> tuple[Sequence[Tensor], State]:
+            new, new_state = at.update(param, grad, state, c)
+            return (new,), new_state
+
+        (new,), new_state, found = self.differentiate(numbers, step, copy=lambda x: x.expand_as(param))
+        terms = {n: [] if x is None else [x * numbers.scale[n]] for n, x in zip(self.names, found, strict=False)}
+        for i, n in self.links:
+            if (slope := found[len(self.names) + i]) is not None:
+                terms[n].append(slope * numbers.jacobian[self.names.index(n) * self.coefficients + i])
         add = added if self.rule.normalize else sum
-        return [add(x[1:], x[0]) if x else None for x in terms.values()]
+        return new, new_state, [add(x[1:], x[0]) if x else torch.zeros_like(new) for x in terms.values()]
 
     def replay(
         self, cotangent: Tensor, numbers: Numbers, param: Tensor, state: State, last: Tensor | None
-    ) -> tuple[list[Tensor | None], dict[int, Tensor | None]]:
-        """``<u, dU/d.>`` of the last step, from what it has left behind.
+    ) -> list[Tensor | None]:
+        """``-<u, dU/d.>`` of the last step, from what it has left behind: for each of `names` with the coefficients held,
+        then for each coefficient.
 
-        Of an average ``m = m' + w (x - m')`` the old m' is not known, but its derivative is: ``dm/dw = (x - m) / (1 - w)``.
+        Of an average ``m = m' + w (x - m')`` the old m' is not known, but its derivatives are: ``dm/dw = (x - m) / (1 - w)``
+        and ``dm/dx = w``.
 
         Args:
             numbers: those of that step.
             param, state: after it.
             last: the gradient in it, or None where the state does not depend on what is tuned.
         """
-        then, before = self.rule.at(numbers.values), param
+        then, before, cotangents = self.rule.at(numbers.values), param, [cotangent]
         decay = then.decay(numbers.c)
         if decay is not None or (last is not None and self.penalized):
             before = param + then.displacement(state, numbers.c)
-            before = before if decay is None else torch.where(decay == 0, param, before / decay)
+        if decay is not None:
+            before = torch.where(decay == 0, param, before / decay)
+            cotangents.append(-(cotangent * before).sum_to_size(decay.shape))
 
-        def again(at: Rule, c: tuple[Tensor, ...]) -> tuple[Tensor, tuple[()]]:
-            held = state
-            if last is not None:
-                averages = at.averages(at.gradient(before, last), c)
-                held = {n: _held(state[n], x, w, self.moving) for n, (x, w) in averages.items()}
-            return at.apply(before, held, c), ()
+        def taken(at: Rule, c: tuple[Tensor, ...], *then: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
+            moved = at.displacement({**state, **dict(zip(held, then, strict=True))}, c)
+            return (moved,) if (shrunk := at.decay(c)) is None else (moved, shrunk), ()
 
-        return self.differentiate(numbers, lambda x: x, again, cotangent)[2:]
+        held = {} if last is None else {n: state[n] for n in (self.state if self.moving else self.weights)}
+        found = self.differentiate(numbers, taken, cotangents, more=tuple(held.values()))[2]
+        if last is None:
+            return found
+        found, through = found[: -len(held)], found[-len(held) :]
+        reach = {n: torch.zeros_like(param) if x is None else x for n, x in zip(held, through, strict=True)}
+        averages = then.averages(then.gradient(before, last), numbers.c)
+        for n, i in self.weights.items():
+            x, w = averages[n]
+            rest = threshold(1 - w, torch.finfo(w.dtype).eps ** 0.5, math.inf)  # of hardly anything, nothing can be said
+            slope = (x - state[n]).mul_(reach[n]).sum_to_size(w.shape) / rest
+            found[i] = slope if (direct := found[i]) is None else direct + slope
+        if self.moving:
+
+            def averaged(at: Rule, c: tuple[Tensor, ...]) -> tuple[Sequence[Tensor], tuple[()]]:
+                return tuple(x for x, _ in at.averages(at.gradient(before, last), c).values()), ()
+
+            more = self.differentiate(numbers, averaged, [reach[n] * w for n, (_, w) in averages.items()])[2]
+            found = [x if y is None else y if x is None else x + y for x, y in zip(found, more, strict=True)]
+        return found
 
     def read(
         self,
@@ -246,7 +273,7 @@ class Step:
             param, state, kept: of the elements.
             last: the numbers of the last step. shape: (rows, segments)
             spread: from segments to elements. shape: (rows, segments) -> (rows, elements or 1)
-            total: from elements to segments, by summation. shape: (elements,) or () -> (segments,)
+            total: from elements to segments, by summation. shape: (elements,) or () -> (segments,), or () of a single one
 
         Returns:
             shape: (1 or 3, tuned, segments)
@@ -256,16 +283,16 @@ class Step:
             terms = [torch.stack([total(u * t) for t in kept])]
             if self.pairs == 3:
                 terms += [total(u * u).expand_as(terms[0]), torch.stack([total(t * t) for t in kept])]
-            return torch.stack(terms)
-        old = dict(zip(self.state, state, strict=True))
-        numbers = each = self.numbers(last)
-        if (wide_rows := spread(last)) is not last:
-            each = self.numbers(wide_rows)
-        direct, partial = self.replay(u, each, param, old, kept[0] if kept else None)
-        sums = [None if x is None else total(x) for x in (*direct, *partial.values())]
-        chained = self._chained(numbers, sums[: len(direct)], dict(zip(partial, sums[len(direct) :], strict=True)))
-        rows = torch.stack([torch.zeros_like(last[0]) if x is None else x.view(-1) for x in chained])
-        return torch.where(last[0] > 0, rows, 0.0)[None]
+            return torch.stack(terms).view(self.pairs, len(kept), -1)
+        old, t = dict(zip(self.state, state, strict=True)), len(self.names)
+        found = self.replay(u, self.numbers(spread(last)), param, old, kept[0] if kept else None)
+        sums = [None if x is None else total(x) for x in found]
+        zero = torch.zeros_like(next((x for x in sums if x is not None), last[0]))
+        every = torch.stack([zero if x is None else x for x in sums]).view(len(sums), -1)
+        direct, partial = every[:t], every[t:]
+        chained = (partial * last[self.jacobian :].view(t, *partial.shape)).sum(1)
+        rows = torch.addcmul(chained, direct, last[1 + len(self.order) :][:t])
+        return torch.where(last[0] > 0, -rows, zero).unsqueeze(0)
 
     def move(self, param: Tensor, grad: Tensor, state: list[Tensor], kept: list[Tensor], now: Tensor) -> None:
         """One step in place: of the parameter, its state, and the sensitivities ``T = fading T + dU/dh`` where they are kept.
@@ -293,15 +320,6 @@ class Step:
         pairs = [(param, new), *((old[n], x) for n, x in new_state.items())]
         for target, x in [(t, x.clone() if any(x is y for y, _ in pairs) else x) for t, x in pairs]:
             target.copy_(x)  # what is handed on from one to the other was read before it is written
-
-
-def _held(held: Tensor, x: Tensor, w: Tensor, moving: bool) -> Tensor:
-    """An average after its step, as a function of what was averaged, x, and of the weight of the new, w."""
-    x0, w0 = x.detach(), w.detach()
-    rest = 1 - w0  # where hardly anything of the old is left, nothing can be said of it: no derivative
-    known = rest > torch.finfo(rest.dtype).eps ** 0.5
-    held = torch.lerp(held, x0, torch.where(known, (w - w0) / torch.where(known, rest, 1.0), 0.0))
-    return held + w0 * (x - x0) if moving else held
 
 
 @torch.enable_grad()
@@ -335,7 +353,7 @@ def slopes(
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in inputs]
         values, second = function(*leaves)
-    cotangents = cotangents or [torch.ones_like(x) for x in values]
+    cotangents = [torch.ones_like(x) for x in values] if cotangents is None else cotangents
     pairs = [(x, u) for x, u in zip(values, cotangents, strict=True) if x.requires_grad]
     found: Sequence[Tensor | None] = [None] * len(leaves)
     if pairs:

@@ -51,7 +51,8 @@ class Hyperparameters:
         self.runs = [(chart, len(list(same))) for chart, same in groupby(charts)]
         self.plain, self.relative = all(chart.flat for chart in charts), any(chart.relative for chart in charts)
         self.ends = [interval(rule.constraint(n), self.like.dtype) for n in self.order]
-        self.low, self.high = (self.given.new_tensor(end).unsqueeze(1) for end in zip(*self.ends, strict=True))
+        low, high = (self.given.new_tensor(end).unsqueeze(1) for end in zip(*self.ends, strict=True))
+        self.low, self.high = low[: len(self.names)], high[: len(self.names)]
 
     def start(self) -> tuple[Tensor, Tensor]:
         """Coordinate and unit of what is tuned, at the start. shape of both: (tuned, sets)"""
@@ -99,12 +100,12 @@ class Hyperparameters:
             scope: what the user says: of what is tuned a factor, the values of all others. shape: (hyperparameters, 1)
         """
         t = len(self.names)
-        fixed = (self.given if scope is None else scope.expand(-1, self.sets))[t:]
+        fixed = (self.given if scope is None else scope)[t:].expand(-1, self.sets)
         if not t:
             return fixed
         learned = self.learned(memory)
         if scope is not None:
-            learned = (learned * scope[:t]).clamp(self.low[:t], self.high[:t])
+            learned = (learned * scope[:t]).clamp(self.low, self.high)
         return torch.cat([learned, fixed])
 
     def gradient(self, memory: Sequence[Tensor], products: Tensor) -> Tensor:
@@ -164,6 +165,7 @@ class Level:
         self.rule = own.rule.at({}, frozenset(off))
         self.state = tuple(own.rule.init(torch.zeros((1,))))
         self.fading = 1 - 1 / own.rule.horizon
+        self.zero, self.nan = own.like.new_tensor([0.0, torch.nan]).unbind()
         self.kind = str(own), self.rule.off
         parts, end = [], 0
         for h in below:
@@ -225,8 +227,9 @@ class Level:
         raw, unit, _, count, *rest = rows
         step = count + 1
         new, state = self.update(columns.unbind(), raw, grad, step, rest)
-        after = torch.stack([new.clamp(self.low, self.high), unit, unit, step, *(state[n] for n in self.state)])
-        made = allowed & finite(after) & finite(new)  # before it was clamped
+        after = torch.stack([new, unit, unit, step, *(state[n] for n in self.state)])
+        made = allowed & finite(after)
+        after[RAW].clamp_(self.low, self.high)
         before = self.memory[: len(after)]
         before.copy_(torch.where(made, after, before))
         rows[READ].copy_(read)
@@ -258,12 +261,12 @@ class Stack:
         first, t = self.first, len(self.first.own.names)
         raw, _, _, count, *rest = old.unbind()
 
-        def step(*tuned: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
-            return (first.update((*tuned, *columns[t:]), raw, grad, count + 1, rest)[0],), ()
+        def step(tuned: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
+            return (first.update((*tuned.unbind(), *columns[t:].unbind()), raw, grad, count + 1, rest)[0],), ()
 
-        found = slopes(step, columns[:t].unbind())[2]
-        slope = torch.stack([torch.zeros_like(raw) if x is None else x for x in found])
         trace = self.memory[COUNT + 1 + len(first.state) :]
+        (found,) = slopes(step, [columns[:t]])[2]
+        slope = torch.zeros_like(trace) if found is None else found
         slope = finite_or_zero(trace * first.fading + slope if first.fading else slope)
         trace.copy_(torch.where(made, slope, trace))
 
@@ -304,8 +307,8 @@ class Tuner:
         allowed = torch.ones_like(known[0])
         for level in self.levels:
             rows = level.memory.unbind()
-            read = torch.where(known, _joined([p[0] for p in products]), torch.nan)
-            grad = torch.where(known, level.gradient(rows, products), 0.0)
+            read = torch.where(known, _joined([p[0] for p in products]), level.nan)
+            grad = torch.where(known, level.gradient(rows, products), level.zero)
             allowed = allowed & finite(grad)
             plan.append((level, rows, grad, read, known & allowed))
             if level.own.names:

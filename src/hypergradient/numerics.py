@@ -34,12 +34,12 @@ def added(terms: Sequence[Tensor], start: Tensor) -> Tensor:
 
 def finite(x: Tensor) -> Tensor:
     """Whether every element is finite, as a tensor: asking must not wait for the device. shape: ()"""
-    return (x * 0).sum() == 0  # half as many operations as with isfinite
+    return ~(x - x).any()  # half as many operations as with isfinite
 
 
 def finite_or_zero(x: Tensor) -> Tensor:
     """`x`, and 0 where it is not finite. (The compiler makes six times slower code of `torch.nan_to_num`.)"""
-    return torch.where(x.isfinite(), x, 0.0)
+    return torch.where(x - x == 0, x, 0.0)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

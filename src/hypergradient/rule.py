@@ -111,7 +111,10 @@ class Rule:
         return self.penalized(param, grad)
 
     def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, tuple[Tensor, Tensor]]:
-        """What is averaged over time, and the weight of the new: ``state = (1 - weight) state + weight x``."""
+        """What is averaged over time, and the weight of the new: ``state = (1 - weight) state + weight x``.
+
+        The step can be replayed where every weight that is tuned is one of `c`.
+        """
         return {}
 
     def advance(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> State:

@@ -25,7 +25,7 @@ class Adam(Rule):
         return {name: torch.zeros_like(param) for name in names}
 
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
-        root = sqrt(1 - self.beta2**step)
+        root = (1 - self.beta2**step).sqrt()  # of more than 0, for beta2 < 1
         return self.lr / (1 - self.beta1**step) * root, self.eps * root, 1 - self.beta1, 1 - self.beta2
 
     def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, tuple[Tensor, Tensor]]:
