@@ -29,7 +29,7 @@ Quick = Annotated[bool, typer.Option("--quick", help="A smaller protocol of ever
 def names() -> None:
     """What there is to run."""
     for name, experiment in EXPERIMENTS.items():
-        console.print(f"[bold]{name:<8}[/bold] {experiment.title}")
+        console.print(f"[bold]{name:<8}[/bold] {experiment.title}", soft_wrap=True)
 
 
 @app.command()

@@ -69,11 +69,12 @@ def listed(claims: Sequence[Claim]) -> str:
 
 def made(lines: Sequence[Line], missing: int, settings: Settings) -> str:
     """How much was run, on what, when."""
-    hours = sum(line["seconds"] for line in lines) / 3600
+    seconds = sum(line["seconds"] for line in lines)
+    time = f"{seconds / 3600:.1f} process hours" if seconds > 3600 else f"{seconds / 60:.1f} process minutes"
     dates = sorted(line["date"][:10] for line in lines)
     machines = ", ".join(sorted({line["machine"] for line in lines}))
     versions = ", ".join(sorted({f"torch {line['versions']['torch']}" for line in lines}))
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     command = f"`python -m experiments run {lines[0]['experiment']}{' --quick' * settings.quick}`"
     more = f" of {len(lines) + missing}, so far" if missing else ""
-    return f"*{command}: {len(lines)} trainings{more}, {hours:.1f} process hours; {machines}; {versions}; {when}.*\n"
+    return f"*{command}: {len(lines)} trainings{more}, {time}; {machines}; {versions}; {when}.*\n"
