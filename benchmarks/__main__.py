@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
+from experiments.machine import processor
 from rich.console import Console
 from rich.progress import Progress
 
@@ -24,13 +25,6 @@ import hypergradient
 
 from .cases import CASES
 from .report import Tables, goals, in_markdown, on_console, plot
-
-
-def processor() -> str:
-    """The model of the CPU."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
 
 
 def save(tables: Tables, out: Path, quick: bool) -> None:

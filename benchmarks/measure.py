@@ -15,11 +15,12 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
+from experiments.models import loss
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from .contestants import Maker, Optimizer, Reference
-from .problems import Shapes, Task, loss
+from .problems import Shapes, Task
 
 WARM_UP = 4
 """Iterations before the first that counts: what is compiled is compiled in the first three."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from experiments.models import MLP, CharLSTM, ResNet20
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 Shapes = list[torch.Size]
 
@@ -57,11 +57,6 @@ class Task(NamedTuple):
     model: Callable[[], nn.Module]
     batch: Callable[[], tuple[Tensor, Tensor]]
     """Inputs and the classes of all outputs."""
-
-
-def loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean cross entropy of all outputs."""
-    return cross_entropy(logits.flatten(0, -2), target.flatten())
 
 
 def characters(batch: int, sequence: int) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 
 from torch import Tensor, nn
-from torch.nn.functional import pad, relu
+from torch.nn.functional import cross_entropy, pad, relu
+
+
+def loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross entropy of all outputs. shapes: (…, classes), (…)"""
+    return cross_entropy(logits.flatten(0, -2), target.flatten())
 
 
 class MLP(nn.Sequential):

@@ -13,10 +13,10 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import pad
 
 from . import data
-from .models import MLP, CharLSTM, ResNet20
+from .models import MLP, CharLSTM, ResNet20, loss
 
 Batch = tuple[Tensor, Tensor]
 """Inputs, and the classes of all outputs."""
@@ -27,9 +27,6 @@ class Task(Protocol):
 
     clip: float
     """Gradients are clipped to this value."""
-
-    def __len__(self) -> int:
-        """Steps of an epoch."""
 
     def model(self) -> nn.Module:
         """An untrained model, of the present seed of torch."""
@@ -42,11 +39,6 @@ class Task(Protocol):
 
     def test(self, model: nn.Module) -> float:
         """How well it does on what it has not seen; less is better."""
-
-
-def loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean cross entropy of all outputs."""
-    return cross_entropy(logits.flatten(0, -2), target.flatten())
 
 
 def generator(*seeds: int) -> torch.Generator:
@@ -90,9 +82,6 @@ class Digits:
         self.x, self.test_x = (x.to(self.device).float() / 255 for x in (found.x, found.test_x))
         self.y, self.test_y = found.y.to(self.device), found.test_y.to(self.device)
 
-    def __len__(self) -> int:
-        return -(-len(self.y) // 256)
-
     def model(self) -> nn.Module:
         return MLP()
 
@@ -127,9 +116,6 @@ class Objects:
         ours, ours_test = (torch.isin(y, torch.tensor(list(self.classes))) for y in (found.y, found.test_y))
         self.x, self.y = found.x[ours], found.y[ours].to(self.device) - self.classes.start
         self.test_x, self.test_y = found.test_x[ours_test], found.test_y[ours_test].to(self.device) - self.classes.start
-
-    def __len__(self) -> int:
-        return -(-len(self.y) // 128)
 
     def model(self) -> nn.Module:
         return ResNet20(classes=len(self.classes)).to(memory_format=torch.channels_last)
@@ -169,9 +155,6 @@ class Characters:
     def __post_init__(self) -> None:
         self.text = data.text()
         self.train = self.text.train.to(self.device)
-
-    def __len__(self) -> int:
-        return len(self.train) // (50 * 50)
 
     def model(self) -> nn.Module:
         return CharLSTM(self.text.vocabulary)

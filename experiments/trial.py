@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 import hypergradient
 from hypergradient import Hyperoptimizer, Rule, Tower
 
+from .machine import processor
 from .tasks import Task
 
 SAVE = 60.0
@@ -172,13 +173,6 @@ def about(device: str) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
-
-
-def processor() -> str:
-    """The model of the CPU."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
 
 
 def forget(trial: Trial, folder: Path) -> None:

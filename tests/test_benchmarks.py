@@ -8,8 +8,8 @@ from benchmarks import cases
 from benchmarks.__main__ import main
 from benchmarks.contestants import ALL, BASELINES, BETAS, FUSED, REFERENCES
 from benchmarks.measure import peak_bytes
-from benchmarks.problems import TASKS, loss, shapes
-from experiments.models import MLP, ResNet20
+from benchmarks.problems import TASKS, shapes
+from experiments.models import MLP, ResNet20, loss
 
 
 @pytest.fixture(autouse=True)
