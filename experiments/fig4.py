@@ -13,6 +13,7 @@ from functools import partial
 from itertools import pairwise
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from hypergradient import Rule, Tower
 
@@ -96,7 +97,11 @@ def picture(unit: str, logarithmic: bool, lines: Sequence[Line], figure: Figure)
         axes.plot(alphas, [mean(at(lines, height=h, alpha=a)) for a in alphas], label=f"height {h}", **style)
     scale = {"yscale": "log"} if logarithmic else {}
     frame(axes, xscale="log", xlabel="initial step size α", ylabel=unit, **scale)
-    axes.legend(frameon=False)
+    if logarithmic:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
 
 
 def widths(lines: Sequence[Line], good: float) -> dict[int, int]:
