@@ -60,13 +60,21 @@ def grid(
     Args:
         few: step sizes, heights and steps of the quick protocol.
         tall: heights beyond the paper's.
-        compiled: the least height at which compiling pays.
+        compiled: the least height at which compiling pays, in a training that is not short.
     """
 
     def plan(settings: Settings, store: Store) -> list[Trial]:
         some, high, short = few if settings.quick else (alphas, [*heights, *tall], steps)
         return [
-            Trial(name, task, make(alpha, h), short, seed, {"alpha": alpha, "height": h}, compile=h >= compiled)
+            Trial(
+                name,
+                task,
+                make(alpha, h),
+                short,
+                seed,
+                {"alpha": alpha, "height": h},
+                compile=h >= compiled and not settings.quick,
+            )
             for h in high
             for seed in seeds(settings, 1)
             for alpha in some
