@@ -1,6 +1,9 @@
-"""The paper's own code on the seeds and batches of Table 1, to compare with what is stored.
+"""The paper's own code on the seeds and batches of the experiments, to compare with what is stored.
 
-python -m experiments.reference "SGD / Adam(0.1)" [--seeds 3]
+python -m experiments.reference "SGD / Adam(0.1)" [--seeds 3]                                         Table 1
+python -m experiments.reference "SGD(1) / SGD(1)" --seeds 1                                           Figure 4a
+python -m experiments.reference "SGD(1e-4, 0.9) / SGD(1e-2) / SGD(1e-4)" --task cifar10 --steps 60     Figure 4c
+python -m experiments.reference "Adam(1e-7) / SGD(1e-5) / SGD(1e-7)" --task text --steps 3000         Figure 4d
 """
 
 from __future__ import annotations
@@ -13,9 +16,12 @@ import torch
 import typer
 from gradient_descent_the_ultimate_optimizer import gdtuo
 from rich.console import Console
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_value_
 
+from .models import CharLSTM
 from .table1 import EPOCH, EPOCHS
-from .tasks import Digits
+from .tasks import TASKS, Task
 
 PLAIN: dict[str, Callable[..., Any]] = {
     "SGD": partial(gdtuo.SGD, 1e-2),
@@ -28,45 +34,79 @@ PLAIN: dict[str, Callable[..., Any]] = {
 
 
 def rule(name: str) -> Callable[..., Any]:
-    """One of `PLAIN`, with another step size where there is a number in brackets."""
-    base, _, lr = name.rstrip(")").partition("(")
+    """One of `PLAIN`, with other numbers where there are some in brackets: the step size, SGD's momentum."""
+    base, _, given = name.rstrip(")").partition("(")
     try:
-        return PLAIN[name] if name in PLAIN else partial(PLAIN[base].func, float(lr))
+        return PLAIN[name] if name in PLAIN else partial(PLAIN[base].func, *map(float, given.split(",")))
     except (KeyError, ValueError):
         raise typer.BadParameter(f"{name}: no such rule; there are {', '.join(PLAIN)}, SGD(0.1), …") from None
 
 
-def train(stack: str, seed: int, epochs: int, task: Digits) -> tuple[float, float, float]:
-    """Returns: the test error, the step size at the end, and the least there was."""
+class Unrolled(nn.Module):
+    """A `CharLSTM` step by step, with its weights: that code cannot train a `torch.nn.LSTM`."""
+
+    def __init__(self, model: CharLSTM) -> None:
+        super().__init__()
+        self.embedding, self.head, self.layers = model.embedding, model.head, model.lstm.num_layers
+        for name, weight in model.lstm.named_parameters():
+            self.register_parameter(name, weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (batch, sequence) to (batch, sequence, vocabulary)."""
+        x = self.embedding(x)
+        for layer in range(self.layers):
+            w, r, b, c = (getattr(self, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+            h = memory = x.new_zeros(len(x), r.shape[1])
+            steps = []
+            for at in (x @ w.T + b + c).unbind(1):
+                into, keep, new, out = (at + h @ r.T).chunk(4, -1)
+                memory = keep.sigmoid() * memory + into.sigmoid() * new.tanh()
+                h = out.sigmoid() * memory.tanh()
+                steps.append(h)
+            x = torch.stack(steps, dim=1)
+        return self.head(x)
+
+
+def train(stack: str, seed: int, steps: int, task: Task) -> tuple[float, list[float]]:
+    """Returns: the test, and the step size of each step."""
     torch.manual_seed(seed)
     model, optimizer = task.model(), gdtuo.NoOpOptimizer()
+    if isinstance(model, CharLSTM):
+        model = Unrolled(model)
     for name in reversed(stack.split(" / ")):
         optimizer = rule(name)(optimizer=optimizer)
     wrapper = gdtuo.ModuleWrapper(model, optimizer=optimizer)
     wrapper.initialize()
     sizes = []
-    for step in range(epochs * EPOCH):
-        x, y = task.batch(seed, step)
+    for step in range(steps):
         wrapper.begin()
-        loss = torch.nn.functional.cross_entropy(wrapper.forward(x), y)
+        loss = task.loss(model, task.batch(seed, step))
         wrapper.zero_grad()
         loss.backward()
+        if task.clip < float("inf"):
+            clip_grad_value_([p for _, p in model.named_parameters()], task.clip)
         wrapper.step()
         sizes.append(optimizer.parameters["alpha"].item())
     wrapper.begin()
-    return task.test(model), sizes[-1], min(sizes)
+    return task.test(model), sizes
 
 
 def main(
     stacks: Annotated[list[str], typer.Argument(help="As Table 1 names them: SGD / Adam(0.1)")],
     seeds: Annotated[int, typer.Option(min=1)] = 3,
+    task: Annotated[str, typer.Option(help="mnist, cifar10 or text")] = "mnist",
+    steps: Annotated[int | None, typer.Option(min=1, help="As long as in Table 1, if not given")] = None,
 ) -> None:
-    """Train with the paper's own code, as long as in Table 1. RMSprop's step size is shown as its square root."""
-    task, console = Digits(), Console()
+    """Train with the paper's own code. RMSprop's step size is shown as its square root."""
+    if task not in TASKS:
+        raise typer.BadParameter(f"--task {task}: no such task; there are {', '.join(TASKS)}")
+    what, console = TASKS[task].make("cpu"), Console()
+    assert what is not None
     for stack in stacks:
         for seed in range(seeds):
-            error, last, least = train(stack, seed, EPOCHS[stack.split("(")[0].split(" ")[0]], task)
-            console.print(f"{stack}, seed {seed}: {error:.2f} %; step size at the end {last:.4g}, least {least:.4g}")
+            test, sizes = train(stack, seed, steps or EPOCHS[stack.split("(")[0].split(" ")[0]] * EPOCH, what)
+            told = f"step size at the end {sizes[-1]:.4g}, from {min(sizes):.4g} to {max(sizes):.4g}"
+            console.print(f"{stack}, seed {seed}: {test:.2f}; {told}")
 
 
 if __name__ == "__main__":
