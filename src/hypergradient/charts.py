@@ -7,7 +7,9 @@ A hyperparameter has a *value* in natural units and a *raw* coordinate in which 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -121,6 +123,48 @@ class Chart:
             ends.append(raw)
         low, high = torch.minimum(*ends), torch.maximum(*ends)
         return torch.where(low.isfinite(), low, -info.max), torch.where(high.isfinite(), high, info.max)
+
+
+class Charts:
+    """The charts of many hyperparameters, side by side.
+
+    Args:
+        each: these.
+        kinds: those that are not flat, and which of `each` they are. shape: (n,)
+    """
+
+    def __init__(self, each: Sequence[Chart], kinds: Sequence[tuple[Chart, Tensor]]) -> None:
+        self.each, self.kinds = list(each), list(kinds)
+        self.relative = any(chart.relative for chart in each)
+
+    @classmethod
+    def of(cls, each: Sequence[Chart], device: torch.device) -> Charts:
+        """With all that belongs to them."""
+        kinds = [chart for i, chart in enumerate(each) if not chart.flat and chart not in each[:i]]
+        return cls(each, [(kind, torch.tensor([chart == kind for chart in each], device=device)) for kind in kinds])
+
+    def split(self, sizes: Sequence[int]) -> list[Charts]:
+        """Taken apart."""
+        each = iter(self.each)
+        kinds = [(kind, here.split(sizes)) for kind, here in self.kinds]
+        parts = [list(islice(each, size)) for size in sizes]
+        return [Charts(part, [(kind, here[i]) for kind, here in kinds if kind in part]) for i, part in enumerate(parts)]
+
+    def values(self, raw: Tensor, unit: Tensor) -> Tensor:
+        """From coordinates, and what values are measured in. shape of all: (n,)"""
+        value = raw
+        for chart, here in self.kinds:
+            value = torch.where(here, chart.transform(raw), value)
+        return value * unit if self.relative else value
+
+    def slope(self, raw: Tensor, unit: Tensor) -> Tensor | None:
+        """The derivative of `values` with respect to the coordinates; None where it is 1. shape of all: (n,)"""
+        if not self.kinds:
+            return None
+        slope = torch.ones_like(raw)
+        for chart, here in self.kinds:
+            slope = torch.where(here, chart.slope(raw), slope)
+        return slope * unit if self.relative else slope
 
 
 def _spell(transform: Transform) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from itertools import groupby
-from typing import Any
+from itertools import accumulate, groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .charts import interval
+from .charts import Charts, interval
 from .hypergradient import Step, cosine, slopes
 from .numerics import finite, finite_or_zero
 from .rule import Rule
@@ -35,7 +35,8 @@ class Hyperparameters:
         order: all, those first.
         ends: their intervals, in that order.
         given: their values as they were given, in that order. shape: (hyperparameters, sets)
-        place: where those that are tuned stand among all that the level above moves.
+        charts: of what is tuned, set by set of each.
+        place: where that stands among all that the level above moves.
     """
 
     place = slice(0, 0)
@@ -47,79 +48,36 @@ class Hyperparameters:
         self.like = self.given.new_empty(())
         self.sets = self.given.shape[1]
         self.shape = len(self.names), self.sets
-        charts = [rule.chart(n) for n in self.names]
-        self.runs = [(chart, len(list(same))) for chart, same in groupby(charts)]
-        self.plain, self.relative = all(chart.flat for chart in charts), any(chart.relative for chart in charts)
+        self.charts = [rule.chart(n) for n in self.names for _ in range(self.sets)]
         self.ends = [interval(rule.constraint(n), self.like.dtype) for n in self.order]
         low, high = (self.given.new_tensor(end).unsqueeze(1) for end in zip(*self.ends, strict=True))
         self.low, self.high = low[: len(self.names)], high[: len(self.names)]
 
     def start(self) -> tuple[Tensor, Tensor]:
-        """Coordinate and unit of what is tuned, at the start. shape of both: (tuned, sets)"""
-        charts = [chart for chart, count in self.runs for _ in range(count)]
-        raw = [chart.raw(v) for chart, v in zip(charts, self.given, strict=False)]
-        unit = [chart.unit(v) for chart, v in zip(charts, self.given, strict=False)]
-        return torch.stack(raw), torch.stack(unit)
+        """Coordinate and unit of what is tuned, at the start. shape of both: (tuned * sets,)"""
+        given = [(self.rule.chart(n), v) for n, v in zip(self.names, self.given, strict=False)]
+        return torch.cat([chart.raw(v) for chart, v in given]), torch.cat([chart.unit(v) for chart, v in given])
 
     def bounds(self, unit: Tensor) -> tuple[Tensor, Tensor]:
-        """The ends of the coordinates of what is tuned. shape: (tuned, sets) -> (tuned, sets) both"""
-        ends = [self.rule.chart(n).bounds(self.rule.constraint(n), u) for n, u in zip(self.names, unit, strict=True)]
+        """The ends of the coordinates of what is tuned. shape: (tuned * sets,) -> (tuned * sets,) both"""
+        units = unit.view(self.shape)
+        ends = [self.rule.chart(n).bounds(self.rule.constraint(n), u) for n, u in zip(self.names, units, strict=True)]
         low, high = zip(*ends, strict=True)
-        return torch.stack(low), torch.stack(high)
+        return torch.cat(low), torch.cat(high)
 
-    def learned(self, memory: Sequence[Tensor]) -> Tensor:
-        """The values of what is tuned, before schedules. shape: (tuned, sets)
-
-        Args:
-            memory: the rows of the level above. shape of each: (all that it moves,)
-        """
-        raw = memory[RAW][self.place].view(self.shape)
-        if self.plain:
-            return raw
-        values = self._by_chart(raw, [chart.transform for chart, _ in self.runs])
-        return values * memory[UNIT][self.place].view(self.shape) if self.relative else values
-
-    def slope(self, memory: Sequence[Tensor]) -> Tensor | None:
-        """The derivative of `learned` with respect to the coordinate; None where it is 1. shape: as there"""
-        if self.plain:
-            return None
-        slope = self._by_chart(memory[RAW][self.place].view(self.shape), [chart.slope for chart, _ in self.runs])
-        return slope * memory[UNIT][self.place].view(self.shape) if self.relative else slope
-
-    def _by_chart(self, raw: Tensor, functions: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
-        if len(functions) == 1:
-            return functions[0](raw)
-        parts = torch.split_with_sizes(raw, [count for _, count in self.runs])
-        return torch.cat([function(x) for function, x in zip(functions, parts, strict=True)])
-
-    def values(self, memory: Sequence[Tensor], scope: Tensor | None = None) -> Tensor:
+    def values(self, learned: Tensor, scope: Tensor) -> Tensor:
         """All values in force, in the order of `order`. shape: (hyperparameters, sets)
 
         Args:
-            memory: see `learned`; without a level above, none.
+            learned: of what is tuned, before schedules, among all that the level above moves. shape: (n,)
             scope: what the user says: of what is tuned a factor, the values of all others. shape: (hyperparameters, 1)
         """
         t = len(self.names)
-        fixed = (self.given if scope is None else scope)[t:].expand(-1, self.sets)
+        fixed = scope[t:].expand(-1, self.sets)
         if not t:
             return fixed
-        learned = self.learned(memory)
-        if scope is not None:
-            learned = (learned * scope[:t]).clamp(self.low, self.high)
-        return torch.cat([learned, fixed])
-
-    def gradient(self, memory: Sequence[Tensor], products: Tensor) -> Tensor:
-        """The hypergradient in the coordinates of the charts, normalized if the rule asks for it. shape: (tuned, sets)
-
-        Args:
-            memory: see `learned`.
-            products: see `Step.read`. shape: (1 or 3, tuned, sets)
-        """
-        slope = self.slope(memory)
-        product = products[0] if slope is None else products[0] * slope
-        if not self.rule.normalize:
-            return product
-        return cosine(product, products[1], products[2] if slope is None else products[2] * slope.square())
+        tuned = learned[self.place].view(self.shape) * scope[:t]
+        return torch.cat([tuned.clamp(self.low, self.high), fixed])
 
     def __str__(self) -> str:
         """All but the values, by which a checkpoint recognizes it: ``Adam[lr REAL, beta1 UNIT, amsgrad=True]``."""
@@ -148,6 +106,10 @@ def upper(tower: Tower, like: Tensor) -> list[Hyperparameters]:
     return stack
 
 
+Asks = Sequence[tuple[Hyperparameters, Step]]
+"""Which numbers are asked for: the hyperparameters that make them, and the step that they are for."""
+
+
 class Level:
     """A rule that moves hyperparameters of the level below: all of them as one vector.
 
@@ -156,140 +118,193 @@ class Level:
         below: what it moves: its `place` is set here.
 
     Attributes:
-        memory: what is remembered. shape: (rows, all that it moves)
+        rule: its rule, with the numbers that nothing moves.
+        state: the names of what that remembers.
+        start: what is remembered of what it moves, at the start. shape: (rows, n)
+        sets: with which set of its own hyperparameters it moves each. (n entries)
+        kind: the same for levels that are alike but for what moves them.
     """
 
     def __init__(self, own: Hyperparameters, below: Sequence[Hyperparameters]) -> None:
-        self.own, self.below = own, list(below)
-        off = {n for n, value in zip(own.order, own.given, strict=True) if n not in own.names and not value.any()}
-        self.rule = own.rule.at({}, frozenset(off))
+        self.own, self.below, t = own, list(below), len(own.names)
         self.state = tuple(own.rule.init(torch.zeros((1,))))
         self.fading = 1 - 1 / own.rule.horizon
-        self.zero, self.nan = own.like.new_tensor([0.0, torch.nan]).unbind()
-        self.kind = str(own), self.rule.off
-        parts, end = [], 0
+        end = 0
         for h in below:
-            raw, unit = (x.flatten() for x in h.start())
-            zero = torch.zeros_like(raw)
-            parts.append(
-                torch.stack([raw, unit, zero + torch.nan, zero, *own.rule.init(raw).values(), *[zero] * len(own.names)])
-            )
-            h.place = slice(end, end := end + len(raw))
-        self.memory = torch.cat(parts, dim=1)
-        self.index = None
-        if own.sets > 1:  # a set of its own for each name below
-            names = [below[0].names.index(n) for h in below for n in h.names for _ in range(h.sets)]
-            self.index = torch.tensor(names, device=own.like.device)
-            self.member = (self.index == torch.arange(own.sets, device=own.like.device)[:, None]).to(own.given)
-
-    def bound(self) -> None:
-        """Find the ends of the coordinates, once the memory is what it will be."""
-        ends = [h.bounds(self.memory[UNIT, h.place].view(h.shape)) for h in self.below]
-        self.low, self.high = (torch.cat([x.flatten() for x in side]) for side in zip(*ends, strict=True))
-
-    def sensitivity(self) -> Tensor:
-        """Of what it moves to its own hyperparameters. shape: (tuned, all that it moves)"""
-        return self.memory[COUNT + 1 + len(self.state) :]
-
-    def gather(self, x: Tensor) -> Tensor:
-        """From what is moved to the sets of hyperparameters it is moved with, by summation. shape: (…, n) -> (…, sets)"""
-        return x.sum(-1, keepdim=True) if self.index is None else x @ self.member.T
-
-    def known(self, moved: Tensor) -> Tensor:
-        """Which of its own hyperparameters have moved something. shape: (all that it moves,) -> (tuned * sets,)"""
-        any_of = moved.any(0, keepdim=True) if self.index is None else self.gather(moved.to(self.memory)) > 0
-        return any_of.expand(self.own.shape).flatten()
-
-    def gradient(self, memory: Sequence[Tensor], products: Sequence[Tensor]) -> Tensor:
-        """The hypergradients of what it moves, in the coordinates of their charts. shape: (all that it moves,)"""
-        return _joined([h.gradient(memory, p) for h, p in zip(self.below, products, strict=True)])
-
-    def products(self, grad: Tensor) -> Tensor:
-        """As `Step.read`, of what this level moves. shape: (1 or 3, tuned, sets)"""
-        sensitivity = self.sensitivity()
-        product = self.gather(sensitivity * grad)
-        if not self.own.rule.normalize:
-            return product[None]
-        return torch.stack([product, self.gather(grad * grad).expand_as(product), self.gather(sensitivity * sensitivity)])
+            h.place = slice(end, end := end + len(h.charts))
+        raw, unit = (torch.cat(x) for x in zip(*(h.start() for h in below), strict=True))
+        zero = torch.zeros_like(raw)
+        self.start = torch.stack([raw, unit, zero + torch.nan, zero, *own.rule.init(raw).values(), *[zero] * t])
+        self.sets, self.member = [0] * end, None
+        if own.sets > 1:  # one for each name below
+            self.sets = [below[0].names.index(n) for h in below for n in h.names for _ in range(h.sets)]
+            self.member = torch.eye(own.sets, dtype=raw.dtype, device=raw.device)[:, self.sets]
+        fixed = dict(zip(own.order[t:], own.given[t:], strict=True))
+        off = frozenset(n for n, value in fixed.items() if not value.any())
+        self.rule = own.rule.at({n: self.columns(value) for n, value in fixed.items()}, off)
+        self.kind = str(own), own.given[t:].tolist(), self.member is None or id(self)
 
     def columns(self, values: Tensor) -> Tensor:
-        """Its own hyperparameters for each of what it moves. shape: (hyperparameters, sets) -> (hyperparameters, n)"""
-        return values.expand(-1, self.memory.shape[1]) if self.index is None else values.index_select(1, self.index)
+        """From sets of its own hyperparameters to what they move. shape: (…, sets) -> (…, n), or (…, 1) of a single set"""
+        return values if self.member is None else values @ self.member
 
-    def move(self, rows: Sequence[Tensor], columns: Tensor, grad: Tensor, read: Tensor, allowed: Tensor) -> Tensor:
-        """One step of those that are allowed to; of none if its result is not finite. Returns which were made.
+    def total(self, x: Tensor) -> Tensor:
+        """The other way, by summation. shape: (…, n) -> (…, sets)"""
+        return x.sum(-1, keepdim=True) if self.member is None else x @ self.member.T
+
+    def gradient(self, products: Sequence[Sequence[Tensor]], slope: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The hypergradients of what it moves: in natural units; in the coordinates, and normalized if its rule asks for it.
 
         Args:
-            rows: those of the memory.
-            columns: see `columns`.
-            grad, read, allowed: the gradient in the coordinate and in natural units, and the permission. shape: (n,)
+            products: for each of `below`, see `Step.read`. shape of each: (1 or 3, tuned, sets)
+            slope: the derivative of the values with respect to their coordinates; None where it is 1. shape: (n,)
+
+        Returns:
+            shape of both: (n,)
         """
-        raw, unit, _, count, *rest = rows
-        step = count + 1
-        new, state = self.update(columns.unbind(), raw, grad, step, rest)
-        after = torch.stack([new, unit, unit, step, *(state[n] for n in self.state)])
-        made = allowed & finite(after)
-        after[RAW].clamp_(self.low, self.high)
-        before = self.memory[: len(after)]
-        before.copy_(torch.where(made, after, before))
-        rows[READ].copy_(read)
-        return made
+        read = joined([product.flatten() for product, *_ in products])
+        if all(len(mine) == 1 for mine in products):
+            return read, read if slope is None else read * slope
+        slope = torch.ones_like(read) if slope is None else slope
+        parts = zip(products, cut(slope, [len(h.charts) for h in self.below]), strict=True)
+        return read, joined([cosine(*p).flatten() * s.sign() if len(p) == 3 else p[0].flatten() * s for p, s in parts])
+
+    def products(self, grad: Tensor, trace: Tensor) -> Sequence[Tensor]:
+        """As `Step.read`, of what this level moves. shape: (n,), (tuned, n) -> (1 or 3, tuned, sets)"""
+        product = self.total(trace * grad)
+        if not self.own.rule.normalize:
+            return (product,)
+        return product, self.total(grad * grad).expand_as(product), self.total(trace * trace)
 
     def update(
-        self, columns: Sequence[Tensor], raw: Tensor, grad: Tensor, step: Tensor, rest: Sequence[Tensor]
+        self, tuned: Tensor, raw: Tensor, grad: Tensor, step: Tensor, state: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`Rule.update` of a step. shape of each: (n,)"""
-        at = self.rule.at(dict(zip(self.own.order, columns, strict=True)))
-        return at.update(raw, grad, dict(zip(self.state, rest, strict=False)), at.coefficients(step))
+        """`Rule.update` of a step; `tuned`: its own hyperparameters. shapes: (tuned, n or 1), (n,) of all others"""
+        at = self.rule.at(dict(zip(self.own.names, tuned.unbind(), strict=True)))
+        return at.update(raw, grad, dict(zip(self.state, state, strict=True)), at.coefficients(step))
 
-
-class Stack:
-    """Levels whose rules are alike but for their numbers: they have one memory, and their derivatives are taken at once."""
-
-    def __init__(self, levels: Sequence[Level]) -> None:
-        self.first, self.levels = levels[0], list(levels)
-        self.memory = torch.cat([level.memory for level in levels], dim=1)
-        for level, part in zip(levels, self.memory.split([level.memory.shape[1] for level in levels], dim=1), strict=True):
-            level.memory = part
-
-    def differentiate(self, old: Tensor, columns: Tensor, grad: Tensor, made: Tensor) -> None:
-        """The sensitivities after a step, from the memory before it: ``T = fading T + dU/dh``.
+    def move(
+        self, old: Tensor, tuned: Tensor, grad: Tensor, allowed: Tensor, low: Tensor, high: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One step of those that are allowed to; of none if its result is not finite.
 
         Args:
-            columns, grad, made: of all levels, side by side; see `Level.move`.
+            old: what is remembered, but for sensitivities. shape: (rows, n)
+            tuned: see `update`.
+            grad, allowed: gradient in the coordinate, and permission. shape: (n,)
+            low, high: the ends of the coordinate. shape: (n,)
+
+        Returns:
+            what is remembered now, and which steps were made. shapes: (rows, n), (n,)
         """
-        first, t = self.first, len(self.first.own.names)
-        raw, _, _, count, *rest = old.unbind()
+        raw, unit, _, count, *state = old.unbind()
+        step = count + 1
+        moved, after = self.update(tuned, raw, grad, step, state)
+        new = torch.stack([moved, unit, unit, step, *(after[n] for n in self.state)])
+        made = allowed & finite(new)
+        new[RAW].clamp_(low, high)
+        return torch.where(made, new, old), made
+
+
+class Run(NamedTuple):
+    """Levels that follow each other and are alike: their derivatives are taken at once.
+
+    Args:
+        first: one of them.
+        levels: which they are.
+        place: their columns in the memory.
+    """
+
+    first: Level
+    levels: slice
+    place: slice
+
+    def before(self, memory: Tensor) -> Tensor:
+        """What is remembered, but for sensitivities. shape: (rows, n)"""
+        return memory[: COUNT + 1 + len(self.first.state), self.place]
+
+    def trace(self, memory: Tensor) -> Tensor:
+        """The sensitivities of what they move to their own hyperparameters. shape: (tuned, n)"""
+        rows = COUNT + 1 + len(self.first.state)
+        return memory[rows : rows + len(self.first.own.names), self.place]
+
+    def differentiate(self, memory: Tensor, tuned: Tensor, grad: Tensor, made: Tensor) -> None:
+        """The sensitivities after a step, from the memory before it: ``T = fading T + dU/dh``; see `Level.move`."""
+        trace, fading = self.trace(memory), self.first.fading
+        raw, _, _, count, *state = self.before(memory).unbind()
 
         def step(tuned: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
-            return (first.update((*tuned.unbind(), *columns[t:].unbind()), raw, grad, count + 1, rest)[0],), ()
+            return (self.first.update(tuned, raw, grad, count + 1, state)[0],), ()
 
-        trace = self.memory[COUNT + 1 + len(first.state) :]
-        (found,) = slopes(step, [columns[:t]])[2]
+        (found,) = slopes(step, [tuned])[2]
         slope = torch.zeros_like(trace) if found is None else found
-        slope = finite_or_zero(trace * first.fading + slope if first.fading else slope)
+        slope = finite_or_zero(trace * fading + slope if fading else slope)
         trace.copy_(torch.where(made, slope, trace))
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """As one vector."""
-    return parts[0].flatten() if len(parts) == 1 else torch.cat([x.flatten() for x in parts])
-
-
-class Tuner:
-    """All levels above the weights: what the last step says goes up, the numbers of this step come down.
+class Levels:
+    """All levels above the weights, with one memory: what the last step says goes up, the numbers of this step come down.
 
     Args:
         levels: from the weights upwards; there may be none.
-        stacks: the same, those alike together.
-        asks: which numbers are asked for: the hyperparameters that make them, and the step that they are for.
+        like: of their dtype and device.
+
+    Attributes:
+        memory: what is remembered. shape: (rows, all that is moved)
+        sizes: how many of its columns belong to each level.
     """
 
-    def __init__(self, levels: Sequence[Level], stacks: Sequence[Stack], asks: Sequence[tuple[Hyperparameters, Step]]) -> None:
-        self.levels, self.stacks, self.asks = tuple(levels), tuple(stacks), tuple(asks)
+    def __init__(self, levels: Sequence[Level], like: Tensor) -> None:
+        self.levels, self.sizes = tuple(levels), [len(level.sets) for level in levels]
+        self.ends = list(accumulate(self.sizes))
+        self.memory = like.new_zeros((max((len(level.start) for level in levels), default=COUNT + 1), sum(self.sizes)))
+        for level in levels:
+            self.of(level).copy_(level.start)
+        self.charts = Charts.of([chart for level in levels for h in level.below for chart in h.charts], like.device)
+        last = [end - 1 for end, size in zip(self.ends, self.sizes, strict=True) for _ in range(size)]
+        self.last = torch.tensor(last, device=like.device)
+        self.runs, i, begin = [], 0, 0
+        for _, run in groupby(levels, key=lambda level: level.kind):
+            first, *more = run
+            for level in more:
+                level.rule = first.rule
+            which = slice(i, i := i + 1 + len(more))
+            self.runs.append(Run(first, which, slice(begin, begin := self.ends[i - 1])))
+
+    def of(self, level: Level) -> Tensor:
+        """What is remembered of what a level moves. shape: (rows, n)"""
+        end = self.ends[self.levels.index(level)]
+        return self.memory[: len(level.start), end - len(level.sets) : end]
+
+    def bound(self) -> None:
+        """Find the ends of the coordinates, once the memory is what it will be."""
+        ends = [h.bounds(self.of(level)[UNIT, h.place]) for level in self.levels for h in level.below]
+        self.low, self.high = (torch.cat(side) for side in zip(*ends, strict=True))
+
+    def fade(self, here: Tensor) -> None:
+        """Let a step pass in which not all that the first level moves are `here`. shape: (n,)"""
+        first = self.levels[0]
+        self.of(first)[COUNT + 1 + len(first.state) :].mul_(torch.where(here, 1.0, first.fading))
+
+    def learned(self, memory: Tensor) -> Sequence[Tensor]:
+        """The values of what each level moves, before schedules. shape of each: (n,)"""
+        return cut(self.charts.values(memory[RAW], memory[UNIT]), self.sizes)
+
+    def known(self, made: Sequence[int]) -> list[bool]:
+        """Which of all that is moved has moved something: each level begins one step after the one below.
+
+        Args:
+            made: of all that the first level moves, how many steps have been made with it; -1 where there is none now.
+        """
+        found: list[bool] = []
+        for level in self.levels:
+            found += [n > 0 for n in made]
+            sets = ([n for n, k in zip(made, level.sets, strict=True) if k == s] for s in range(level.own.sets))
+            made = [max(mine, default=0) - 1 for mine in sets] * len(level.own.names)
+        return found
 
     def tune(
-        self, found: Sequence[Sequence[Tensor]], known: Tensor, scopes: Sequence[Tensor], clocks: Sequence[Tensor]
+        self, asks: Asks, found: Sequence[Sequence[Tensor]], known: Tensor, scopes: Sequence[Tensor], clocks: Sequence[Tensor]
     ) -> list[Tensor]:
         """One step of all levels.
 
@@ -299,49 +314,44 @@ class Tuner:
 
         Args:
             found: for each of the hyperparameters that the first level moves, what was read; see `Step.read`.
-            known: which of them have moved something. shape: (all that the first level moves,)
-            scopes, clocks: see `numbers`, which has the last word.
+            known: see there. shape: (all that is moved,)
+            asks, scopes, clocks: see `numbers`, which has the last word.
         """
-        products = [sum(mine[1:], mine[0]) for mine in found]
-        plan = []
-        allowed = torch.ones_like(known[0])
-        for level in self.levels:
-            rows = level.memory.unbind()
-            read = torch.where(known, _joined([p[0] for p in products]), level.nan)
-            grad = torch.where(known, level.gradient(rows, products), level.zero)
-            allowed = allowed & finite(grad)
-            plan.append((level, rows, grad, read, known & allowed))
-            if level.own.names:
-                products = [level.products(grad)]
-                known = level.known(known & (rows[COUNT] > 0))
-        old = [stack.memory.clone() if stack.first.own.names else None for stack in self.stacks]
-        above: Sequence[Tensor] = ()
-        done = {}
-        for level, rows, grad, read, allowed in reversed(plan):
-            columns = level.columns(level.own.values(above))
-            done[level] = columns, grad, level.move(rows, columns, grad, read, allowed)
-            above = rows
-        for stack, before in zip(self.stacks, old, strict=True):
-            if before is not None:
-                parts = zip(*(done[level] for level in stack.levels), strict=True)
-                stack.differentiate(before, *(torch.cat(x, dim=-1) for x in parts))
-        return self.numbers(scopes, clocks)
+        raw, unit, read, *_ = self.memory.unbind()
+        slope = self.charts.slope(raw, unit)
+        slopes = [None] * len(self.levels) if slope is None else cut(slope, self.sizes)
+        products: list[Sequence[Tensor]] = [sum(mine[1:], mine[0]).unbind() for mine in found]
+        gradients = []
+        for level, mine, trace in zip(self.levels, slopes, self._parts(Run.trace), strict=True):
+            gradients.append(level.gradient(products, mine))
+            products = [level.products(gradients[-1][1], trace)]
+        natural, grad = map(joined, zip(*gradients, strict=True))
+        fine = (grad - grad).cumsum(0).index_select(0, self.last) == 0  # here and at all levels below
+        split = (cut(x, self.sizes) for x in (grad, known & fine, self.low, self.high, unit))
+        parts = zip(self.levels, self.charts.split(self.sizes), self._parts(Run.before), *split, strict=True)
+        moved = []
+        learned = grad[:0]
+        for level, charts, before, mine, allowed, low, high, units in reversed(list(parts)):
+            tuned = level.columns(learned.view(level.own.shape))
+            after, made = level.move(before, tuned, mine, allowed, low, high)
+            learned = charts.values(after[RAW], units)
+            moved.append((after, tuned.expand(-1, len(made)), made))
+        done = list(zip(*reversed(moved), strict=True))
+        for run in self.runs:
+            after, tuned, made = (joined(x[run.levels]) for x in done)
+            if run.first.own.names:
+                run.differentiate(self.memory, tuned, grad[run.place], made)
+            run.before(self.memory).copy_(after)
+        read.copy_(natural.where(known, torch.nan))
+        return numbers(asks, learned, scopes, clocks)
 
-    def numbers(self, scopes: Sequence[Tensor], clocks: Sequence[Tensor]) -> list[Tensor]:
-        """What is asked for, with the hyperparameters as they are; see `Step.prepare`.
-
-        Args:
-            scopes: for each, what the user says; see `Hyperparameters.values`.
-            clocks: for each, how many steps have been made before. shape: ()
-        """
-        memory = self.levels[0].memory.unbind() if self.levels else ()
-        return [
-            step.prepare(own.values(memory, scope), scope[: len(own.names)], clock + 1)
-            for (own, step), scope, clock in zip(self.asks, scopes, clocks, strict=True)
-        ]
+    def _parts(self, rows: Callable[[Run, Tensor], Tensor]) -> list[Tensor]:
+        """Rows of the memory, cut into the columns of each level. shape of each: (rows, n)"""
+        return [x for run in self.runs for x in cut(rows(run, self.memory), self.sizes[run.levels])]
 
     def whole(
         self,
+        asks: Asks,
         elements: tuple[Any, ...],
         kept: list[Tensor],
         last: Tensor,
@@ -356,9 +366,33 @@ class Tuner:
             elements: parameter, gradient, state, and in a list the gradient to tune along, if that is another.
             kept, last, maps: see `Step.read`; the rest: see `tune` and `numbers`.
         """
-        ((_, step),), (param, grad, state, others) = self.asks, elements
+        ((_, step),), (param, grad, state, others) = asks, elements
         found = step.read((others or [grad])[0], param, state, kept, last, *maps)
-        (now,) = self.tune([[found]], known, [scope], [clock])
+        (now,) = self.tune(asks, [[found]], known, [scope], [clock])
         step.move(param, grad, state, kept, now)
         if len(last):
             last.copy_(now)
+
+
+def numbers(asks: Asks, learned: Tensor, scopes: Sequence[Tensor], clocks: Sequence[Tensor]) -> list[Tensor]:
+    """What is asked for; see `Step.prepare`.
+
+    Args:
+        learned: what the first level has learned, before schedules. shape: (n,)
+        scopes: for each, what the user says; see `Hyperparameters.values`.
+        clocks: for each, how many steps have been made before. shape: ()
+    """
+    return [
+        step.prepare(own.values(learned, scope), scope[: len(own.names)], clock + 1)
+        for (own, step), scope, clock in zip(asks, scopes, clocks, strict=True)
+    ]
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Side by side. shape of each: (…, n) -> (…, n of all)"""
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), dim=-1)
+
+
+def cut(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """Taken apart again."""
+    return (x,) if len(sizes) == 1 else x.split(sizes, dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import chain
@@ -16,7 +17,7 @@ from torch._compile import _disable_dynamo  # as torch.compiler.disable, without
 from .bucket import Bucket, Family
 from .engine import Engine
 from .hypergradient import Step
-from .level import COUNT, READ, Hyperparameters, Level, Stack, Tuner, number, upper
+from .level import COUNT, RAW, READ, Hyperparameters, Level, Levels, number, numbers, upper
 from .numerics import wide
 from .rule import Rule, check
 from .shards import total
@@ -69,12 +70,10 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def _forget(self) -> None:
         """Drop what follows from `param_groups` and `state`; it is made again when it is needed."""
         self._engine = Engine(self.compile)
-        self._levels: list[Level] = []
-        self._stacks: list[Stack] = []
         self._families: list[Family] = []
         self._steps: dict[Any, Step] = {}
-        self._tuners: dict[Any, Tuner] = {}
-        self._mask: tuple[tuple[tuple[bool, bool], ...], Tensor, Tensor] = (), torch.empty(0), torch.empty(0)
+        self._levels = Levels([], torch.empty(0))
+        self._mask: tuple[tuple[int, ...], Tensor, Tensor] = (), torch.empty(0), torch.empty(0)
         self._marks: list[Any] = []
 
     # ------------------------------------------------------------------ groups
@@ -140,18 +139,16 @@ class Hyperoptimizer(torch.optim.Optimizer):
             for i, group in enumerate(params):
                 self._families.append(Family(self._owner(i, like), group, self.state))
             below = [f.owner for f in {id(f.owner): f for f in self._families}.values() if f.owner.names]
+            levels: list[Level] = []
             for own in upper(self.tower, like):
-                self._levels.append(Level(own, below))
+                levels.append(Level(own, below))
                 below = [own]
-            kinds: dict[Any, list[Level]] = {}
+            self._levels = Levels(levels, like)
             for name, h, mine in self._rows():
                 if (saved := self.state.get(self._home(name, h), {}).get(name)) is not None:
                     mine.copy_(saved)
-            for level in self._levels:
-                kinds.setdefault(level.kind, []).append(level)
-            self._stacks = [Stack(alike) for alike in kinds.values()]
-            for level in self._levels:
-                level.bound()
+            if levels:
+                self._levels.bound()
             if any(self.state.values()):
                 self._remember()
             self._marks = self._remembered()
@@ -178,9 +175,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def _rows(self) -> Iterator[tuple[str, Hyperparameters, Tensor]]:
         """What is remembered of each level: a name, whose hyperparameters it concerns, a view."""
-        for k, level in enumerate(self._levels, 1):
+        for k, level in enumerate(self._levels.levels, 1):
             for h in level.below:
-                yield key(k, level, h), h, level.memory[:, h.place]
+                yield key(k, level, h), h, self._levels.of(level)[:, h.place]
 
     def _remember(self) -> None:
         """Let `state` remember every level. Not before the first step: who finds any state takes it for the whole."""
@@ -277,22 +274,23 @@ class Hyperoptimizer(torch.optim.Optimizer):
             self._marks = self._remembered()
         if self._rehearsal(active):
             return
-        asks = {(id(f), id(b.clock)): (f, b.clock) for f, b in active}
-        tuner, run = self._tuner(tuple(f for f, _ in asks.values())), self._engine
-        scopes, clocks = [f.scope for f, _ in asks.values()], [clock for _, clock in asks.values()]
+        levels, run = self._levels, self._engine
+        pairs = {(id(f), id(b.clock)): (f, b.clock) for f, b in active}
+        asks = tuple((f.owner, f.step) for f, _ in pairs.values())
+        scopes, clocks = [f.scope for f, _ in pairs.values()], [clock for _, clock in pairs.values()]
         if run.compile and len(active) == 1 and self._alone(active[0][1]):
             (_, bucket), known = active[0], self._known(active)
             elements = bucket.param, bucket.grad, bucket.state, bucket.cotangents
             arguments = elements, bucket.kept, bucket.numbers, known, *scopes, *clocks, bucket.spread, bucket.total
-            run(tuner.whole, *arguments, dynamic=None)
+            run(levels.whole, asks, *arguments, dynamic=None)
         else:
-            if self._levels:
-                found = run(tuner.tune, self._read(active), self._known(active), scopes, clocks, dynamic=False)
+            if levels.levels:
+                found = run(levels.tune, asks, self._read(active), self._known(active), scopes, clocks, dynamic=False)
             else:
-                found = run(tuner.numbers, scopes, clocks, dynamic=False)
-            numbers = dict(zip(asks, found, strict=True))
+                found = run(numbers, asks, levels.memory[RAW], scopes, clocks, dynamic=False)
+            now = dict(zip(pairs, found, strict=True))
             for family, bucket in active:
-                bucket.move(run, numbers[id(family), id(bucket.clock)])
+                bucket.move(run, now[id(family), id(bucket.clock)])
         for _, bucket in active:
             bucket.scatter()
         for clock in clocks:
@@ -332,25 +330,19 @@ class Hyperoptimizer(torch.optim.Optimizer):
             raise ValueError("loss depends on none of the optimizer's parameters")
         self._cotangents = {p: g for p, g in zip(params, found, strict=True) if g is not None}
 
-    def _tuner(self, families: tuple[Family, ...]) -> Tuner:
-        """What computes the numbers of a step; the same object for the same families."""
-        what = tuple((id(f), id(f.step)) for f in families)
-        if what not in self._tuners:
-            self._tuners[what] = Tuner(self._levels, self._stacks, [(f.owner, f.step) for f in families])
-        return self._tuners[what]
-
     def _read(self, active: Sequence[tuple[Family, Bucket]]) -> list[list[Tensor]]:
         """What the last step says of each of the hyperparameters that the first level moves, bucket by bucket."""
-        first = self._levels[0]
-        found = total((f.owner, b.layout.groups, b.read(self._engine).to(first.memory)) for f, b in active)
-        none = {h: [first.memory.new_zeros(3 if h.rule.normalize else 1, *h.shape)] for h in first.below if h not in found}
-        return [found[h] if h in found else none[h] for h in first.below]
+        like, below = self._levels.memory, self._levels.levels[0].below
+        found = total((f.owner, b.layout.groups, b.read(self._engine).to(like)) for f, b in active)
+        none = {h: [like.new_zeros(3 if h.rule.normalize else 1, *h.shape)] for h in below if h not in found}
+        return [found[h] if h in found else none[h] for h in below]
 
     def _alone(self, bucket: Bucket) -> bool:
         """Whether a step in which only `bucket` moves can be one function: its numbers are those of the levels."""
-        if not self._levels or len(self._levels[0].below) != 1:
+        if not self._levels.levels or len(self._levels.levels[0].below) != 1:
             return False
-        alike = bucket.numbers.dtype == self._levels[0].memory.dtype and bucket.numbers.device == self._levels[0].memory.device
+        like = self._levels.memory
+        alike = bucket.numbers.dtype == like.dtype and bucket.numbers.device == like.device
         return alike and bucket.compiles and bucket.index is None and not bucket.layout.groups
 
     def _rehearsal(self, active: Sequence[tuple[Family, Bucket]]) -> bool:
@@ -364,21 +356,22 @@ class Hyperoptimizer(torch.optim.Optimizer):
         return not any(x.item() for some in total(moves).values() for x in some)
 
     def _known(self, active: Sequence[tuple[Family, Bucket]]) -> Tensor:
-        """Which of what the first level moves has moved anything in this step and before.
+        """Which of all that the levels move has moved anything in this step and before.
 
         What moves nothing in this step sees it pass: the sensitivities to the levels above fade.
         """
-        here = {(id(f.owner), i) for f, b in active for i in b.positions}
-        moved = {(id(f.owner), i) for f, b in active for i in b.positions if b.made}
-        places = [(id(h), i) for h in self._levels[0].below for _ in h.names for i in range(h.sets)]
-        pattern = tuple((place in here, place in moved) for place in places)
+        first, made = self._levels.levels[0], defaultdict[Any, int](lambda: -1)
+        for f, b in active:
+            for i in b.positions:
+                made[id(f.owner), i] = max(made[id(f.owner), i], min(b.made, self.tower.height))
+        pattern = tuple(made[id(h), i] for h in first.below for _ in h.names for i in range(h.sets))
         if pattern != self._mask[0]:
-            now, before = (torch.tensor(x, device=self._levels[0].memory.device) for x in zip(*pattern, strict=True))
-            self._mask = pattern, now, before
-        _, active_now, known = self._mask
-        if not all(place in here for place in places):
-            first = self._levels[0]
-            first.sensitivity().mul_(torch.where(active_now, 1.0, first.fading))
+            masks = [n >= 0 for n in pattern], self._levels.known(pattern)
+            here, known = (torch.tensor(mask, device=self._levels.memory.device) for mask in masks)
+            self._mask = pattern, here, known
+        _, here, known = self._mask
+        if min(pattern) < 0:
+            self._levels.fade(here)
         return known
 
     # ------------------------------------------------------------ what it does
@@ -405,12 +398,12 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def _now(self) -> Snapshot:
         """What it can say of itself now; of tensors that the next step changes."""
         groups = [(f.owner, f.scope, f.said) for f in self._families]
-        return Snapshot(self.per, groups, [x.own for x in self._levels], [x.memory for x in self._levels])
+        return Snapshot(self.per, groups, self._levels, self._levels.memory)
 
     def snapshot(self) -> Snapshot:
         """What the last step was made with and what was read in it, to be looked at later; does not wait for the device."""
         now = self._now()
-        return now._replace(memories=[memory[:COUNT].clone() for memory in now.memories])
+        return now._replace(memory=now.memory[:COUNT].clone())
 
     def made(self) -> int:
         """How many steps have been made, by the parameter that has made the most."""
@@ -494,39 +487,41 @@ class Snapshot(NamedTuple):
     Attributes:
         per: as the optimizer's.
         groups: of each, the hyperparameters, and what the user says of them; see `Hyperparameters.values`.
-        above: the hyperparameters of every level above.
-        memories: what each of those remembers; see `Level`.
+        levels: those above.
+        memory: what they remember; see `Levels`.
     """
 
     per: str
     groups: list[tuple[Hyperparameters, Tensor, dict[str, float]]]
-    above: list[Hyperparameters]
-    memories: list[Tensor]
+    levels: Levels
+    memory: Tensor
+
+    @property
+    def above(self) -> list[Hyperparameters]:
+        """The hyperparameters of every level above."""
+        return [level.own for level in self.levels.levels]
 
     def hyperparameters(self, group: int) -> list[dict[str, Any]]:
         """See `Hyperoptimizer.hyperparameters`."""
         owner, _, said = self.groups[group]
         fixed: list[dict[str, Any]] = [{n: getattr(h.rule, n) for n in h.rule.hyperparameters()} for h in self.above]
         fixed.insert(0, {n: [said[n]] * owner.sets if self.per == "tensor" else said[n] for n in owner.rule.hyperparameters()})
-        tuned = self._tell(group, lambda h, above, scope: h.values(above, scope)[: len(h.names)])
+        scope, learned = self.groups[group][1], self.levels.learned(self.memory)
+        tuned = self._tell(group, [owner.values(learned[0], scope)[: len(owner.names)], *learned[1:]] if learned else [])
         return [{**f, **t} for f, t in zip(fixed, tuned, strict=True)]
 
     def hypergradients(self, group: int) -> list[dict[str, Any]]:
         """See `Hyperoptimizer.hypergradients`."""
-        return self._tell(group, lambda h, above, scope: above[READ][h.place].view(h.shape))
+        moved = self.groups[group][0], *self.above
+        read = self.memory[READ].split(self.levels.sizes)
+        return self._tell(group, [x[h.place] for x, h in zip(read, moved, strict=False)])
 
-    def _tell(
-        self, group: int, read: Callable[[Hyperparameters, Sequence[Tensor], Tensor | None], Tensor]
-    ) -> list[dict[str, Any]]:
-        """Of each level what `read` says of the tuned hyperparameters, as numbers in the shape of `hyperparameters`."""
-        owner, scope, _ = self.groups[group]
+    def _tell(self, group: int, said: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """Of each level what is `said` of its tuned hyperparameters, as numbers in the shape of `hyperparameters`."""
         below: tuple[str, ...] = ()
         levels: list[dict[str, Any]] = []
-        for k, h in enumerate((owner, *self.above)):
-            numbers = {}
-            if h.names:
-                said = read(h, self.memories[k].unbind(), None if k else scope)
-                numbers = dict(zip(h.names, said.tolist(), strict=True))
+        for k, h in enumerate((self.groups[group][0], *self.above)):
+            numbers = dict(zip(h.names, said[k].view(h.shape).tolist(), strict=True)) if h.names else {}
             if k == 0 and self.per == "tensor":
                 levels.append(numbers)
             elif any(isinstance(getattr(h.rule, n), Mapping) for n in h.rule.hyperparameters()):
