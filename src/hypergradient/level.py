@@ -138,7 +138,8 @@ class Level:
         self.sets, self.member = [0] * end, None
         if own.sets > 1:  # one for each name below
             self.sets = [below[0].names.index(n) for h in below for n in h.names for _ in range(h.sets)]
-            self.member = torch.eye(own.sets, dtype=raw.dtype, device=raw.device)[:, self.sets]
+            self.index = torch.tensor(self.sets, device=raw.device)
+            self.member = (self.index == torch.arange(own.sets, device=raw.device)[:, None]).to(raw)
         fixed = dict(zip(own.order[t:], own.given[t:], strict=True))
         off = frozenset(n for n, value in fixed.items() if not value.any())
         self.rule = own.rule.at({n: self.columns(value) for n, value in fixed.items()}, off)
@@ -146,11 +147,11 @@ class Level:
 
     def columns(self, values: Tensor) -> Tensor:
         """From sets of its own hyperparameters to what they move. shape: (…, sets) -> (…, n), or (…, 1) of a single set"""
-        return values if self.member is None else values @ self.member
+        return values if self.member is None else values.index_select(-1, self.index)
 
     def total(self, x: Tensor) -> Tensor:
         """The other way, by summation. shape: (…, n) -> (…, sets)"""
-        return x.sum(-1, keepdim=True) if self.member is None else x @ self.member.T
+        return x.sum(-1, keepdim=True) if self.member is None else (x.unsqueeze(-2) * self.member).sum(-1)
 
     def gradient(self, products: Sequence[Sequence[Tensor]], slope: Tensor | None) -> tuple[Tensor, Tensor]:
         """The hypergradients of what it moves: in natural units; in the coordinates, and normalized if its rule asks for it.
@@ -179,7 +180,7 @@ class Level:
     def update(
         self, tuned: Tensor, raw: Tensor, grad: Tensor, step: Tensor, state: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`Rule.update` of a step; `tuned`: its own hyperparameters. shapes: (tuned, n or 1), (n,) of all others"""
+        """`Rule.update` of a step; `tuned`: its own hyperparameters. shapes: (tuned, n), (n,) of all others"""
         at = self.rule.at(dict(zip(self.own.names, tuned.unbind(), strict=True)))
         return at.update(raw, grad, dict(zip(self.state, state, strict=True)), at.coefficients(step))
 
@@ -326,16 +327,16 @@ class Levels:
             gradients.append(level.gradient(products, mine))
             products = [level.products(gradients[-1][1], trace)]
         natural, grad = map(joined, zip(*gradients, strict=True))
-        fine = (grad - grad).cumsum(0).index_select(0, self.last) == 0  # here and at all levels below
+        fine = (grad - grad != 0).cumsum(0).index_select(0, self.last) == 0  # here and at all levels below
         split = (cut(x, self.sizes) for x in (grad, known & fine, self.low, self.high, unit))
         parts = zip(self.levels, self.charts.split(self.sizes), self._parts(Run.before), *split, strict=True)
         moved = []
         learned = grad[:0]
         for level, charts, before, mine, allowed, low, high, units in reversed(list(parts)):
-            tuned = level.columns(learned.view(level.own.shape))
+            tuned = level.columns(learned.view(level.own.shape)).expand(-1, len(mine))
             after, made = level.move(before, tuned, mine, allowed, low, high)
             learned = charts.values(after[RAW], units)
-            moved.append((after, tuned.expand(-1, len(made)), made))
+            moved.append((after, tuned, made))
         done = list(zip(*reversed(moved), strict=True))
         for run in self.runs:
             after, tuned, made = (joined(x[run.levels]) for x in done)
