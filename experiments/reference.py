@@ -68,7 +68,10 @@ class Unrolled(nn.Module):
 
 
 def train(stack: str, seed: int, steps: int, task: Task) -> tuple[float, list[float]]:
-    """Returns: the test, and the step size of each step."""
+    """Train with that code; where gradients are clipped, its hypergradients are those before, ours those after.
+
+    Returns: the test, and the step size of each step.
+    """
     torch.manual_seed(seed)
     model, optimizer = task.model(), gdtuo.NoOpOptimizer()
     if isinstance(model, CharLSTM):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from experiments import data, fig2, fig3, runner
+from experiments import data, fig2, fig3, reference, runner
 from experiments.__main__ import app
 from experiments.catalogue import EXPERIMENTS
 from experiments.data import FOLDER, HOMES
@@ -327,6 +327,21 @@ def test_images_are_cropped_and_flipped_as_they_are(small):
         assert plain or flipped
         mirrored += int(flipped)
     assert 40 < mirrored < 88
+
+
+def test_the_papers_own_code_has_the_same_model_and_batches(small, tmp_path):
+    """The LSTM is written out for it; so is what it learns that of the tower."""
+    torch.manual_seed(0)
+    task = runner.task("text", "cpu")
+    model, (x, _) = task.model(), task.batch(0, 0)
+    torch.testing.assert_close(reference.Unrolled(model)(x), model(x), rtol=1e-5, atol=1e-6)
+    test, sizes = reference.train("Adam(0.001) / SGD(1e-05)", 0, 6, task)
+    tower = stack(adam(1e-3), sgd(1e-5))
+    found = run(Trial("t", "text", tower, 6, 0, noted=6), task, "cpu", tmp_path / "a", lambda step: None)
+    learned = [levels[0]["lr"] for _, _, levels in found["notes"]]
+    assert learned[0] == 1e-3 != learned[1]
+    assert learned == pytest.approx(sizes, rel=2e-5)
+    assert found["test"] == pytest.approx(test, rel=1e-4)
 
 
 def test_every_quick_protocol_runs_and_is_reported(small, tmp_path):

@@ -13,8 +13,21 @@ from torch import nn
 from torch.distributions.transforms import PowerTransform
 
 import hypergradient as hg
-from hypergradient import POSITIVE, SGD, UNIT, Adam, AdamW, Hyperoptimizer, Lion, Muon, Rule, from_torch
-from hypergradient.level import READ
+from hypergradient import (
+    POSITIVE,
+    SGD,
+    UNIT,
+    Adam,
+    AdamW,
+    Hyperoptimizer,
+    Lion,
+    Muon,
+    Rule,
+    from_torch,
+    hyperparameter,
+    nonnegative,
+)
+from hypergradient.level import COUNT, READ
 
 TOWER = Adam(lr=0.01) / Adam(lr=1e-3) / SGD(lr=1e-5)
 
@@ -457,6 +470,30 @@ def test_non_finite_gradients_do_not_enter_the_tower(rule, bad):
     for level, rows in levels(optimizer).items():
         assert all(torch.equal(row, tower[level][i]) for i, row in enumerate(rows) if i != READ)
     assert not torch.equal(mine[1], keep[1])  # the weights do what they do in torch.optim
+
+
+@dataclass(frozen=True)
+class Sign(Rule):
+    """A rule whose steps are finite along any gradient."""
+
+    lr: float = hyperparameter(1e-3, nonnegative)
+
+    def update(self, param, grad, state, c):
+        return param - self.lr * grad.nan_to_num().sign(), state
+
+
+def test_what_is_not_finite_at_a_level_stops_it_and_those_above_but_not_those_below():
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, Adam(lr=0.1) / Sign(lr=1e-3) / Sign(lr=1e-4) / Sign(lr=1e-5) / Sign(lr=1e-6))
+    train(optimizer, mine, 6)
+    before, values = levels(optimizer), optimizer.hyperparameters()
+    second = list(before)[1]
+    next(of[second] for of in optimizer.state.values() if second in of)[-1].fill_(torch.inf)  # dU/dlr: the third's gradient
+    optimizer.step()
+    made = [(rows[COUNT] - before[name][COUNT]).unique().tolist() for name, rows in levels(optimizer).items()]
+    assert made == [[1], [1], [0], [0]]
+    now = optimizer.hyperparameters()
+    assert [a != b for a, b in zip(now, values, strict=True)] == [True, True, False, False, False]
 
 
 def twins():

@@ -120,6 +120,7 @@ class Level:
     Attributes:
         rule: its rule, with the numbers that nothing moves.
         state: the names of what that remembers.
+        rows: how many rows of the memory come before the sensitivities.
         start: what is remembered of what it moves, at the start. shape: (rows, n)
         sets: with which set of its own hyperparameters it moves each. (n entries)
         kind: the same for levels that are alike but for what moves them.
@@ -128,6 +129,7 @@ class Level:
     def __init__(self, own: Hyperparameters, below: Sequence[Hyperparameters]) -> None:
         self.own, self.below, t = own, list(below), len(own.names)
         self.state = tuple(own.rule.init(torch.zeros((1,))))
+        self.rows = COUNT + 1 + len(self.state)
         self.fading = 1 - 1 / own.rule.horizon
         end = 0
         for h in below:
@@ -184,15 +186,13 @@ class Level:
         at = self.rule.at(dict(zip(self.own.names, tuned.unbind(), strict=True)))
         return at.update(raw, grad, dict(zip(self.state, state, strict=True)), at.coefficients(step))
 
-    def move(
-        self, old: Tensor, tuned: Tensor, grad: Tensor, allowed: Tensor, low: Tensor, high: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """One step of those that are allowed to; of none if its result is not finite.
+    def move(self, old: Tensor, tuned: Tensor, grad: Tensor, known: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of those that are known to have moved something; of none if a gradient or a result is not finite.
 
         Args:
             old: what is remembered, but for sensitivities. shape: (rows, n)
             tuned: see `update`.
-            grad, allowed: gradient in the coordinate, and permission. shape: (n,)
+            grad, known: see `gradient` and `Levels.known`. shape: (n,)
             low, high: the ends of the coordinate. shape: (n,)
 
         Returns:
@@ -201,8 +201,8 @@ class Level:
         raw, unit, _, count, *state = old.unbind()
         step = count + 1
         moved, after = self.update(tuned, raw, grad, step, state)
-        new = torch.stack([moved, unit, unit, step, *(after[n] for n in self.state)])
-        made = allowed & finite(new)
+        new = torch.stack([moved, unit, grad, step, *(after[n] for n in self.state)])
+        made = known & finite(new)
         new[RAW].clamp_(low, high)
         return torch.where(made, new, old), made
 
@@ -222,12 +222,11 @@ class Run(NamedTuple):
 
     def before(self, memory: Tensor) -> Tensor:
         """What is remembered, but for sensitivities. shape: (rows, n)"""
-        return memory[: COUNT + 1 + len(self.first.state), self.place]
+        return memory[: self.first.rows, self.place]
 
     def trace(self, memory: Tensor) -> Tensor:
         """The sensitivities of what they move to their own hyperparameters. shape: (tuned, n)"""
-        rows = COUNT + 1 + len(self.first.state)
-        return memory[rows : rows + len(self.first.own.names), self.place]
+        return memory[self.first.rows : self.first.rows + len(self.first.own.names), self.place]
 
     def differentiate(self, memory: Tensor, tuned: Tensor, grad: Tensor, made: Tensor) -> None:
         """The sensitivities after a step, from the memory before it: ``T = fading T + dU/dh``; see `Level.move`."""
@@ -262,8 +261,6 @@ class Levels:
         for level in levels:
             self.of(level).copy_(level.start)
         self.charts = Charts.of([chart for level in levels for h in level.below for chart in h.charts], like.device)
-        last = [end - 1 for end, size in zip(self.ends, self.sizes, strict=True) for _ in range(size)]
-        self.last = torch.tensor(last, device=like.device)
         self.runs, i, begin = [], 0, 0
         for _, run in groupby(levels, key=lambda level: level.kind):
             first, *more = run
@@ -285,7 +282,7 @@ class Levels:
     def fade(self, here: Tensor) -> None:
         """Let a step pass in which not all that the first level moves are `here`. shape: (n,)"""
         first = self.levels[0]
-        self.of(first)[COUNT + 1 + len(first.state) :].mul_(torch.where(here, 1.0, first.fading))
+        self.of(first)[first.rows :].mul_(torch.where(here, 1.0, first.fading))
 
     def learned(self, memory: Tensor) -> Sequence[Tensor]:
         """The values of what each level moves, before schedules. shape of each: (n,)"""
@@ -310,8 +307,8 @@ class Levels:
         """One step of all levels.
 
         Upwards, each level takes the hypergradients of what it moves as its gradients and reads its own off its last
-        step; where one is not finite, this level and those above will not move. Downwards, each moves with the
-        hyperparameters just moved.
+        step; where one is not finite, nor are those of the levels above, and none of these moves. Downwards, each moves
+        with the hyperparameters just moved.
 
         Args:
             found: for each of the hyperparameters that the first level moves, what was read; see `Step.read`.
@@ -327,14 +324,13 @@ class Levels:
             gradients.append(level.gradient(products, mine))
             products = [level.products(gradients[-1][1], trace)]
         natural, grad = map(joined, zip(*gradients, strict=True))
-        fine = (grad - grad != 0).cumsum(0).index_select(0, self.last) == 0  # here and at all levels below
-        split = (cut(x, self.sizes) for x in (grad, known & fine, self.low, self.high, unit))
+        split = (cut(x, self.sizes) for x in (grad, known, self.low, self.high, unit))
         parts = zip(self.levels, self.charts.split(self.sizes), self._parts(Run.before), *split, strict=True)
         moved = []
         learned = grad[:0]
-        for level, charts, before, mine, allowed, low, high, units in reversed(list(parts)):
+        for level, charts, before, mine, moves, low, high, units in reversed(list(parts)):
             tuned = level.columns(learned.view(level.own.shape)).expand(-1, len(mine))
-            after, made = level.move(before, tuned, mine, allowed, low, high)
+            after, made = level.move(before, tuned, mine, moves, low, high)
             learned = charts.values(after[RAW], units)
             moved.append((after, tuned, made))
         done = list(zip(*reversed(moved), strict=True))

@@ -138,7 +138,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             self._forget()
             for i, group in enumerate(params):
                 self._families.append(Family(self._owner(i, like), group, self.state))
-            below = [f.owner for f in {id(f.owner): f for f in self._families}.values() if f.owner.names]
+            below = list(dict.fromkeys(f.owner for f in self._families))
             levels: list[Level] = []
             for own in upper(self.tower, like):
                 levels.append(Level(own, below))
