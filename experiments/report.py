@@ -74,7 +74,8 @@ def made(lines: Sequence[Line], missing: int, settings: Settings) -> str:
     dates = sorted(line["date"][:10] for line in lines)
     machines = ", ".join(sorted({line["machine"] for line in lines}))
     versions = ", ".join(sorted({f"torch {line['versions']['torch']}" for line in lines}))
+    computed = "".join(f", {name}" for name in sorted({line["precision"] for line in lines if "precision" in line}))
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     command = f"`python -m experiments run {lines[0]['experiment']}{' --quick' * settings.quick}`"
     more = f" of {len(lines) + missing}, so far" if missing else ""
-    return f"*{command}: {len(lines)} trainings{more}, {time}; {machines}; {versions}; {when}.*\n"
+    return f"*{command}: {len(lines)} trainings{more}, {time}; {machines}; {versions}{computed}; {when}.*\n"

@@ -130,7 +130,8 @@ def run(trial: Trial, task: Task, device: str, folder: Path, tick: Tick, save: f
         write(model.state_dict(), folder / trial.keep)
     seconds += time.monotonic() - begin
     last_test, last_note = result["tests"][-1][1], result["notes"][-1][2]
-    return {**about(device), "seconds": round(seconds, 1), "test": last_test, "learned": last_note, **result}
+    made = {**about(device), "precision": str(task.precision).removeprefix("torch."), "seconds": round(seconds, 1)}
+    return {**made, "test": last_test, "learned": last_note, **result}
 
 
 def due(steps: int, often: int) -> set[int]:

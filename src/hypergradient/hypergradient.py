@@ -59,11 +59,8 @@ class Step:
         links, linked: which coefficient depends on which tuned hyperparameter; which depend on any.
         jacobian: at which row of `prepare` their derivatives begin.
         keeps: what is kept of a step until its hypergradient is read: "sensitivity", "gradient" or "nothing".
-        penalized, moving: in a replay, whether the gradient depends on the parameter, what is averaged on what is tuned.
         weights: of which averages the weight depends on what is tuned; where it stands in what `replay` returns.
     """
-
-    penalized = moving = False
 
     def __init__(self, rule: Rule, names: tuple[str, ...], off: frozenset[str] = frozenset()) -> None:
         self.rule, self.names = rule.at({}, off), names
@@ -105,19 +102,17 @@ class Step:
         values, c = self._probe()
         at, one = self.rule.at(values), torch.ones((), dtype=torch.float64)
         gradient = at.gradient(one, one)
-        self.penalized = gradient is not one
         if not any(x.requires_grad for x in at.advance(gradient, self.rule.init(one), c).values()):
             return "nothing"
-        averages = at.averages(gradient, c)
-        self.moving = any(x.requires_grad for x, _ in averages.values())
-        tuned, t = [values[n] for n in self.names], len(self.names)
+        averages, tuned, t = at.averages(gradient, c), [values[n] for n in self.names], len(self.names)
         weights = {n: w for n, (_, w) in averages.items() if w.requires_grad}
         self.weights = {n: t + i for n, w in weights.items() for i in self.linked if w is c[i]}
-        found = list(weights.values()) or tuned
-        reach = torch.autograd.grad(found, tuned, [one] * len(found), allow_unused=True)
+        plain = gradient is one and averages.keys() == set(self.state) and self.weights.keys() == weights.keys() != set()
+        if not plain or any(x.requires_grad for x, _ in averages.values()):
+            return "sensitivity"
+        reach = torch.autograd.grad(list(weights.values()), tuned, [one] * len(weights), allow_unused=True)
         undone = all(self.rule.chart(n) == UNIT for n, x in zip(self.names, reach, strict=True) if x is not None)
-        known = undone and averages.keys() == set(self.state) and self.weights.keys() == weights.keys()
-        return "gradient" if known else "sensitivity"
+        return "gradient" if undone else "sensitivity"
 
     # ---------------------------------------------------------------- few numbers
 
@@ -223,37 +218,27 @@ class Step:
             param, state: after it.
             last: the gradient in it, or None where the state does not depend on what is tuned.
         """
-        then, before, cotangents = self.rule.at(numbers.values), param, [cotangent]
-        decay = then.decay(numbers.c)
-        if decay is not None or (last is not None and self.penalized):
-            before = param + then.displacement(state, numbers.c)
-        if decay is not None:
-            before = torch.where(decay == 0, param, before / decay)
+        then, cotangents = self.rule.at(numbers.values), [cotangent]
+        if (decay := then.decay(numbers.c)) is not None:
+            before = torch.where(decay == 0, param, (param + then.displacement(state, numbers.c)) / decay)
             cotangents.append(-(cotangent * before).sum_to_size(decay.shape))
 
         def taken(at: Rule, c: tuple[Tensor, ...], *then: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
             moved = at.displacement({**state, **dict(zip(held, then, strict=True))}, c)
             return (moved,) if (shrunk := at.decay(c)) is None else (moved, shrunk), ()
 
-        held = {} if last is None else {n: state[n] for n in (self.state if self.moving else self.weights)}
+        held = {} if last is None else {n: state[n] for n in self.weights}
         found = self.differentiate(numbers, taken, cotangents, more=tuple(held.values()))[2]
         if last is None:
             return found
         found, through = found[: -len(held)], found[-len(held) :]
         reach = {n: torch.zeros_like(param) if x is None else x for n, x in zip(held, through, strict=True)}
-        averages = then.averages(then.gradient(before, last), numbers.c)
+        averages = then.averages(last, numbers.c)
         for n, i in self.weights.items():
             x, w = averages[n]
             rest = threshold(1 - w, torch.finfo(w.dtype).eps ** 0.5, math.inf)  # of hardly anything, nothing can be said
             slope = (x - state[n]).mul_(reach[n]).sum_to_size(w.shape) / rest
             found[i] = slope if (direct := found[i]) is None else direct + slope
-        if self.moving:
-
-            def averaged(at: Rule, c: tuple[Tensor, ...]) -> tuple[Sequence[Tensor], tuple[()]]:
-                return tuple(x for x, _ in at.averages(at.gradient(before, last), c).values()), ()
-
-            more = self.differentiate(numbers, averaged, [reach[n] * w for n, (_, w) in averages.items()])[2]
-            found = [x if y is None else y if x is None else x + y for x, y in zip(found, more, strict=True)]
         return found
 
     def read(

@@ -113,7 +113,7 @@ class Rule:
     def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, tuple[Tensor, Tensor]]:
         """What is averaged over time, and the weight of the new: ``state = (1 - weight) state + weight x``.
 
-        The step can be replayed where every weight that is tuned is one of `c`.
+        The step can be replayed where every weight that is tuned is one of `c` and the gradient has no penalty.
         """
         return {}
 
