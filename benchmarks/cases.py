@@ -186,15 +186,23 @@ def compile_of_height(height: int) -> float:
     return first_steps(ours(tall(height), compile=True), SHAPES["mlp"])
 
 
+def compile_of_nothing() -> float:
+    """Seconds to compile and run a negation: what everybody pays who compiles anything."""
+    start = perf_counter()
+    torch.compile(lambda x: -x)(torch.ones(8))
+    return perf_counter() - start
+
+
 def compiling(quick: bool, tick: Tick) -> dict[str, Table]:
     """Seconds until the third step is done, with the compiler's cache empty and filled."""
-    work: list[tuple[str, int, Callable[..., float], Any]] = [
-        (f"compiled, {name}", 2, compile_of, name) for name in TOWERS if name != "Adam"
+    work: list[tuple[str, int, Callable[..., float], tuple[Any, ...]]] = [
+        (f"compiled, {name}", 2, compile_of, (name,)) for name in TOWERS if name != "Adam"
     ]
-    work.append((f"compiled, height {HEIGHTS[-1]}", 1, compile_of_height, HEIGHTS[-1]))
+    work.append((f"compiled, height {HEIGHTS[-1]}", 1, compile_of_height, (HEIGHTS[-1],)))
+    work.append(("torch.compile of a negation", 2, compile_of_nothing, ()))
     rows = []
-    for i, (name, repeats, function, argument) in enumerate(work[:1] if quick else work):
-        cold, warm = zip(*(cold_and_warm(function, argument) for _ in range(1 if quick else repeats)), strict=True)
+    for i, (name, repeats, function, arguments) in enumerate(work[:1] if quick else work):
+        cold, warm = zip(*(cold_and_warm(function, *arguments) for _ in range(1 if quick else repeats)), strict=True)
         rows.append({"contestant": name, "runs": len(cold), "cold, s": quartiles([*cold]), "warm, s": quartiles([*warm])})
         tick((i + 1) / len(work))
     note = (
