@@ -327,7 +327,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
             )
         found = torch.autograd.grad(loss, params, allow_unused=True) if params else ()
         if all(g is None for g in found):
-            raise ValueError("loss depends on none of the optimizer's parameters")
+            raise ValueError(
+                "loss depends on none of the optimizer's parameters; those that FSDP2 shards are in no graph of a loss"
+            )
         self._cotangents = {p: g for p, g in zip(params, found, strict=True) if g is not None}
 
     def _read(self, active: Sequence[tuple[Family, Bucket]]) -> list[list[Tensor]]:
@@ -444,7 +446,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         for p, key in zip(chain.from_iterable(group["params"] for group in self.param_groups), saved, strict=True):
             if key in state_dict["state"]:
-                self.state[p] = _copied(state_dict["state"][key])
+                theirs = state_dict["state"][key]  # perhaps those of a living optimizer
+                self.state[p] = {n: x.clone() if isinstance(x, Tensor) else x for n, x in theirs.items()}
         self._forget()
 
     def _check(self, state_dict: dict[str, Any]) -> None:
@@ -545,13 +548,6 @@ def _towers(memories: Iterable[Mapping[str, Tensor]]) -> dict[str, list[tuple[in
             if name.startswith("level "):
                 found.setdefault(name, []).append(tuple(tensor.shape))
     return {level: sorted(shapes) for level, shapes in found.items()}
-
-
-def _copied(memory: Any) -> Any:
-    """A copy of tensors in dicts; theirs may be those of a living optimizer."""
-    if isinstance(memory, dict):
-        return {n: _copied(x) for n, x in memory.items()}
-    return memory.clone() if isinstance(memory, Tensor) else memory
 
 
 def _brief(value: Any) -> str:
