@@ -35,6 +35,8 @@ BAD = {
         ValueError,
         r"tune names 'speed'.*lr, beta1, beta2, eps, weight_decay",
     ),
+    "no names": (lambda: SGD(tune=5), TypeError, r"SGD: tune=5 .* names of hyperparameters"),
+    "no charts": (lambda: SGD(charts=None), TypeError, r"SGD: charts=None .* a dict"),
     "unknown chart": (lambda: Adam(charts={"speed": POSITIVE}), ValueError, "charts names 'speed'"),
     "not a chart": (lambda: Adam(charts={"lr": "log"}), TypeError, r"'log' is not a chart.*REAL, POSITIVE, UNIT"),
     "horizon": (lambda: Adam(horizon=0.5), ValueError, r"horizon=0.5 .* \[1, inf\)"),

@@ -102,6 +102,28 @@ def test_after_close_nothing_is_recorded():
     assert {r["step"] for r in history.records()} == {0, 1, 2}
 
 
+def test_every_step_counts_whoever_moves_in_it():
+    mine, optimizer = halves(Hyperoptimizer, MOMENTUM)
+    history = History(optimizer)
+    for t in range(6):
+        for k, p in enumerate(mine):
+            p.grad = torch.ones_like(p) if (k < 2) == (t < 3) else None
+        optimizer.step()
+    assert list(dict.fromkeys(r["step"] for r in history.records())) == [0, 1, 2, 3, 4, 5]
+    known = [r["step"] for r in history.records() if r["group"] == 1 and not math.isnan(r["hypergradient"] or math.nan)]
+    assert set(known) == {4, 5}
+
+
+def test_a_parameter_that_never_moves_does_not_hide_the_others():
+    a, b, c = (torch.ones(1, requires_grad=True) for _ in range(3))
+    optimizer = Hyperoptimizer([a, b, c], SGD(lr=0.1) / SGD(lr=0.0), per="tensor")
+    for _ in range(2):
+        b.grad, c.grad = torch.ones(1), torch.full((1,), 2.0)
+        optimizer.step()
+    told = {tag.rpartition(".")[2]: x for tag, x in current(optimizer).items() if tag.startswith("hypergradients/0.SGD.lr")}
+    assert told == {"min": -4.0, "median": -2.5, "max": -1.0}
+
+
 def test_a_group_that_is_added_later():
     mine, optimizer, history = recorded(LOG, 3)
     twin = recorded(LOG, 3)[2].records()

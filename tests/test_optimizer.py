@@ -867,3 +867,143 @@ def test_a_bucket_of_one_element_and_none():
     for _ in range(3):
         optimizer.step()
     assert optimizer.hyperparameters()[0]["lr"][0] != 0.1
+
+
+def test_a_value_by_name_goes_to_that_name_in_rules_of_another_order():
+    tune = ("lr", "momentum", "weight_decay")
+    muon = Muon(lr=0.1, momentum=0.9, weight_decay=0.01, tune=tune)
+    each = {"lr": 0.0, "momentum": 0.0, "weight_decay": 1e-2}
+    w, b = torch.ones(2, 2, requires_grad=True), torch.ones(2, requires_grad=True)
+    tower = SGD(lr=0.1, momentum=0.9, weight_decay=0.01, tune=tune) / SGD(lr=each) / SGD(lr=0.0)
+    optimizer = Hyperoptimizer([{"params": [w], "rule": muon}, {"params": [b]}], tower)
+    for _ in range(3):
+        w.grad, b.grad = torch.eye(2), torch.ones(2)
+        optimizer.step()
+    for group in (0, 1):
+        values, above, _ = optimizer.hyperparameters(group)
+        assert values["momentum"] == pytest.approx(0.9, rel=1e-12)
+        assert values["weight_decay"] != 0.01
+        assert above["lr"] == each
+
+
+def test_rules_of_one_name_are_two_rules():
+    @dataclass(frozen=True)
+    class SGD(hg.SGD):
+        def update(self, param, grad, state, c):
+            return super().update(param, -grad, state, c)
+
+    a, b = scalars(1, 1)
+    optimizer = Hyperoptimizer([{"params": [a]}, {"params": [b], "rule": SGD(lr=0.1)}], hg.SGD(lr=0.1) / hg.SGD(lr=0.0))
+    before = a.item()
+    optimizer.step()
+    assert a.item() - before == pytest.approx(before - b.item())
+
+
+@dataclass(frozen=True)
+class Ratio(Rule):
+    """A rule of averages that has no weight decay, and one weight that is a number."""
+
+    lr: float = hyperparameter(0.1, nonnegative)
+    beta: float = hyperparameter(0.5, hg.unit_interval)
+
+    def init(self, param):
+        return {"m": torch.zeros_like(param), "v": torch.zeros_like(param)}
+
+    def coefficients(self, step):
+        return 1 - self.beta, 0.25
+
+    def averages(self, grad, c):
+        return {"m": (grad, c[0]), "v": (grad * grad, c[1])}
+
+    def displacement(self, state, c):
+        return self.lr * state["m"] / (state["v"] + 1)
+
+
+@dataclass(frozen=True)
+class Clipped(Ratio):
+    """Remembers something else than the average."""
+
+    def advance(self, grad, state, c):
+        new = super().advance(grad, state, c)
+        return {**new, "m": new["m"].clamp(-0.1, 0.1)}
+
+
+@pytest.mark.parametrize(("rule", "kept"), [(Ratio, {"last_gradient", "numbers"}), (Clipped, {"last_lr", "last_beta"})])
+def test_a_rule_of_averages_of_ones_own(rule, kept):
+    def after(lr, beta):
+        """The weight after the first step."""
+        m = (1 - beta) * 3.0
+        return 1.0 - lr * (min(m, 0.1) if rule is Clipped else m) / (0.25 * 9.0 + 1)
+
+    p = torch.ones(1, requires_grad=True)
+    optimizer = Hyperoptimizer([p], rule(lr=0.1) / SGD(lr=0.0))
+    p.grad = torch.full((1,), 3.0)
+    optimizer.step()
+    assert p.item() == pytest.approx(after(0.1, 0.5))
+    assert kept < optimizer.state[p].keys()
+    p.grad = torch.full((1,), 2.0)
+    optimizer.step()
+    h = 1e-6
+    slopes = [(after(0.1 + h, 0.5) - after(0.1 - h, 0.5)) / (2 * h), (after(0.1, 0.5 + h) - after(0.1, 0.5 - h)) / (2 * h)]
+    assert list(optimizer.hypergradients()[0].values()) == pytest.approx([2 * x for x in slopes], rel=1e-6)
+
+
+@pytest.mark.parametrize("rule", [Adam, AdamW])
+def test_a_penalty_that_comes_and_goes_loses_a_reading_and_makes_none_up(rule):
+    """What a step has left behind is of no use to another kind of step."""
+
+    def read(decays):
+        p = torch.arange(1.0, 6.0).requires_grad_()
+        optimizer = Hyperoptimizer([p], rule(lr=0.05, beta2=0.9, weight_decay=0.0) / Adam(lr=1e-3))
+        found = []
+        for t, decay in enumerate(decays):
+            p.grad = (p.detach() - 3) * (10 if t < 3 else 1) + torch.sin(torch.arange(5.0) * t)
+            optimizer.param_groups[0]["weight_decay"] = decay
+            optimizer.step()
+            found.append(optimizer.hypergradients()[0]["lr"])
+        return found, optimizer.state[p].keys()
+
+    plain, names = read([0.0] * 9)
+    found, same = read([1e-12 if 3 <= t < 6 else 0.0 for t in range(9)])
+    assert same == names
+    assert [t for t, x in enumerate(found) if math.isnan(x)] == [0, 3, 6]
+    assert found[1:3] == plain[1:3]
+    assert found[4] == pytest.approx(plain[4], rel=1e-2)
+
+
+def test_from_torch_in_mid_training_tunes_like_a_tower_that_begins():
+    """Nothing is read in the first step, and no level takes a step for it."""
+    moved = []
+    for made in (0, 5):
+        (p,) = scalars(3)
+        one = torch.optim.Adam([p], lr=1e-2)
+        for _ in range(made):
+            one.step()
+        optimizer = from_torch(one, above=Adam(lr=1e-3) / Adam(lr=1e-4))
+        assert optimizer.made() == made
+        rows = []
+        for _ in range(4):
+            optimizer.step()
+            rows.append([math.isnan(level["lr"]) for level in optimizer.hypergradients()[:-1]])
+        moved.append((rows, optimizer.state[p]["step"].item() - made))
+    assert moved[0] == moved[1]
+    assert moved[0][0] == [[True, True], [False, True], [False, False], [False, False]]
+
+
+def test_from_torch_of_groups_that_decay_differently():
+    mine, theirs = parameters(), parameters()
+
+    def adam(params):
+        groups = [{"params": params[:2]}, {"params": params[2:], "decoupled_weight_decay": True}]
+        return torch.optim.Adam(groups, lr=0.1, weight_decay=0.5)
+
+    optimizer, twin = from_torch(adam(mine)), adam(theirs)
+    assert [type(rule) for rule in optimizer.rules] == [Adam, AdamW]
+    torch.testing.assert_close(train(optimizer, mine, 10), train(twin, theirs, 10), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("per", ["group", "tensor"])
+def test_an_optimizer_of_nothing(per):
+    optimizer = Hyperoptimizer([{"params": []}], SGD(lr=0.1) / SGD(lr=0.1), per=per)
+    assert optimizer.step(lambda: 3.0) == 3.0
+    assert repr(optimizer).endswith(" / SGD(lr=0.1)")

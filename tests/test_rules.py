@@ -78,3 +78,19 @@ def test_is_pure(case):
     at.update(param, grad, state, at.coefficients(torch.tensor(1.0)))
     assert [x._version for x in inputs] == versions
     torch.testing.assert_close(inputs, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("beta2", [0.99, 0.9999, 0.99999])
+def test_radam_keeps_its_digits_in_single_precision(beta2):
+    """Its length of memory is a small difference of large numbers."""
+    mine, theirs = ([torch.ones(3, dtype=torch.float32, requires_grad=True)] for _ in range(2))
+    optimizer = Hyperoptimizer(mine, hg.RAdam(lr=0.1, beta2=beta2))
+    twin = torch.optim.RAdam(theirs, lr=0.1, betas=(0.9, beta2))
+    for t in range(12):
+        before = theirs[0].detach().clone()
+        for (p,), one in ((mine, optimizer), (theirs, twin)):
+            p.grad = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float32) * (1 + t % 3)
+            one.step()
+        torch.testing.assert_close(mine[0] - before, theirs[0] - before, rtol=2e-2, atol=0)
+        with torch.no_grad():
+            mine[0].copy_(theirs[0])

@@ -50,6 +50,7 @@ class Bucket:
         kept: what is kept of the last step until its hypergradient is read; see `Step.keeps`.
         numbers: those of the last step, where it is replayed; without rows where it is not. shape: (rows, segments)
         positions: which sets of hyperparameters they use, on the host.
+        ahead: how many steps had been made before the first that left something behind.
         compiles: whether one compiled function serves all buckets like this one.
     """
 
@@ -66,7 +67,7 @@ class Bucket:
     ) -> None:
         self.step, self.members, self.layout, self.index, self.sets = step, list(members), layout, index, sets
         self.clock, self.made, self.live = clock, made, live
-        self.positions: list[int] = []
+        self.positions, self.ahead = list[int](), 0
         self.uniform = index is None or len(members) == 1
         self.complex = members[0].is_complex()
         parts = layout.parts(self.members)
@@ -78,8 +79,7 @@ class Bucket:
         like = self._flat(parts).to(wide(members[0].dtype))
         self.state = [t.clone() for t in step.rule.init(like).values()]
         self.kept = [torch.zeros_like(like) for _ in step.kept]
-        self.replays = bool(step.names) and step.keeps != "sensitivity"
-        self.numbers = like.new_zeros(step.rows() if self.replays else 0, 1 if self.uniform else len(members))
+        self.numbers = like.new_zeros(step.rows() if step.replays else 0, 1 if self.uniform else len(members))
         self.places: list[Tensor] = []
         self.compiles = self.uniform and step.rule.elementwise
         if self.uniform:
@@ -147,7 +147,7 @@ class Bucket:
         views = [map(self.layout.join, self.views(t), self.members) for t in (*self.state, *self.kept)]
         memory = [dict(zip(names, parts, strict=True)) for parts in zip(*views, strict=True)] or [{} for _ in self.members]
         for i, mine in enumerate(memory):
-            if self.replays:
+            if self.step.replays:
                 mine["numbers"] = self.numbers[:, 0 if self.uniform else i]
         return memory
 
@@ -189,16 +189,22 @@ class Bucket:
         now = self.spread(numbers)
         for elements, state, kept in self.pieces(run, self.param, self.grad):
             run(self.step.move, *elements, state, kept, now)
-        if self.replays:
+        if self.step.replays:
             self.numbers.copy_(numbers)
 
     def fade(self) -> None:
         """Let a step pass in which these elements did not move."""
-        self.live = self.live and not self.replays
+        self.live = self.live and not self.step.replays
         self.numbers.zero_()
         if self.step.keeps == "sensitivity":
             for sensitivity in self.kept:
                 sensitivity.mul_(self.step.fading) if self.step.fading else sensitivity.zero_()
+
+
+def _drop(memory: MutableMapping[str, Any]) -> None:
+    """Forget what the last step has left behind."""
+    for name in [n for n in memory if n == "numbers" or n.startswith(KEPT)]:
+        del memory[name]
 
 
 def _whole(x: Tensor) -> Tensor:
@@ -231,6 +237,9 @@ class Family:
             scope: in the order of `Step.order`. shape: (hyperparameters, 1)
         """
         if self.buckets and step is not self.step:
+            if self.step.replays or step.replays:  # nobody can read what the last step has left behind
+                for p in self.params:
+                    _drop(self.memory.get(p, {}))
             self.buckets, self.present = [], []
         self.step: Step = step
         self.scope = scope
@@ -248,7 +257,7 @@ class Family:
                 bucket.fade()
             else:
                 moving.append(bucket)
-            self.stale = self.stale or live != (bucket in moving or not bucket.replays)
+            self.stale = self.stale or live != (bucket in moving or not bucket.step.replays)
         return moving
 
     def _fill(self, present: list[bool]) -> None:
@@ -259,10 +268,14 @@ class Family:
         self.present, self.stale = present, False
         made = {p: bucket.made for bucket in self.buckets for p in bucket.members}
         live = {p: bucket.live for bucket in self.buckets for p in bucket.members}
+        ahead = {p: bucket.ahead for bucket in self.buckets for p in bucket.members}
         for p in self.params:
             if p not in made and "step" in (memory := self.memory.get(p, {})):  # from a checkpoint
-                made[p] = int(memory["step"])
-                live[p] = made[p] > 0 and ("numbers" not in memory or bool(memory["numbers"][0] > 0))
+                made[p], left = int(memory["step"]), self.step.left <= memory.keys()
+                live[p] = left and made[p] > 0 and ("numbers" not in memory or bool(memory["numbers"][0] > 0))
+                ahead[p] = 0 if left else made[p]
+                if not left:
+                    _drop(memory)
         alike: dict[Any, list[int]] = defaultdict(list)
         filled: dict[Any, int] = defaultdict(int)
         for i, p in enumerate(self.params):
@@ -289,6 +302,7 @@ class Family:
                         own.local(mine[name]).copy_(own.local(self.memory[p][name]))
                     self.memory[p].update(mine)
             bucket.clock, bucket.positions = clock, positions if self.owner.sets > 1 else [0]
+            bucket.ahead = max(ahead.get(p, 0) for p in members)
             for p in members:
                 self.memory[p]["step"] = clock
             self.buckets.append(bucket)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .optimizer import Hyperoptimizer
+from .optimizer import STEPS, Hyperoptimizer
 from .rule import Rule
 from .tower import Tower
 
@@ -34,15 +34,16 @@ def from_torch(optimizer: torch.optim.Optimizer, above: Rule | Tower | None = No
     ours = [rule for rule in _rules(Rule) if rule.__module__.startswith(f"{__package__}.")]
     twins: dict[Any, Any] = {getattr(torch.optim, rule.__name__, None): rule for rule in ours}
     groups = [dict(group) for group in optimizer.param_groups]
-    decoupled = type(optimizer) is torch.optim.Adam and groups[0].get("decoupled_weight_decay", False)
-    kind = twins.get(torch.optim.AdamW if decoupled else type(optimizer))
-    if kind is None:
+    given = type(optimizer)
+    if given not in twins:
         known = ", ".join(sorted(rule.__name__ for twin, rule in twins.items() if twin is not None))
         raise TypeError(f"optimizer={type(optimizer).__name__} has no rule of its name; allowed: {known}")
-    settings = kind.__dataclass_fields__.keys() - kind.hyperparameters().keys()
     tuning = {n: options.pop(n) for n in TUNING & options.keys()}
     rule: Any = None
     for group in groups:
+        decoupled = given is torch.optim.Adam and group.get("decoupled_weight_decay", False)
+        kind = twins[torch.optim.AdamW if decoupled else given]
+        settings = kind.__dataclass_fields__.keys() - kind.hyperparameters().keys()
         if "betas" in group:
             group["beta1"], group["beta2"] = group.pop("betas")
         values = {n: float(group[n]) for n in kind.hyperparameters()}
@@ -50,7 +51,7 @@ def from_torch(optimizer: torch.optim.Optimizer, above: Rule | Tower | None = No
         flags = {n: group.pop(n) for n in settings & group.keys()}
         own = kind(**values, **flags, **tuning)
         rule = rule or own
-        alike = own.tuned() == rule.tuned() and all(own.chart(n) == rule.chart(n) for n in own.tuned())
+        alike = kind is type(rule) and own.tuned() == rule.tuned() and all(own.chart(n) == rule.chart(n) for n in own.tuned())
         group["rule"] = replace(rule, **flags) if alike else own
         for n in group.keys() & (ENGINE | {"decoupled_weight_decay"}):
             del group[n]
@@ -60,6 +61,9 @@ def from_torch(optimizer: torch.optim.Optimizer, above: Rule | Tower | None = No
         if memory:  # SGD and Muon do not count their steps; all that matters to them is whether there was a first one
             moved = {n: _shaped(v, p) for n, v in memory.items() if n != "step"}
             result.state[p] = {"step": memory.get("step", torch.ones(())).clone(), **moved}
+    made = max((int(memory["step"]) for memory in result.state.values()), default=0)
+    for group in result.param_groups:
+        group[STEPS] = made
     return result
 
 

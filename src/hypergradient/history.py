@@ -231,7 +231,8 @@ def scalars(told: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         for what in ("value", "hypergradient"):
             tag = f"{'hyperparameters' if what == 'value' else 'hypergradients'}/{r['level']}.{r['rule']}.{r['name']}{tail}"
             if isinstance(r[what], list):
-                found.update({f"{tag}.{end.__name__}": end(r[what]) for end in (min, median, max)})
+                some = [x for x in r[what] if not math.isnan(x)] or [math.nan]
+                found.update({f"{tag}.{end.__name__}": end(some) for end in (min, median, max)})
             elif r[what] is not None:
                 found[tag] = r[what]
     return {tag: value for tag, value in found.items() if not math.isnan(value)}

@@ -59,6 +59,7 @@ class Step:
         links, linked: which coefficient depends on which tuned hyperparameter; which depend on any.
         jacobian: at which row of `prepare` their derivatives begin.
         keeps: what is kept of a step until its hypergradient is read: "sensitivity", "gradient" or "nothing".
+        replays, left: whether it is read by a replay; the names under which is saved what a step leaves behind for it.
         weights: of which averages the weight depends on what is tuned; where it stands in what `replay` returns.
     """
 
@@ -75,12 +76,15 @@ class Step:
         self.jacobian = 1 + len(self.order) + len(names) + self.coefficients
         self.keeps = self._kept() if names and rule.elementwise else "sensitivity"
         self.kept = {"sensitivity": names, "gradient": ("gradient",), "nothing": ()}[self.keeps]
+        self.replays = bool(names) and self.keeps != "sensitivity"
+        self.left = {KEPT + n for n in self.kept} | ({"numbers"} if self.replays else set())
 
     def _probe(self) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
         """Values for a step of one element, and the coefficients made of them."""
         one = torch.ones((), dtype=torch.float64)
         values = {n: (one / 2).requires_grad_(n in self.names) for n in self.order}
-        return values, self.rule.at(values).coefficients(2 * one)
+        c = self.rule.at(values).coefficients(2 * one)
+        return values, tuple(x if isinstance(x, Tensor) else one.new_tensor(x) for x in c)
 
     @torch.enable_grad()
     def _links(self) -> tuple[tuple[tuple[int, str], ...], int]:
@@ -88,7 +92,7 @@ class Step:
         values, c = self._probe()
         tuned, links = [values[n] for n in self.names], []
         for i, x in enumerate(c):
-            if isinstance(x, Tensor) and x.requires_grad:
+            if x.requires_grad:
                 found = torch.autograd.grad(x, tuned, allow_unused=True, retain_graph=True)
                 links += [(i, n) for n, slope in zip(self.names, found, strict=True) if slope is not None]
         return tuple(links), len(c)
@@ -96,8 +100,8 @@ class Step:
     @torch.enable_grad()
     def _kept(self) -> str:
         """What has to be kept for the derivative. Found by a step of one element: what the hyperparameters reach in it."""
-        kind = type(self.rule)
-        if self.fading or self.rule.normalize or kind.update is not Rule.update or kind.apply is not Rule.apply:
+        own = [getattr(type(self.rule), n) is not getattr(Rule, n) for n in ("update", "apply", "advance")]
+        if self.fading or self.rule.normalize or any(own):
             return "sensitivity"
         values, c = self._probe()
         at, one = self.rule.at(values), torch.ones((), dtype=torch.float64)
@@ -105,7 +109,7 @@ class Step:
         if not any(x.requires_grad for x in at.advance(gradient, self.rule.init(one), c).values()):
             return "nothing"
         averages, tuned, t = at.averages(gradient, c), [values[n] for n in self.names], len(self.names)
-        weights = {n: w for n, (_, w) in averages.items() if w.requires_grad}
+        weights = {n: w for n, (_, w) in averages.items() if isinstance(w, Tensor) and w.requires_grad}
         self.weights = {n: t + i for n, w in weights.items() for i in self.linked if w is c[i]}
         plain = gradient is one and averages.keys() == set(self.state) and self.weights.keys() == weights.keys() != set()
         if not plain or any(x.requires_grad for x, _ in averages.values()):

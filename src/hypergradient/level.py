@@ -29,6 +29,7 @@ class Hyperparameters:
         rule: the rule they belong to.
         initial: a value for each hyperparameter of the rule. shape of each: (sets,)
         tuned: whether there is a level above that moves them.
+        below: where there is a set of them for each hyperparameter that they move, the names of those.
 
     Attributes:
         names: which of them are tuned.
@@ -41,8 +42,8 @@ class Hyperparameters:
 
     place = slice(0, 0)
 
-    def __init__(self, rule: Rule, initial: Mapping[str, Tensor], tuned: bool) -> None:
-        self.rule, self.names = rule, rule.tuned() if tuned else ()
+    def __init__(self, rule: Rule, initial: Mapping[str, Tensor], tuned: bool, below: Sequence[str] = ()) -> None:
+        self.rule, self.names, self.below = rule, rule.tuned() if tuned else (), tuple(below)
         self.order = (*self.names, *(n for n in initial if n not in self.names))
         self.given = torch.stack([initial[n] for n in self.order])
         self.like = self.given.new_empty(())
@@ -102,7 +103,8 @@ def upper(tower: Tower, like: Tensor) -> list[Hyperparameters]:
         rows = {n: [v[b] for b in below.tuned()] if isinstance(v, Mapping) else [v] for n, v in given.items()}
         sets = max(map(len, rows.values()))
         initial = {n: number(rule, n, row, like).expand(sets) for n, row in rows.items()}
-        stack.append(Hyperparameters(rule, initial, tuned=level < tower.height))
+        each = below.tuned() if any(isinstance(v, Mapping) for v in given.values()) else ()
+        stack.append(Hyperparameters(rule, initial, tuned=level < tower.height, below=each))
     return stack
 
 
@@ -139,7 +141,7 @@ class Level:
         self.start = torch.stack([raw, unit, zero + torch.nan, zero, *own.rule.init(raw).values(), *[zero] * t])
         self.sets, self.member = [0] * end, None
         if own.sets > 1:  # one for each name below
-            self.sets = [below[0].names.index(n) for h in below for n in h.names for _ in range(h.sets)]
+            self.sets = [own.below.index(n) for h in below for n in h.names for _ in range(h.sets)]
             self.index = torch.tensor(self.sets, device=raw.device)
             self.member = (self.index == torch.arange(own.sets, device=raw.device)[:, None]).to(raw)
         fixed = dict(zip(own.order[t:], own.given[t:], strict=True))

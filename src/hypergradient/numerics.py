@@ -17,6 +17,14 @@ def sqrt(x: Tensor) -> Tensor:
     return (x + torch.finfo(x.dtype).tiny).sqrt()
 
 
+def power_less_1(base: Tensor, exponent: Tensor) -> Tensor:
+    """``base**exponent - 1`` for ``0 <= base < 1``, to the last digits also where the base is near 1.
+
+    The rounding of a power near 1 is large beside what is left when 1 is taken off.
+    """
+    return torch.expm1(exponent * torch.log(base + torch.finfo(base.dtype).tiny))
+
+
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """``numerator / denominator`` for nonnegative denominators, with 0 / 0 = 0."""
     return numerator / denominator.clamp_min(torch.finfo(denominator.dtype).tiny)

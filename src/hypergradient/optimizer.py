@@ -25,6 +25,8 @@ from .tower import Tower
 
 BASE = "constructed_"
 """Groups keep under this prefix what a tuned hyperparameter was when the group was made: what schedules are relative to."""
+STEPS = "steps_made"
+"""Under this name groups keep how many steps the optimizer has made."""
 
 
 class Hyperoptimizer(torch.optim.Optimizer):
@@ -115,6 +117,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 raise ValueError(f"{where}: {n}={group[n]!r} would have to be a multiple of a shared value that starts at 0")
         if {"beta1", "beta2"} <= group.keys():
             group["betas"] = group[BASE + "betas"] = group["beta1"], group["beta2"]  # schedulers know this name; see `_listen`
+        group[STEPS] = self.made()
         known = set(group)
         super().add_param_group(group)
         for n in self.defaults.keys() - known - {"maximize"}:  # of the leftmost rule, where this group has one of its own
@@ -133,8 +136,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
             self._families = []
         if len(self._families) < len(params):
             everything = list(chain.from_iterable(params))
+            device = everything[0].device if everything else None
             double = any(wide(p.dtype) == torch.float64 for p in everything)
-            like = torch.empty((), dtype=torch.float64 if double else torch.float32, device=everything[0].device)
+            like = torch.empty((), dtype=torch.float64 if double else torch.float32, device=device)
             self._forget()
             for i, group in enumerate(params):
                 self._families.append(Family(self._owner(i, like), group, self.state))
@@ -174,8 +178,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         return next(chain((p for p in mine if name in self.state.get(p, {})), (p for p in mine if p.requires_grad), mine))
 
     def _rows(self) -> Iterator[tuple[str, Hyperparameters, Tensor]]:
-        """What is remembered of each level: a name, whose hyperparameters it concerns, a view."""
-        for k, level in enumerate(self._levels.levels, 1):
+        """What is remembered of each level, if there is a parameter to do so: a name, whose hyperparameters, a view."""
+        for k, level in enumerate(self._levels.levels if any(f.params for f in self._families) else (), 1):
             for h in level.below:
                 yield key(k, level, h), h, self._levels.of(level)[:, h.place]
 
@@ -226,7 +230,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def _step(self, owner: Hyperparameters, off: frozenset[str]) -> Step:
         """What a step with these hyperparameters is; one object for all that are alike, so that it is compiled once."""
         start = [getattr(owner.rule, n) for n in owner.order if n not in owner.rule.numbers()]  # what enters `init` only
-        what = str(owner), off, *start
+        what = type(owner.rule), str(owner), off, *start
         if what not in self._steps:
             self._steps[what] = Step(owner.rule, owner.names, off)
         return self._steps[what]
@@ -256,7 +260,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
                         f"{name} has a gradient of layout {p.grad.layout}; only dense gradients can be used: "
                         "construct the embedding with sparse=False, or give it to torch.optim.SparseAdam"
                     )
-        device = next(p for group in self.param_groups for p in group["params"]).device.type
+        if not (params := [p for group in self.param_groups for p in group["params"]]):
+            return loss
+        device = params[0].device.type
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             self._move(self._assemble())
         return loss
@@ -295,6 +301,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
             bucket.scatter()
         for clock in clocks:
             clock.add_(1)
+        for group in self.param_groups:
+            group[STEPS] += 1
         self._cotangents = {}
 
     @_disable_dynamo  # its gradient is not for the compiler to take
@@ -311,7 +319,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         Args:
             loss: of the present weights, with a graph of its own, which is freed; in no other scale than it is meant (of no
                 `GradScaler`). With several processes it is that of this one: where their gradients are to be averaged,
-                average the loss's. With `maximize` it is climbed too.
+                average the loss's. With `maximize` it is climbed too. Parameters without a gradient in the next step do not
+                take part.
                 shape: ()
 
         Raises:
@@ -365,7 +374,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         first, made = self._levels.levels[0], defaultdict[Any, int](lambda: -1)
         for f, b in active:
             for i in b.positions:
-                made[id(f.owner), i] = max(made[id(f.owner), i], min(b.made, self.tower.height))
+                made[id(f.owner), i] = max(made[id(f.owner), i], min(b.made - b.ahead, self.tower.height))
         pattern = tuple(made[id(h), i] for h in first.below for _ in h.names for i in range(h.sets))
         if pattern != self._mask[0]:
             masks = [n >= 0 for n in pattern], self._levels.known(pattern)
@@ -379,7 +388,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
     # ------------------------------------------------------------ what it does
 
     def hyperparameters(self, group: int = 0) -> list[dict[str, Any]]:
-        """The values in force for the next step, in natural units, of every level; level 0 moves the weights.
+        """The values in force now, in natural units, of every level; level 0 moves the weights.
+
+        The last step was made with them, unless a group has been changed since. The next one tunes them first.
 
         Returns:
             a dict of floats by level; on level 0 with ``per="tensor"``, a dict of lists with an entry per parameter of
@@ -408,8 +419,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         return now._replace(memory=now.memory[:COUNT].clone())
 
     def made(self) -> int:
-        """How many steps have been made, by the parameter that has made the most."""
-        return max((bucket.made for family in self._families for bucket in family.buckets), default=0)
+        """How many steps have been made."""
+        return self.param_groups[0][STEPS] if self.param_groups else 0
 
     def __repr__(self) -> str:
         lines = []
@@ -468,7 +479,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
                     "`per` and the groups have to be the same"
                 )
         for i, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=False)):
-            needed = {n for n in group if n.removeprefix(BASE) in self.rules[i].hyperparameters()}
+            needed = {n for n in group if n.removeprefix(BASE) in self.rules[i].hyperparameters()} | {STEPS}
             if missing := sorted(needed - saved.keys()):
                 raise ValueError(
                     f"state_dict of another optimizer: its group {i} has no {', '.join(missing)}; "
@@ -521,17 +532,15 @@ class Snapshot(NamedTuple):
 
     def _tell(self, group: int, said: Sequence[Tensor]) -> list[dict[str, Any]]:
         """Of each level what is `said` of its tuned hyperparameters, as numbers in the shape of `hyperparameters`."""
-        below: tuple[str, ...] = ()
         levels: list[dict[str, Any]] = []
         for k, h in enumerate((self.groups[group][0], *self.above)):
             numbers = dict(zip(h.names, said[k].view(h.shape).tolist(), strict=True)) if h.names else {}
             if k == 0 and self.per == "tensor":
                 levels.append(numbers)
-            elif any(isinstance(getattr(h.rule, n), Mapping) for n in h.rule.hyperparameters()):
-                levels.append({n: dict(zip(below, row, strict=True)) for n, row in numbers.items()})
+            elif h.below:
+                levels.append({n: dict(zip(h.below, row, strict=True)) for n, row in numbers.items()})
             else:
                 levels.append({n: row[0] for n, row in numbers.items()})
-            below = h.names
         return levels
 
 
@@ -552,9 +561,9 @@ def _towers(memories: Iterable[Mapping[str, Tensor]]) -> dict[str, list[tuple[in
 
 def _brief(value: Any) -> str:
     """A value with four digits; of many, the range."""
-    if isinstance(value, list):
+    if isinstance(value, list) and value:
         low, high = _brief(min(value)), _brief(max(value))
         return low if low == high else f"{low}…{high}"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k!r}: {_brief(v)}" for k, v in value.items()) + "}"
-    return f"{value:.4g}"
+    return f"{value:.4g}" if value != [] else "none"

@@ -119,7 +119,12 @@ class Rule:
 
     def advance(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> State:
         """The state after one step: its averages, and what follows from them."""
-        return {n: torch.lerp(state[n], x, weight) for n, (x, weight) in self.averages(grad, c).items()}
+        new = {n: torch.lerp(state[n], x, weight) for n, (x, weight) in self.averages(grad, c).items()}
+        return {**new, **self.follows(state, new)}
+
+    def follows(self, state: State, new: State) -> State:
+        """What else is remembered, such as the greatest of all averages: from the state before and the averages after."""
+        return {}
 
     def displacement(self, state: State, c: tuple[Tensor, ...]) -> Tensor:
         """How far a parameter moves, from the state after the step."""
@@ -136,7 +141,9 @@ class Rule:
 
     def penalized(self, param: Tensor, grad: Tensor) -> Tensor:
         """The gradient of the loss with its penalty ``weight_decay / 2 |param|^2``."""
-        return grad if "weight_decay" in self.off else torch.addcmul(grad, self.weight_decay, param)  # type: ignore[attr-defined]
+        if "weight_decay" in self.off or "weight_decay" not in self.hyperparameters():
+            return grad
+        return torch.addcmul(grad, self.weight_decay, param)  # type: ignore[attr-defined]
 
     # ------------------------------------------------------------------------------------------------------
 
@@ -209,6 +216,10 @@ class Rule:
                 checked = check(owner, name, value, self.constraint(name))
             object.__setattr__(self, name, checked)
         tunable = self.numbers()
+        if not isinstance(self.tune, (Collection, type(None))):
+            raise TypeError(f"{owner}: tune={self.tune!r} is not allowed; it must be names of hyperparameters, or None")
+        if not isinstance(self.charts, Mapping):
+            raise TypeError(f"{owner}: charts={self.charts!r} is not allowed; it must be a dict of charts by name")
         if self.tune is not None:
             names = (self.tune,) if isinstance(self.tune, str) else tuple(self.tune)  # one name may stand for itself
             self._check_names("tune", names, tunable)

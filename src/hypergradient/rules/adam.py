@@ -31,11 +31,8 @@ class Adam(Rule):
     def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, tuple[Tensor, Tensor]]:
         return {"exp_avg": (grad, c[2]), "exp_avg_sq": (grad * grad, c[3])}
 
-    def advance(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> State:
-        new = super().advance(grad, state, c)
-        if self.amsgrad:
-            new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], new["exp_avg_sq"])
-        return new
+    def follows(self, state: State, new: State) -> State:
+        return {"max_exp_avg_sq": torch.maximum(state["max_exp_avg_sq"], new["exp_avg_sq"])} if self.amsgrad else {}
 
     def displacement(self, state: State, c: tuple[Tensor, ...]) -> Tensor:
         v = state["max_exp_avg_sq" if self.amsgrad else "exp_avg_sq"]

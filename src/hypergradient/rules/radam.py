@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..numerics import sqrt
+from ..numerics import power_less_1, sqrt
 from ..rule import Number, Rule, State, hyperparameter, nonnegative, unit_interval
 
 
@@ -25,10 +25,11 @@ class RAdam(Rule):
 
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
         limit = 2 / (1 - self.beta2) - 1
-        length = limit - 2 * step * self.beta2**step / (1 - self.beta2**step)
+        past = power_less_1(self.beta2, step)
+        length = limit + 2 * step * (1 + past) / past
         rho, top = length.clamp_min(5), limit.clamp_min(5)  # below it the branch is not taken, but must stay finite
         rectifier = sqrt((rho - 4) * (rho - 2) * top / ((top - 4) * (top - 2) * rho))
-        adaptive = rectifier * sqrt(1 - self.beta2**step)
+        adaptive = rectifier * sqrt(-past)
         shrink = 1 - self.lr * self.weight_decay
         return self.lr / (1 - self.beta1**step), adaptive, length - 5, 1 - self.beta1, 1 - self.beta2, shrink
 
