@@ -80,7 +80,7 @@ def test_is_pure(case):
     torch.testing.assert_close(inputs, before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("beta2", [0.99, 0.9999, 0.99999])
+@pytest.mark.parametrize("beta2", [0.99, 0.9999, 0.99999, 0.9999184012413025, 0.9999533891677856])
 def test_radam_keeps_its_digits_in_single_precision(beta2):
     """Its length of memory is a small difference of large numbers."""
     mine, theirs = ([torch.ones(3, dtype=torch.float32, requires_grad=True)] for _ in range(2))

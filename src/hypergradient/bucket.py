@@ -50,7 +50,6 @@ class Bucket:
         kept: what is kept of the last step until its hypergradient is read; see `Step.keeps`.
         numbers: those of the last step, where it is replayed; without rows where it is not. shape: (rows, segments)
         positions: which sets of hyperparameters they use, on the host.
-        ahead: how many steps had been made before the first that left something behind.
         compiles: whether one compiled function serves all buckets like this one.
     """
 
@@ -67,7 +66,7 @@ class Bucket:
     ) -> None:
         self.step, self.members, self.layout, self.index, self.sets = step, list(members), layout, index, sets
         self.clock, self.made, self.live = clock, made, live
-        self.positions, self.ahead = list[int](), 0
+        self.positions: list[int] = []
         self.uniform = index is None or len(members) == 1
         self.complex = members[0].is_complex()
         parts = layout.parts(self.members)
@@ -201,12 +200,6 @@ class Bucket:
                 sensitivity.mul_(self.step.fading) if self.step.fading else sensitivity.zero_()
 
 
-def _drop(memory: MutableMapping[str, Any]) -> None:
-    """Forget what the last step has left behind."""
-    for name in [n for n in memory if n == "numbers" or n.startswith(KEPT)]:
-        del memory[name]
-
-
 def _whole(x: Tensor) -> Tensor:
     return x.sum() if x.ndim else x
 
@@ -221,6 +214,10 @@ class Family:
     Args:
         owner: the hyperparameters they are moved with.
         memory: what is remembered of each parameter, kept up to date.
+
+    Attributes:
+        lost: whether what the last step has left behind could not be read.
+        readable: how many steps could be, one after the other, up to the last.
     """
 
     def __init__(self, owner: Hyperparameters, params: Sequence[Tensor], memory: MutableMapping[Tensor, Any]) -> None:
@@ -228,7 +225,8 @@ class Family:
         self.said: dict[str, float] = {}
         self.buckets: list[Bucket] = []
         self.present: list[bool] = []
-        self.stale = False
+        self.stale = self.lost = False
+        self.readable = 0
 
     def use(self, step: Step, scope: Tensor) -> None:
         """From now on do `step`, with what the user says: of what is tuned a factor, the values of all others.
@@ -237,9 +235,6 @@ class Family:
             scope: in the order of `Step.order`. shape: (hyperparameters, 1)
         """
         if self.buckets and step is not self.step:
-            if self.step.replays or step.replays:  # nobody can read what the last step has left behind
-                for p in self.params:
-                    _drop(self.memory.get(p, {}))
             self.buckets, self.present = [], []
         self.step: Step = step
         self.scope = scope
@@ -268,14 +263,14 @@ class Family:
         self.present, self.stale = present, False
         made = {p: bucket.made for bucket in self.buckets for p in bucket.members}
         live = {p: bucket.live for bucket in self.buckets for p in bucket.members}
-        ahead = {p: bucket.ahead for bucket in self.buckets for p in bucket.members}
         for p in self.params:
             if p not in made and "step" in (memory := self.memory.get(p, {})):  # from a checkpoint
                 made[p], left = int(memory["step"]), self.step.left <= memory.keys()
-                live[p] = left and made[p] > 0 and ("numbers" not in memory or bool(memory["numbers"][0] > 0))
-                ahead[p] = 0 if left else made[p]
-                if not left:
-                    _drop(memory)
+                if not left:  # the last step was of another kind: nobody can read that
+                    self.lost = self.lost or made[p] > 0
+                    for name in [n for n in memory if n == "numbers" or n.startswith(KEPT)]:
+                        del memory[name]
+                live[p] = made[p] > 0 and (not self.step.replays or (left and bool(memory["numbers"][0] > 0)))
         alike: dict[Any, list[int]] = defaultdict(list)
         filled: dict[Any, int] = defaultdict(int)
         for i, p in enumerate(self.params):
@@ -302,7 +297,6 @@ class Family:
                         own.local(mine[name]).copy_(own.local(self.memory[p][name]))
                     self.memory[p].update(mine)
             bucket.clock, bucket.positions = clock, positions if self.owner.sets > 1 else [0]
-            bucket.ahead = max(ahead.get(p, 0) for p in members)
             for p in members:
                 self.memory[p]["step"] = clock
             self.buckets.append(bucket)

@@ -215,7 +215,8 @@ def records(snapshot: Snapshot, step: int) -> list[dict[str, Any]]:
 
 def shown(record: Mapping[str, Any]) -> bool:
     """Whether there is something to see: what is tuned, and the step size of the weights, which may have a schedule."""
-    return record["hypergradient"] is not None or (record["level"] == 0 and record["name"] == "lr")
+    tuned = record["hypergradient"] is not None
+    return record["value"] != [] and (tuned or (record["level"] == 0 and record["name"] == "lr"))
 
 
 def scalars(told: Iterable[Mapping[str, Any]]) -> dict[str, float]:

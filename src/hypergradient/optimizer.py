@@ -25,8 +25,9 @@ from .tower import Tower
 
 BASE = "constructed_"
 """Groups keep under this prefix what a tuned hyperparameter was when the group was made: what schedules are relative to."""
-STEPS = "steps_made"
-"""Under this name groups keep how many steps the optimizer has made."""
+STEPS, SINCE = "steps_made", "read_since"
+"""Under these names groups keep how many steps the optimizer has made, and how many of them before the first that left
+something behind to be read."""
 
 
 class Hyperoptimizer(torch.optim.Optimizer):
@@ -117,7 +118,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 raise ValueError(f"{where}: {n}={group[n]!r} would have to be a multiple of a shared value that starts at 0")
         if {"beta1", "beta2"} <= group.keys():
             group["betas"] = group[BASE + "betas"] = group["beta1"], group["beta2"]  # schedulers know this name; see `_listen`
-        group[STEPS] = self.made()
+        group[STEPS], group[SINCE] = self.made(), 0
         known = set(group)
         super().add_param_group(group)
         for n in self.defaults.keys() - known - {"maximize"}:  # of the leftmost rule, where this group has one of its own
@@ -178,10 +179,12 @@ class Hyperoptimizer(torch.optim.Optimizer):
         return next(chain((p for p in mine if name in self.state.get(p, {})), (p for p in mine if p.requires_grad), mine))
 
     def _rows(self) -> Iterator[tuple[str, Hyperparameters, Tensor]]:
-        """What is remembered of each level, if there is a parameter to do so: a name, whose hyperparameters, a view."""
-        for k, level in enumerate(self._levels.levels if any(f.params for f in self._families) else (), 1):
+        """What is remembered of each level, where there is a parameter to do so: a name, whose hyperparameters, a view."""
+        moving = {f.owner for f in self._families if f.params}
+        for k, level in enumerate(self._levels.levels, 1):
             for h in level.below:
-                yield key(k, level, h), h, self._levels.of(level)[:, h.place]
+                if h in moving or (moving and k > 1):
+                    yield key(k, level, h), h, self._levels.of(level)[:, h.place]
 
     def _remember(self) -> None:
         """Let `state` remember every level. Not before the first step: who finds any state takes it for the whole."""
@@ -273,7 +276,10 @@ class Hyperoptimizer(torch.optim.Optimizer):
             self._remember()
         active: list[tuple[Family, Bucket]] = []
         for family, group in zip(families, self.param_groups, strict=True):
-            for bucket in family.active():
+            moving = family.active()
+            group[SINCE] = group[STEPS] if family.lost else group[SINCE]
+            family.lost, family.readable = False, group[STEPS] - group[SINCE]
+            for bucket in moving:
                 bucket.gather(group["maximize"], self._cotangents)
                 active.append((family, bucket))
         if any(family.filled for family in families):
@@ -374,7 +380,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         first, made = self._levels.levels[0], defaultdict[Any, int](lambda: -1)
         for f, b in active:
             for i in b.positions:
-                made[id(f.owner), i] = max(made[id(f.owner), i], min(b.made - b.ahead, self.tower.height))
+                made[id(f.owner), i] = max(made[id(f.owner), i], min(b.made, f.readable, self.tower.height))
         pattern = tuple(made[id(h), i] for h in first.below for _ in h.names for i in range(h.sets))
         if pattern != self._mask[0]:
             masks = [n >= 0 for n in pattern], self._levels.known(pattern)
@@ -452,6 +458,10 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """
         self._check(state_dict)
         super().load_state_dict(state_dict)
+        counted = max((int(memory.get("step", 0)) for memory in state_dict["state"].values()), default=0)
+        for group in self.param_groups:  # those of torch do not count
+            group.setdefault(STEPS, counted)
+            group.setdefault(SINCE, 0)
         self._cotangents = {}
         # torch has cast the state to the dtypes of the parameters; what it remembers of half-precision ones is wider.
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
@@ -479,7 +489,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
                     "`per` and the groups have to be the same"
                 )
         for i, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=False)):
-            needed = {n for n in group if n.removeprefix(BASE) in self.rules[i].hyperparameters()} | {STEPS}
+            needed = {n for n in group if n.removeprefix(BASE) in self.rules[i].hyperparameters()}
             if missing := sorted(needed - saved.keys()):
                 raise ValueError(
                     f"state_dict of another optimizer: its group {i} has no {', '.join(missing)}; "

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
@@ -87,7 +87,8 @@ class Rule:
     normalize: str | None = field(default=None, kw_only=True)
 
     off: ClassVar[frozenset[str]] = frozenset()
-    """Hyperparameters that are 0 and not tuned, whose terms may be left out."""
+    """Hyperparameters that are 0 and not tuned, whose terms may be left out; but not of `displacement` and `decay`, for the
+    next step replays them, and may have others."""
     elementwise: ClassVar[bool] = True
     """Whether each element moves by itself; otherwise the rule is run parameter by parameter, in its shape."""
 
@@ -216,7 +217,7 @@ class Rule:
                 checked = check(owner, name, value, self.constraint(name))
             object.__setattr__(self, name, checked)
         tunable = self.numbers()
-        if not isinstance(self.tune, (Collection, type(None))):
+        if not isinstance(self.tune, (Iterable, type(None))):
             raise TypeError(f"{owner}: tune={self.tune!r} is not allowed; it must be names of hyperparameters, or None")
         if not isinstance(self.charts, Mapping):
             raise TypeError(f"{owner}: charts={self.charts!r} is not allowed; it must be a dict of charts by name")

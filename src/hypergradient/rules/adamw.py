@@ -21,4 +21,4 @@ class AdamW(Adam):
         return grad
 
     def decay(self, c: tuple[Tensor, ...]) -> Tensor | None:
-        return None if "weight_decay" in self.off else c[4]
+        return c[4]

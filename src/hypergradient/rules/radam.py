@@ -31,7 +31,8 @@ class RAdam(Rule):
         rectifier = sqrt((rho - 4) * (rho - 2) * top / ((top - 4) * (top - 2) * rho))
         adaptive = rectifier * sqrt(-past)
         shrink = 1 - self.lr * self.weight_decay
-        return self.lr / (1 - self.beta1**step), adaptive, length - 5, 1 - self.beta1, 1 - self.beta2, shrink
+        excess = torch.where(step > 5, length - 5, -1.0)  # the length is less than the step: no rounding may hide that
+        return self.lr / (1 - self.beta1**step), adaptive, excess, 1 - self.beta1, 1 - self.beta2, shrink
 
     def gradient(self, param: Tensor, grad: Tensor) -> Tensor:
         return grad if self.decoupled_weight_decay else self.penalized(param, grad)
@@ -40,7 +41,7 @@ class RAdam(Rule):
         return {"exp_avg": (grad, c[3]), "exp_avg_sq": (grad * grad, c[4])}
 
     def decay(self, c: tuple[Tensor, ...]) -> Tensor | None:
-        return c[5] if self.decoupled_weight_decay and "weight_decay" not in self.off else None
+        return c[5] if self.decoupled_weight_decay else None
 
     def displacement(self, state: State, c: tuple[Tensor, ...]) -> Tensor:
         step_size, adaptive, excess, *_ = c
