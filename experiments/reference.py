@@ -2,6 +2,7 @@
 
 python -m experiments.reference "SGD / Adam(0.1)" [--seeds 3]                                         Table 1
 python -m experiments.reference "SGD(1) / SGD(1)" --seeds 1                                           Figure 4a
+python -m experiments.reference "Adam(1e-4) / SGD(alpha=1e-6, beta1=1e-4, beta2=2e-4)" --task text     Figure 3
 python -m experiments.reference "SGD(1e-4, 0.9) / SGD(1e-2) / SGD(1e-4)" --task cifar10 --steps 60     Figure 4c
 python -m experiments.reference "Adam(1e-7) / SGD(1e-5) / SGD(1e-7)" --task text --steps 3000         Figure 4d
 """
@@ -34,9 +35,14 @@ PLAIN: dict[str, Callable[..., Any]] = {
 
 
 def rule(name: str) -> Callable[..., Any]:
-    """One of `PLAIN`, with other numbers where there are some in brackets: the step size, SGD's momentum."""
+    """One of `PLAIN`, with other numbers where there are some in brackets: the step size, SGD's momentum; or SGD with a step
+    size for each that it moves.
+    """
     base, _, given = name.rstrip(")").partition("(")
     try:
+        if base == "SGD" and "=" in given:
+            pairs = [pair.split("=") for pair in given.replace(" ", "").split(",")]
+            return partial(gdtuo.SGDPerParam, [(of, float(lr)) for of, lr in pairs])
         return PLAIN[name] if name in PLAIN else partial(PLAIN[base].func, *map(float, given.split(",")))
     except (KeyError, ValueError):
         raise typer.BadParameter(f"{name}: no such rule; there are {', '.join(PLAIN)}, SGD(0.1), …") from None
