@@ -142,9 +142,9 @@ class Rule:
 
     def penalized(self, param: Tensor, grad: Tensor) -> Tensor:
         """The gradient of the loss with its penalty ``weight_decay / 2 |param|^2``."""
-        if "weight_decay" in self.off or "weight_decay" not in self.hyperparameters():
+        if "weight_decay" in self.off or not hasattr(self, "weight_decay"):
             return grad
-        return torch.addcmul(grad, self.weight_decay, param)  # type: ignore[attr-defined]
+        return torch.addcmul(grad, self.weight_decay, param)
 
     # ------------------------------------------------------------------------------------------------------
 
