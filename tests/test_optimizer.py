@@ -1006,7 +1006,7 @@ def test_a_penalty_that_comes_is_resumed_exactly(rule, per, how, when):
     theirs, other = make()
     go(theirs, other, range(when))
     if how == "load":
-        state, (again, other) = io.BytesIO(), (theirs, other)
+        state = io.BytesIO()
         torch.save(other.state_dict(), state)
         state.seek(0)
         again, other = make()
