@@ -49,6 +49,7 @@ def run(
     chosen = list(EXPERIMENTS) if "all" in experiments else experiments
     if unknown := [name for name in chosen if name not in EXPERIMENTS]:
         raise typer.BadParameter(f"no experiment {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}, all")
+    chosen = list(dict.fromkeys(each for name in chosen for each in (*EXPERIMENTS[name].needs, name)))
     if data:
         os.environ[FOLDER] = str(data.resolve())
     settings = Settings(out, seeds, workers, quick, device)

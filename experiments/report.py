@@ -27,13 +27,16 @@ def write_page(settings: Settings) -> Path:
         lines, missing = current(experiment, Store(name, settings), settings)
         if not lines:
             continue
+        others = [current(EXPERIMENTS[other], Store(other, settings), settings) for other in experiment.needs]
+        shown = [*lines, *(line for more, _ in others for line in more)]
         image = settings.out / f"{name}{suffix}.png"
-        draw(experiment, lines, image)
-        claims += [] if missing or settings.quick else experiment.claims(lines)
+        draw(experiment, shown, image)
+        whole = not missing and not any(lacking for _, lacking in others)
+        claims += experiment.claims(shown) if whole and not settings.quick else []
         remarks = settings.out / f"{name}.md"
         said = remarks.read_text(encoding="utf-8") if remarks.exists() and not settings.quick else ""
         link = f"![{experiment.title}]({settings.out.name}/{image.name})\n"
-        parts = [f"## {experiment.title}\n", made(lines, missing, settings), link, experiment.tables(lines), said]
+        parts = [f"## {experiment.title}\n", made(lines, missing, settings), link, experiment.tables(shown), said]
         sections.append("\n".join(parts).rstrip() + "\n")
     if not sections:
         raise FileNotFoundError(

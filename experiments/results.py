@@ -40,6 +40,7 @@ class Experiment(NamedTuple):
         size: of the picture, in inches.
         run: what carries out a trial.
         timed: whether trials are run one after the other, for their times.
+        needs: other experiments, whose results it shows, too.
     """
 
     title: str
@@ -50,6 +51,7 @@ class Experiment(NamedTuple):
     size: tuple[float, float] = (6.4, 4.0)
     run: Run = trial.run
     timed: bool = False
+    needs: tuple[str, ...] = ()
 
 
 def at(lines: Iterable[Line], **place: Any) -> list[Line]:
