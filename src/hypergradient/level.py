@@ -379,10 +379,10 @@ def numbers(asks: Asks, learned: Tensor, scopes: Sequence[Tensor], clocks: Seque
     Args:
         learned: what the first level has learned, before schedules. shape: (n,)
         scopes: for each, what the user says; see `Hyperparameters.values`.
-        clocks: for each, how many steps have been made before. shape: ()
+        clocks: for each, how many steps have been made before; this one is counted. shape: ()
     """
     return [
-        step.prepare(own.values(learned, scope), scope[: len(own.names)], clock + 1)
+        step.prepare(own.values(learned, scope), scope[: len(own.names)], clock.add_(1))
         for (own, step), scope, clock in zip(asks, scopes, clocks, strict=True)
     ]
 

@@ -305,8 +305,6 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 bucket.move(run, now[id(family), id(bucket.clock)])
         for _, bucket in active:
             bucket.scatter()
-        for clock in clocks:
-            clock.add_(1)
         for group in self.param_groups:
             group[STEPS] += 1
         self._cotangents = {}
