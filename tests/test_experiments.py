@@ -378,6 +378,16 @@ def test_every_quick_protocol_runs_and_is_reported(small, tmp_path):
             assert min(image.size) > 300
 
 
+def test_figure_2a_shows_what_was_trained_for_2b(small, tmp_path):
+    out = tmp_path / "results"
+    told = CliRunner().invoke(app, ["run", "fig2a", "--quick", "--workers", "1", "--out", str(out)], catch_exceptions=False)
+    assert told.exit_code == 0, told.output
+    assert {path.name for path in out.iterdir() if path.is_file()} == {"fig2a.quick.jsonl", "fig2b.quick.jsonl"}
+    CliRunner().invoke(app, ["report", "--quick", "--out", str(out)], catch_exceptions=False)
+    section = (tmp_path / "results.quick.md").read_text().partition("## Figure 2b")[0]
+    assert [line[:14] for line in section.splitlines() if line.startswith("| 1 |")] == ["| 1 | 0.1 | 0.", "| 1 | 1 | 0.9 "]
+
+
 def test_list_and_bad_names(tmp_path):
     told = CliRunner().invoke(app, ["list"])
     assert all(name in told.output for name in EXPERIMENTS)
