@@ -142,6 +142,25 @@ def test_state_dict_hooks_are_called():
     assert seen == ["pre save", "post load"]
 
 
+def test_a_hook_may_adapt_a_checkpoint():
+    """As torch documents it: what the hook returns is loaded, be it that only this can be loaded at all."""
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, TOWER)
+    train(optimizer, mine, 3)
+    saved = copy.deepcopy(optimizer.state_dict())
+    renamed = {**saved, "state": {("old", k): v for k, v in saved["state"].items()}, "param_groups": []}
+
+    def adapt(_, found):
+        return {"state": {k: v for (_, k), v in found["state"].items()}, "param_groups": saved["param_groups"]}
+
+    again = Hyperoptimizer(mine, TOWER)
+    with pytest.raises(ValueError, match="number of parameter groups"):
+        again.load_state_dict(renamed)
+    again.register_load_state_dict_pre_hook(adapt)
+    again.load_state_dict(renamed)
+    torch.testing.assert_close(again.state_dict(), saved, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("tower", TOWERS, ids=repr)
 def test_zero_grad_in_place_or_not_is_the_same(tower):
     """What survives a step is not the gradient itself, which may be zeroed in place and filled again."""

@@ -821,6 +821,45 @@ def test_parameters_that_leave_a_group_take_only_their_own_state():
     torch.testing.assert_close([optimizer.state[p]["exp_avg"] for p in (b, c)], before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("per", ["all", "group"])
+@pytest.mark.parametrize("left", [1, 0])
+def test_what_was_learned_stays_when_the_parameter_that_remembers_it_goes(per, left):
+    """Also when nobody is left in its group: the levels above go on with the others. And when it comes back."""
+    a, b, c = scalars(3, 3, 3)
+    groups = [{"params": [a, b]}, {"params": [c]}]
+    optimizer = Hyperoptimizer(groups, SGD(lr=0.1) / SGD(lr=1e-3) / SGD(lr=1e-4), per=per)
+    for _ in range(3):
+        optimizer.step()
+    before = [optimizer.hyperparameters(i) for i in (0, 1)]
+    assert before[0][0]["lr"] != 0.1
+    assert before[0][1]["lr"] != 1e-3
+    optimizer.param_groups[0]["params"] = [b] * left
+    if left:
+        assert optimizer.hyperparameters(0) == before[0]
+    assert optimizer.hyperparameters(1) == before[1]
+    optimizer.step()
+    assert optimizer.hyperparameters(1)[1]["lr"] != before[1][1]["lr"]
+    now = [optimizer.hyperparameters(i) for i in (0, 1)]
+    optimizer.param_groups[0]["params"] = [a, b]
+    assert [optimizer.hyperparameters(i) for i in (0, 1)][1 - left :] == now[1 - left :]
+
+
+def test_groups_that_come_or_go_by_hand_are_refused():
+    a, b = scalars(3, 3)
+    for change in (lambda groups: groups.pop(0), lambda groups: groups.append(dict(groups[0], params=[]))):
+        optimizer = Hyperoptimizer([{"params": [a]}, {"params": [b]}], SGD(lr=0.1) / SGD(lr=1e-3))
+        optimizer.step()
+        change(optimizer.param_groups)
+        with pytest.raises(ValueError, match=r"param_groups has (1|3) groups, of which 2 were added; .*add_param_group"):
+            optimizer.step()
+    optimizer = Hyperoptimizer([a, b], SGD(lr=0.1) / SGD(lr=1e-3), per="tensor")
+    optimizer.step()
+    optimizer.param_groups[0]["params"] = [b]
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"shape \(5, 2\), and \(5, 1\) is needed; under per='tensor' no parameter"):
+            optimizer.step()
+
+
 @pytest.mark.parametrize("per", ["all", "group", "tensor"])
 @pytest.mark.parametrize("first", [False, True])
 def test_a_group_may_be_empty(per, first):

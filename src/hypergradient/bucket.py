@@ -39,35 +39,30 @@ class Bucket:
         step: what is done with them.
         members: the parameters. A rule that is not elementwise gets one at a time, in its shape.
         layout: how they are spread over processes; the bucket holds the parts that are here.
-        index: which set of hyperparameters each of them uses, or None where there is one for all. shape: (members,)
+        positions: which set of hyperparameters each of them uses, where there are several.
         sets: how many sets of hyperparameters there are.
-        clock: how many steps they have made; the same tensor for buckets with the same history. shape: ()
-        made: the same, on the host.
+        made: how many steps they have made.
         live: whether the last step left behind what its hypergradient can be read of; without replay it always does.
 
     Attributes:
         state: what the rule remembers of the elements.
         kept: what is kept of the last step until its hypergradient is read; see `Step.keeps`.
         numbers: those of the last step, where it is replayed; without rows where it is not. shape: (rows, segments)
-        positions: which sets of hyperparameters they use, on the host.
+        clock: how many steps they have made; the same tensor for buckets with the same history. shape: ()
+        index: `positions` on the device, or None where there is one set for all. shape: (members,)
         compiles: whether one compiled function serves all buckets like this one.
     """
 
+    clock: Tensor
+
     def __init__(
-        self,
-        step: Step,
-        members: Sequence[Tensor],
-        layout: Layout,
-        index: Tensor | None,
-        sets: int,
-        clock: Tensor,
-        made: int,
-        live: bool,
+        self, step: Step, members: Sequence[Tensor], layout: Layout, positions: list[int], sets: int, made: int, live: bool
     ) -> None:
-        self.step, self.members, self.layout, self.index, self.sets = step, list(members), layout, index, sets
-        self.clock, self.made, self.live = clock, made, live
-        self.positions: list[int] = []
-        self.uniform = index is None or len(members) == 1
+        self.step, self.members, self.layout, self.sets = step, list(members), layout, sets
+        self.made, self.live = made, live
+        self.positions = positions if sets > 1 else [0]
+        self.index = torch.tensor(positions, device=members[0].device) if sets > 1 else None
+        self.uniform = self.index is None or len(members) == 1
         self.complex = members[0].is_complex()
         parts = layout.parts(self.members)
         real = [torch.view_as_real(x) for x in parts] if self.complex else parts
@@ -78,13 +73,10 @@ class Bucket:
         like = self._flat(parts).to(wide(members[0].dtype))
         self.state = [t.clone() for t in step.rule.init(like).values()]
         self.kept = [torch.zeros_like(like) for _ in step.kept]
-        self.numbers = like.new_zeros(step.rows() if step.replays else 0, 1 if self.uniform else len(members))
+        self.numbers = like.new_zeros(step.rows if step.replays else 0, 1 if self.uniform else len(members))
         self.places: list[Tensor] = []
         self.compiles = self.uniform and step.rule.elementwise
-        if self.uniform:
-            self.spread, self.total = _same, _whole  # type: ignore[method-assign,assignment]
-        else:
-            self.counts = torch.tensor(self.sizes, device=like.device)
+        self.counts = torch.tensor(self.sizes, device=like.device)
 
     # ------------------------------------------------------------- members and elements
 
@@ -171,8 +163,9 @@ class Bucket:
     def read(self, engine: Engine) -> Tensor:
         """What the last step says of what is tuned; see `Step.read`. shape: (1 or 3, tuned, sets)"""
         run, (u, *_) = engine if self.compiles else EAGER, (*self.cotangents, self.grad)
+        maps = () if self.uniform else (self.spread, self.total)
         parts = [
-            run(self.step.read, *elements, state, kept, self.numbers, self.spread, self.total)
+            run(self.step.read, *elements, state, kept, self.numbers, *maps)
             for elements, state, kept in self.pieces(run, u, self.param)
         ]
         products = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
@@ -185,7 +178,7 @@ class Bucket:
         """One step but for counting it; see `Step.move`."""
         run = engine if self.compiles else EAGER
         numbers = (numbers if self.index is None else numbers.index_select(1, self.index)).to(self.numbers)
-        now = self.spread(numbers)
+        now = numbers if self.uniform else self.spread(numbers)
         for elements, state, kept in self.pieces(run, self.param, self.grad):
             run(self.step.move, *elements, state, kept, now)
         if self.step.replays:
@@ -195,17 +188,8 @@ class Bucket:
         """Let a step pass in which these elements did not move."""
         self.live = self.live and not self.step.replays
         self.numbers.zero_()
-        if self.step.keeps == "sensitivity":
-            for sensitivity in self.kept:
-                sensitivity.mul_(self.step.fading) if self.step.fading else sensitivity.zero_()
-
-
-def _whole(x: Tensor) -> Tensor:
-    return x.sum() if x.ndim else x
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
+        for kept in self.kept:
+            kept.mul_(self.step.fading) if self.step.fading else kept.zero_()
 
 
 class Family:
@@ -224,8 +208,8 @@ class Family:
         self.owner, self.params, self.memory = owner, list(params), memory
         self.said: dict[str, float] = {}
         self.buckets: list[Bucket] = []
-        self.present: list[bool] = []
-        self.stale = self.lost = False
+        self.pattern: Any = None
+        self.lost = False
         self.readable = 0
 
     def use(self, step: Step, scope: Tensor) -> None:
@@ -235,68 +219,61 @@ class Family:
             scope: in the order of `Step.order`. shape: (hyperparameters, 1)
         """
         if self.buckets and step is not self.step:
-            self.buckets, self.present = [], []
+            self.buckets = []
         self.step: Step = step
         self.scope = scope
 
     def active(self) -> list[Bucket]:
         """The buckets whose parameters have gradients; those of the others see a step pass."""
         present = [p.grad is not None for p in self.params]
-        self.filled = self.stale or present != self.present
+        self.filled = (present, [b.live for b in self.buckets]) != self.pattern
         if self.filled:
             self._fill(present)
-        moving = []
+            self.pattern = present, [b.live for b in self.buckets]
         for bucket in self.buckets:
-            live = bucket.live
             if bucket.members[0].grad is None:
                 bucket.fade()
-            else:
-                moving.append(bucket)
-            self.stale = self.stale or live != (bucket in moving or not bucket.step.replays)
-        return moving
+        return [b for b in self.buckets if b.members[0].grad is not None]
 
     def _fill(self, present: list[bool]) -> None:
         """Put the parameters that have moved or will move into buckets, alike in dtype, device, layout, number of steps
         made and whether they have a gradient and had one before. Which go together follows from that alone, as it has to
         for an exact resume.
         """
-        self.present, self.stale = present, False
-        made = {p: bucket.made for bucket in self.buckets for p in bucket.members}
-        live = {p: bucket.live for bucket in self.buckets for p in bucket.members}
+        past = {p: (bucket.made, bucket.live) for bucket in self.buckets for p in bucket.members}
         for p in self.params:
-            if p not in made and "step" in (memory := self.memory.get(p, {})):  # from a checkpoint
-                made[p], left = int(memory["step"]), self.step.left <= memory.keys()
+            if p not in past and "step" in (memory := self.memory.get(p, {})):  # from a checkpoint
+                made, left = int(memory["step"]), self.step.left <= memory.keys()
                 if not left:  # the last step was of another kind: nobody can read that
-                    self.lost = self.lost or made[p] > 0
+                    self.lost = self.lost or made > 0
                     for name in [n for n in memory if n == "numbers" or n.startswith(KEPT)]:
                         del memory[name]
-                live[p] = made[p] > 0 and (not self.step.replays or (left and bool(memory["numbers"][0] > 0)))
+                past[p] = made, made > 0 and (not self.step.replays or (left and bool(memory["numbers"][0] > 0)))
         alike: dict[Any, list[int]] = defaultdict(list)
         filled: dict[Any, int] = defaultdict(int)
         for i, p in enumerate(self.params):
-            if present[i] or p in made:
+            if present[i] or p in past:
                 layout = Layout.of(p, whole=not self.step.rule.elementwise)
                 size = Layout.of(p).local(p).numel()
                 alone = size >= ALONE or not self.step.rule.elementwise
-                kind = p.dtype, p.device, layout, made.get(p, 0), present[i], live.get(p, False), i if alone else None
+                kind = p.dtype, p.device, layout, past.get(p, (0, False)), present[i], i if alone else None
                 filled[kind] += size
                 alike[kind, filled[kind] // (BUCKET if self.owner.sets == 1 else ALONE)].append(i)
         known = {tuple(map(id, b.members)): b for b in self.buckets}
         clocks: dict[Any, Tensor] = {}
         self.buckets = []
-        for ((_, _, layout, steps, moves, alive, _), _), positions in alike.items():
+        for ((_, _, layout, (steps, alive), moves, _), _), positions in alike.items():
             members = [self.params[i] for i in positions]
-            clock = clocks.setdefault((steps, moves), self.owner.like.new_tensor(float(steps)))
+            clock = clocks.setdefault((steps, moves), self.owner.given.new_tensor(float(steps)))
             bucket = known.get(tuple(map(id, members)))
             if bucket is None:
-                index = torch.tensor(positions, device=members[0].device) if self.owner.sets > 1 else None
-                bucket = Bucket(self.step, members, layout, index, self.owner.sets, clock, steps, alive)
+                bucket = Bucket(self.step, members, layout, positions, self.owner.sets, steps, alive)
                 for p, mine in zip(members, bucket.memory(), strict=True):
                     for name in mine.keys() & self.memory[p].keys():
                         own = Layout.of(mine[name])
                         own.local(mine[name]).copy_(own.local(self.memory[p][name]))
                     self.memory[p].update(mine)
-            bucket.clock, bucket.positions = clock, positions if self.owner.sets > 1 else [0]
+            bucket.clock = clock
             for p in members:
                 self.memory[p]["step"] = clock
             self.buckets.append(bucket)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -91,15 +90,8 @@ class Chart:
         raw: Tensor = self.transform.inv(torch.ones_like(value) if self.relative else value)
         return raw
 
-    @property
-    def flat(self) -> bool:
-        """Whether the coordinate is the value itself."""
-        return self.transform is transforms.identity_transform and not self.relative
-
     def slope(self, raw: Tensor) -> Tensor:
         """The derivative of the transform. shape: that of `raw`"""
-        if self.flat:
-            return torch.ones_like(raw)
         value: Tensor = self.transform(raw)
         if isinstance(self.transform, transforms.ExpTransform):
             return value
@@ -128,27 +120,18 @@ class Chart:
 class Charts:
     """The charts of many hyperparameters, side by side.
 
-    Args:
-        each: these.
-        kinds: those that are not flat, and which of `each` they are. shape: (n,)
+    Attributes:
+        kinds: those whose coordinate is not the value itself, and which of them all they are. shape: (n,)
     """
 
-    def __init__(self, each: Sequence[Chart], kinds: Sequence[tuple[Chart, Tensor]]) -> None:
-        self.each, self.kinds = list(each), list(kinds)
+    def __init__(self, each: Sequence[Chart], device: torch.device) -> None:
+        kinds = [
+            chart
+            for i, chart in enumerate(each)
+            if (chart.relative or chart.transform is not transforms.identity_transform) and chart not in each[:i]
+        ]
+        self.kinds = [(kind, torch.tensor([chart == kind for chart in each], device=device)) for kind in kinds]
         self.relative = any(chart.relative for chart in each)
-
-    @classmethod
-    def of(cls, each: Sequence[Chart], device: torch.device) -> Charts:
-        """With all that belongs to them."""
-        kinds = [chart for i, chart in enumerate(each) if not chart.flat and chart not in each[:i]]
-        return cls(each, [(kind, torch.tensor([chart == kind for chart in each], device=device)) for kind in kinds])
-
-    def split(self, sizes: Sequence[int]) -> list[Charts]:
-        """Taken apart."""
-        each = iter(self.each)
-        kinds = [(kind, here.split(sizes)) for kind, here in self.kinds]
-        parts = [list(islice(each, size)) for size in sizes]
-        return [Charts(part, [(kind, here[i]) for kind, here in kinds if kind in part]) for i, part in enumerate(parts)]
 
     def values(self, raw: Tensor, unit: Tensor) -> Tensor:
         """From coordinates, and what values are measured in. shape of all: (n,)"""

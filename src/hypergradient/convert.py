@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +31,7 @@ def from_torch(optimizer: torch.optim.Optimizer, above: Rule | Tower | None = No
     Raises:
         TypeError: there is no such rule.
     """
-    ours = [rule for rule in _rules(Rule) if rule.__module__.startswith(f"{__package__}.")]
+    ours = [rule for rule in vars(sys.modules[__package__]).values() if isinstance(rule, type) and issubclass(rule, Rule)]
     twins: dict[Any, Any] = {getattr(torch.optim, rule.__name__, None): rule for rule in ours}
     groups = [dict(group) for group in optimizer.param_groups]
     given = type(optimizer)
@@ -72,9 +72,3 @@ def _shaped(value: Tensor, param: Tensor) -> Tensor:
     if value.ndim == 0 and param.is_complex() and not value.is_complex():
         value = torch.complex(value, value)
     return value.expand(param.shape).clone()
-
-
-def _rules(kind: Any) -> Iterator[Any]:
-    for rule in kind.__subclasses__():
-        yield rule
-        yield from _rules(rule)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ from torch.nn.functional import threshold
 from .charts import UNIT
 from .numerics import added, finite_or_zero, ratio
 from .rule import Rule, State
+
+Tensors: TypeAlias = Sequence[Tensor]
+Map: TypeAlias = Callable[[Tensor], Tensor]
+Function: TypeAlias = Callable[..., tuple[Tensors, Any]]
 
 KEPT = "last_"
 """How the names begin under which is saved what is kept of the last step."""
@@ -71,12 +75,13 @@ class Step:
         self.state = tuple(rule.init(torch.zeros((1, 1))))
         if reserved := [n for n in self.state if n in ("step", "numbers") or n.startswith((KEPT, "level "))]:
             raise ValueError(f"{type(rule).__name__}: the state {reserved[0]!r} has a name that is kept for the optimizer")
-        self.links, self.coefficients = self._links() if rule.elementwise else ((), 0)
+        self.links, self.coefficients = self._links()
         self.linked = sorted({i for i, _ in self.links})
         self.jacobian = 1 + len(self.order) + len(names) + self.coefficients
+        self.rows = self.jacobian + self.coefficients * len(names)
         self.keeps = self._kept() if names and rule.elementwise else "sensitivity"
         self.kept = {"sensitivity": names, "gradient": ("gradient",), "nothing": ()}[self.keeps]
-        self.replays = bool(names) and self.keeps != "sensitivity"
+        self.replays = self.keeps != "sensitivity"
         self.left = {KEPT + n for n in self.kept} | ({"numbers"} if self.replays else set())
 
     def _probe(self) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
@@ -100,7 +105,7 @@ class Step:
     @torch.enable_grad()
     def _kept(self) -> str:
         """What has to be kept for the derivative. Found by a step of one element: what the hyperparameters reach in it."""
-        own = [getattr(type(self.rule), n) is not getattr(Rule, n) for n in ("update", "apply", "advance")]
+        own = [getattr(type(self.rule), n) is not getattr(Rule, n) for n in ("update", "advance")]
         if self.fading or self.rule.normalize or any(own):
             return "sensitivity"
         values, c = self._probe()
@@ -151,10 +156,6 @@ class Step:
                 rows += [function(tuned)[0][0].select(1, 0), values.new_zeros(k * len(self.names), copies[1])]
         return torch.cat(rows)
 
-    def rows(self) -> int:
-        """How many rows `prepare` returns."""
-        return self.jacobian + self.coefficients * len(self.names)
-
     def numbers(self, rows: Tensor) -> Numbers:
         """The rows of `prepare` by name. shape: (rows, elements or 1) -> (elements,) or () each"""
         rows = rows.squeeze(1) if rows.shape[1] == 1 else rows
@@ -166,13 +167,8 @@ class Step:
     # ------------------------------------------------------------------- elements
 
     def differentiate(
-        self,
-        numbers: Numbers,
-        function: Callable[..., tuple[Sequence[Tensor], Any]],
-        cotangents: Sequence[Tensor] | None = None,
-        copy: Callable[[Tensor], Tensor] = lambda x: x,
-        more: Sequence[Tensor] = (),
-    ) -> tuple[Sequence[Tensor], Any, list[Tensor | None]]:
+        self, numbers: Numbers, function: Function, cotangents: Tensors = (), copy: Map = lambda x: x, more: Tensors = ()
+    ) -> tuple[Tensors, Any, list[Tensor | None]]:
         """As `slopes` of ``function(rule, c, *more)``: with respect to what is tuned, all coefficients, and `more`.
 
         Args:
@@ -246,14 +242,7 @@ class Step:
         return found
 
     def read(
-        self,
-        cotangent: Tensor,
-        param: Tensor,
-        state: list[Tensor],
-        kept: list[Tensor],
-        last: Tensor,
-        spread: Callable[[Tensor], Tensor],
-        total: Callable[[Tensor], Tensor],
+        self, cotangent: Tensor, param: Tensor, state: list[Tensor], kept: list[Tensor], last: Tensor, *maps: Map
     ) -> Tensor:
         """``<u, T>`` with each sensitivity T of the last step, and where the rule normalizes ``<u, u>`` and ``<T, T>``.
 
@@ -261,12 +250,13 @@ class Step:
             cotangent: u, the gradient of what is to become smaller by tuning.
             param, state, kept: of the elements.
             last: the numbers of the last step. shape: (rows, segments)
-            spread: from segments to elements. shape: (rows, segments) -> (rows, elements or 1)
-            total: from elements to segments, by summation. shape: (elements,) or () -> (segments,), or () of a single one
+            maps: where there are several segments. From segments to elements; from elements to segments, by summation.
+                shapes: (rows, segments) -> (rows, elements); (elements,) -> (segments,)
 
         Returns:
             shape: (1 or 3, tuned, segments)
         """
+        spread, total = maps or (lambda x: x, lambda x: x.sum() if x.ndim else x)
         u, param = cotangent.to(last.dtype), param.to(last.dtype)
         if self.keeps == "sensitivity":
             terms = [torch.stack([total(u * t) for t in kept])]
@@ -292,12 +282,12 @@ class Step:
         numbers, old = self.numbers(now), dict(zip(self.state, state, strict=True))
         p, g = param.to(now.dtype), grad.to(now.dtype)
         sensitivity: list[Tensor] = []
-        if not self.rule.elementwise:
-            new, new_state, sensitivity = differentiate_any(self.rule, numbers, self.names, p, g, old)
-        elif self.names and self.keeps == "sensitivity":
+        if self.replays or not self.names:
+            new, new_state = self.rule.at(numbers.values).update(p, g, old, numbers.c)
+        elif self.rule.elementwise:
             new, new_state, sensitivity = self.advance(numbers, p, g, old)
         else:
-            new, new_state = self.rule.at(numbers.values).update(p, g, old, numbers.c)
+            new, new_state, sensitivity = differentiate_any(self.rule, numbers, self.names, p, g, old)
         if new_state.keys() != old.keys():
             raise ValueError(
                 f"{type(self.rule).__name__}: init returns a state of {sorted(old)}, update one of {sorted(new_state)}"
@@ -320,16 +310,12 @@ def differentiate_any(
     at = rule.at({**numbers.values, **h})
     new, new_state = at.update(param, grad, state, at.coefficients(numbers.step))
     u = torch.zeros_like(new, requires_grad=True)
-    pulled: Sequence[Tensor] = ()
-    if names:
-        pulled = torch.autograd.grad(new, list(h.values()), u, create_graph=True, materialize_grads=True)
+    pulled = torch.autograd.grad(new, list(h.values()), u, create_graph=True, materialize_grads=True)
     found = [torch.autograd.grad(x, u, retain_graph=True)[0] if x.requires_grad else torch.zeros_like(new) for x in pulled]
     return new, new_state, [t * numbers.scale[n] for n, t in zip(names, found, strict=True)]
 
 
-def slopes(
-    function: Callable[..., tuple[Sequence[Tensor], Any]], inputs: Sequence[Tensor], cotangents: Sequence[Tensor] | None = None
-) -> tuple[Sequence[Tensor], Any, Sequence[Tensor | None]]:
+def slopes(function: Function, inputs: Tensors, cotangents: Tensors = ()) -> tuple[Tensors, Any, Sequence[Tensor | None]]:
     """The values of ``function(*inputs)``, its second output, and the derivative of the first times `cotangents`, or 1.
 
     Plain autograd, for `torch.func` costs twice as much in dispatch; but the compiler takes `torch.func` alone.
@@ -342,7 +328,7 @@ def slopes(
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in inputs]
         values, second = function(*leaves)
-    cotangents = [torch.ones_like(x) for x in values] if cotangents is None else cotangents
+    cotangents = cotangents or [torch.ones_like(x) for x in values]
     pairs = [(x, u) for x, u in zip(values, cotangents, strict=True) if x.requires_grad]
     found: Sequence[Tensor | None] = [None] * len(leaves)
     if pairs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import accumulate, groupby
 from typing import Any, NamedTuple
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .charts import Charts, interval
-from .hypergradient import Step, cosine, slopes
+from .hypergradient import Step, Tensors, cosine, slopes
 from .numerics import finite, finite_or_zero
-from .rule import Rule
+from .rule import Rule, State
 from .tower import Tower
 
 RAW, UNIT, READ, COUNT = range(4)
@@ -27,7 +27,8 @@ class Hyperparameters:
 
     Args:
         rule: the rule they belong to.
-        initial: a value for each hyperparameter of the rule. shape of each: (sets,)
+        initial: a value in each set for each hyperparameter of the rule; held where rounding would break its constraint.
+        like: of their dtype and device.
         tuned: whether there is a level above that moves them.
         below: where there is a set of them for each hyperparameter that they move, the names of those.
 
@@ -42,16 +43,17 @@ class Hyperparameters:
 
     place = slice(0, 0)
 
-    def __init__(self, rule: Rule, initial: Mapping[str, Tensor], tuned: bool, below: Sequence[str] = ()) -> None:
+    def __init__(
+        self, rule: Rule, initial: Mapping[str, Sequence[float]], like: Tensor, tuned: bool, below: Sequence[str] = ()
+    ) -> None:
         self.rule, self.names, self.below = rule, rule.tuned() if tuned else (), tuple(below)
         self.order = (*self.names, *(n for n in initial if n not in self.names))
-        self.given = torch.stack([initial[n] for n in self.order])
-        self.like = self.given.new_empty(())
+        self.ends = [interval(rule.constraint(n), like.dtype) for n in self.order]
+        low, high = (like.new_tensor(end).unsqueeze(1) for end in zip(*self.ends, strict=True))
+        self.given = like.new_tensor([initial[n] for n in self.order]).clamp(low, high)
         self.sets = self.given.shape[1]
         self.shape = len(self.names), self.sets
         self.charts = [rule.chart(n) for n in self.names for _ in range(self.sets)]
-        self.ends = [interval(rule.constraint(n), self.like.dtype) for n in self.order]
-        low, high = (self.given.new_tensor(end).unsqueeze(1) for end in zip(*self.ends, strict=True))
         self.low, self.high = low[: len(self.names)], high[: len(self.names)]
 
     def start(self) -> tuple[Tensor, Tensor]:
@@ -90,22 +92,13 @@ class Hyperparameters:
         return f"{type(self.rule).__name__}[{', '.join(charts + said)}]"
 
 
-def number(rule: Rule, name: str, value: list[float], like: Tensor) -> Tensor:
-    """Values of a hyperparameter in the dtype of `like`, held where rounding would take them out of their constraint."""
-    return like.new_tensor(value).clamp(*interval(rule.constraint(name), like.dtype))
-
-
-def upper(tower: Tower, like: Tensor) -> list[Hyperparameters]:
+def upper(tower: Tower, like: Tensor) -> Iterator[Hyperparameters]:
     """The hyperparameters of every rule but the leftmost, from left to right; dtype and device are those of `like`."""
-    stack: list[Hyperparameters] = []
     for level, (below, rule) in enumerate(zip(tower.rules, tower.rules[1:], strict=False), 1):
         given = {n: getattr(rule, n) for n in rule.hyperparameters()}
-        rows = {n: [v[b] for b in below.tuned()] if isinstance(v, Mapping) else [v] for n, v in given.items()}
-        sets = max(map(len, rows.values()))
-        initial = {n: number(rule, n, row, like).expand(sets) for n, row in rows.items()}
         each = below.tuned() if any(isinstance(v, Mapping) for v in given.values()) else ()
-        stack.append(Hyperparameters(rule, initial, tuned=level < tower.height, below=each))
-    return stack
+        rows = {n: [v[b] for b in each] if isinstance(v, Mapping) else [v] * max(1, len(each)) for n, v in given.items()}
+        yield Hyperparameters(rule, rows, like, tuned=level < tower.height, below=each)
 
 
 Asks = Sequence[tuple[Hyperparameters, Step]]
@@ -139,6 +132,7 @@ class Level:
         raw, unit = (torch.cat(x) for x in zip(*(h.start() for h in below), strict=True))
         zero = torch.zeros_like(raw)
         self.start = torch.stack([raw, unit, zero + torch.nan, zero, *own.rule.init(raw).values(), *[zero] * t])
+        self.charts = Charts([chart for h in below for chart in h.charts], raw.device)
         self.sets, self.member = [0] * end, None
         if own.sets > 1:  # one for each name below
             self.sets = [own.below.index(n) for h in below for n in h.names for _ in range(h.sets)]
@@ -181,9 +175,7 @@ class Level:
             return (product,)
         return product, self.total(grad * grad).expand_as(product), self.total(trace * trace)
 
-    def update(
-        self, tuned: Tensor, raw: Tensor, grad: Tensor, step: Tensor, state: Sequence[Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def update(self, tuned: Tensor, raw: Tensor, grad: Tensor, step: Tensor, state: Tensors) -> tuple[Tensor, State]:
         """`Rule.update` of a step; `tuned`: its own hyperparameters. shapes: (tuned, n), (n,) of all others"""
         at = self.rule.at(dict(zip(self.own.names, tuned.unbind(), strict=True)))
         return at.update(raw, grad, dict(zip(self.state, state, strict=True)), at.coefficients(step))
@@ -262,12 +254,12 @@ class Levels:
         self.memory = like.new_zeros((max((len(level.start) for level in levels), default=COUNT + 1), sum(self.sizes)))
         for level in levels:
             self.of(level).copy_(level.start)
-        self.charts = Charts.of([chart for level in levels for h in level.below for chart in h.charts], like.device)
+        self.charts = Charts([chart for level in levels for h in level.below for chart in h.charts], like.device)
         self.runs, i, begin = [], 0, 0
         for _, run in groupby(levels, key=lambda level: level.kind):
             first, *more = run
-            for level in more:
-                level.rule = first.rule
+            for level in more:  # with the same tensors: fewer for the compiler
+                level.rule, level.charts = first.rule, more[0].charts
             which = slice(i, i := i + 1 + len(more))
             self.runs.append(Run(first, which, slice(begin, begin := self.ends[i - 1])))
 
@@ -303,9 +295,7 @@ class Levels:
             made = [max(mine, default=0) - 1 for mine in sets] * len(level.own.names)
         return found
 
-    def tune(
-        self, asks: Asks, found: Sequence[Sequence[Tensor]], known: Tensor, scopes: Sequence[Tensor], clocks: Sequence[Tensor]
-    ) -> list[Tensor]:
+    def tune(self, asks: Asks, found: Tensors, known: Tensor, scopes: Tensors, clocks: Tensors) -> list[Tensor]:
         """One step of all levels.
 
         Upwards, each level takes the hypergradients of what it moves as its gradients and reads its own off its last
@@ -320,20 +310,20 @@ class Levels:
         raw, unit, read, *_ = self.memory.unbind()
         slope = self.charts.slope(raw, unit)
         slopes = [None] * len(self.levels) if slope is None else cut(slope, self.sizes)
-        products: list[Sequence[Tensor]] = [sum(mine[1:], mine[0]).unbind() for mine in found]
+        products: list[Tensors] = [x.unbind() for x in found]
         gradients = []
         for level, mine, trace in zip(self.levels, slopes, self._parts(Run.trace), strict=True):
             gradients.append(level.gradient(products, mine))
             products = [level.products(gradients[-1][1], trace)]
         natural, grad = map(joined, zip(*gradients, strict=True))
         split = (cut(x, self.sizes) for x in (grad, known, self.low, self.high, unit))
-        parts = zip(self.levels, self.charts.split(self.sizes), self._parts(Run.before), *split, strict=True)
+        parts = zip(self.levels, self._parts(Run.before), *split, strict=True)
         moved = []
         learned = grad[:0]
-        for level, charts, before, mine, moves, low, high, units in reversed(list(parts)):
+        for level, before, mine, moves, low, high, units in reversed(list(parts)):
             tuned = level.columns(learned.view(level.own.shape)).expand(-1, len(mine))
             after, made = level.move(before, tuned, mine, moves, low, high)
-            learned = charts.values(after[RAW], units)
+            learned = level.charts.values(after[RAW], units)
             moved.append((after, tuned, made))
         done = list(zip(*reversed(moved), strict=True))
         for run in self.runs:
@@ -349,31 +339,23 @@ class Levels:
         return [x for run in self.runs for x in cut(rows(run, self.memory), self.sizes[run.levels])]
 
     def whole(
-        self,
-        asks: Asks,
-        elements: tuple[Any, ...],
-        kept: list[Tensor],
-        last: Tensor,
-        known: Tensor,
-        scope: Tensor,
-        clock: Tensor,
-        *maps: Any,
+        self, asks: Asks, elements: Any, kept: list[Tensor], last: Tensor, known: Tensor, scope: Tensor, clock: Tensor
     ) -> None:
         """All of a step in which a single bucket moves: the parts of a small step take less time than to call them.
 
         Args:
             elements: parameter, gradient, state, and in a list the gradient to tune along, if that is another.
-            kept, last, maps: see `Step.read`; the rest: see `tune` and `numbers`.
+            kept, last: see `Step.read`; the rest: see `tune` and `numbers`.
         """
         ((_, step),), (param, grad, state, others) = asks, elements
-        found = step.read((others or [grad])[0], param, state, kept, last, *maps)
-        (now,) = self.tune(asks, [[found]], known, [scope], [clock])
+        found = step.read((others or [grad])[0], param, state, kept, last)
+        (now,) = self.tune(asks, [found], known, [scope], [clock])
         step.move(param, grad, state, kept, now)
         if len(last):
             last.copy_(now)
 
 
-def numbers(asks: Asks, learned: Tensor, scopes: Sequence[Tensor], clocks: Sequence[Tensor]) -> list[Tensor]:
+def numbers(asks: Asks, learned: Tensor, scopes: Tensors, clocks: Tensors) -> list[Tensor]:
     """What is asked for; see `Step.prepare`.
 
     Args:

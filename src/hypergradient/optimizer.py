@@ -17,7 +17,7 @@ from torch._compile import _disable_dynamo  # as torch.compiler.disable, without
 from .bucket import Bucket, Family
 from .engine import Engine
 from .hypergradient import Step
-from .level import COUNT, RAW, READ, Hyperparameters, Level, Levels, number, numbers, upper
+from .level import COUNT, RAW, READ, Hyperparameters, Level, Levels, numbers, upper
 from .numerics import wide
 from .rule import Rule, check
 from .shards import total
@@ -93,9 +93,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
         group = dict(param_group)
         rule = group.pop("rule", self.tower.rules[0])
         Tower((rule, *self.tower.rules[1:]))
-        if not isinstance(group["params"], (Tensor, set)):
-            group["params"] = list(group["params"])
-        for i, entry in enumerate([group["params"]] if isinstance(group["params"], Tensor) else group["params"]):
+        params = group["params"]
+        group["params"] = [params] if isinstance(params, Tensor) else params if isinstance(params, set) else list(params)
+        for i, entry in enumerate(group["params"]):
             name, p = entry if isinstance(entry, tuple) else (f"parameter {i} of {where}", entry)
             if isinstance(p, Tensor) and not (p.is_floating_point() or p.is_complex()):
                 raise ValueError(f"{name} has dtype {p.dtype}; only floating-point and complex parameters can be optimized")
@@ -103,8 +103,6 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 raise ValueError(f"{name} has shape {tuple(p.shape)}: {why}")
         for n, default in vars(rule).items():
             if n in rule.hyperparameters():
-                if isinstance(default, Mapping):
-                    raise ValueError(f"{rule!r}: {n} has a value per hyperparameter of the level below; there is none")
                 group[n] = check(where, n, group.get(n, default), rule.constraint(n))
             if n not in rule.numbers() and group.get(n, default) != default:
                 raise ValueError(f"{where}: {n}={group[n]!r} differs from the rule's {default!r}; give the group a rule")
@@ -128,14 +126,17 @@ class Hyperoptimizer(torch.optim.Optimizer):
     @torch.inference_mode(False)  # what is made in a validation loop is used in training
     def _assemble(self) -> list[Family]:
         """The parameters of each group in buckets, with the hyperparameters that move them, and the levels above."""
+        if len(self.param_groups) != len(self.rules):
+            raise ValueError(
+                f"param_groups has {len(self.param_groups)} groups, of which {len(self.rules)} were added; "
+                "add them with add_param_group, and empty those that are to go"
+            )
         params = [group["params"] for group in self.param_groups]
-        for family, now in zip(self._families, params, strict=False):
-            if list(map(id, family.params)) != list(map(id, now)):
-                self._replace(family.params, now)
-                self._families = []
-        if self._families and not self._marked():
-            self._families = []
-        if len(self._families) < len(params):
+        before, now = [family.params for family in self._families], self._remembered()
+        same = [list(map(id, ps)) for ps in before] == [list(map(id, ps)) for ps in params]
+        if not (same and len(now) == len(self._marks) and all(map(is_, now, self._marks))):  # somebody has put others there
+            for family, new in zip(self._families, params, strict=False):
+                self._replace(family, new)
             everything = list(chain.from_iterable(params))
             device = everything[0].device if everything else None
             double = any(wide(p.dtype) == torch.float64 for p in everything)
@@ -151,6 +152,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
             self._levels = Levels(levels, like)
             for name, h, mine in self._rows():
                 if (saved := self.state.get(self._home(name, h), {}).get(name)) is not None:
+                    if saved.shape != mine.shape:
+                        raise ValueError(
+                            f"{name!r} has shape {tuple(saved.shape)}, and {tuple(mine.shape)} is needed; "
+                            "under per='tensor' no parameter of a group can come or go"
+                        )
                     mine.copy_(saved)
             if levels:
                 self._levels.bound()
@@ -169,8 +175,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 if other == rule:
                     return family.owner
         sets = len(group["params"]) if self.per == "tensor" else 1
-        initial = {n: number(rule, n, [group.get(BASE + n, group[n])] * sets, like) for n in rule.hyperparameters()}
-        return Hyperparameters(rule, initial, tuned=self.tower.height > 0)
+        initial = {n: [group.get(BASE + n, group[n])] * sets for n in rule.hyperparameters()}
+        return Hyperparameters(rule, initial, like, tuned=self.tower.height > 0)
 
     def _home(self, name: str, h: Hyperparameters) -> Tensor:
         """The parameter under which `state` remembers `name`, which concerns `h`: one of those that it moves."""
@@ -191,21 +197,25 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for name, h, mine in self._rows():
             self.state[self._home(name, h)][name] = mine
 
-    def _replace(self, old: list[Tensor], new: list[Tensor]) -> None:
-        """Take what is remembered of parameters that somebody has replaced by others over to those, place by place."""
-        gone, come = set(map(id, old)) - set(map(id, new)), set(map(id, new)) - set(map(id, old))
-        for p, q in zip(old, new, strict=False):
+    def _replace(self, family: Family, new: list[Tensor]) -> None:
+        """Take what is remembered of parameters that somebody has replaced by others over to those, place by place; and what
+        those that have only gone remember of the levels, to who stays.
+        """
+        gone, come = set(map(id, family.params)) - set(map(id, new)), set(map(id, new)) - set(map(id, family.params))
+        for p, q in zip(family.params, new, strict=False):
             if id(p) in gone and id(q) in come and p in self.state:
                 self.state[q] = self.state.pop(p)
+        stay = [(f, p) for f, group in zip(self._families, self.param_groups, strict=False) for p in group["params"]]
+        mine = [p for f, p in stay if f.owner is family.owner]
+        for memory in [self.state[p] for p in family.params if id(p) in gone and p in self.state]:
+            for name in [n for n in memory if n.startswith("level ")]:
+                left, heirs = memory.pop(name), mine if name.startswith("level 1:") else [p for _, p in stay]
+                if heirs:
+                    self.state[heirs[0]].setdefault(name, left)
 
     def _remembered(self) -> list[Any]:
         """All that is in `state`."""
         return [x for memory in self.state.values() for x in memory.values()]
-
-    def _marked(self) -> bool:
-        """Whether `state` holds what it was given: somebody may have put other tensors there, or none."""
-        now = self._remembered()
-        return len(now) == len(self._marks) and all(map(is_, now, self._marks))
 
     def _listen(self, i: int, group: dict[str, Any], family: Family) -> None:
         """Take over what group `i` says of the hyperparameters of its rule, where it says something new."""
@@ -217,18 +227,17 @@ class Hyperoptimizer(torch.optim.Optimizer):
         said = {n: float(group[n]) for n in owner.order}
         if said == family.said:
             return
+        bases = {n: group[BASE + n] for n in owner.names}
         for n, value in said.items():
             if not math.isfinite(value):
                 raise ValueError(f"group {i}: {n}={value!r} is not allowed; it must be a finite number")
-            if n in owner.names and value != 0 == group[BASE + n]:
+            if value != 0 == bases.get(n):
                 raise ValueError(f"group {i}: {n}={value!r} would have to be a multiple of a learned value that starts at 0")
-        scope = []
-        for (n, value), (low, high) in zip(said.items(), owner.ends, strict=True):
-            base = group[BASE + n] if n in owner.names else 0.0
-            scope.append((value / base if base else 1.0) if n in owner.names else min(max(value, low), high))
-        off = frozenset(n for n, value in said.items() if value == 0 and n not in owner.names)
+        factors = [said[n] / base if base else 1.0 for n, base in bases.items()]
+        fixed = {n: min(max(said[n], low), high) for n, (low, high) in zip(said, owner.ends, strict=True) if n not in bases}
+        off = frozenset(n for n in fixed if said[n] == 0)
         family.said = said
-        family.use(self._step(owner, off), owner.like.new_tensor(scope).unsqueeze(1))
+        family.use(self._step(owner, off), owner.given.new_tensor([*factors, *fixed.values()]).unsqueeze(1))
 
     def _step(self, owner: Hyperparameters, off: frozenset[str]) -> Step:
         """What a step with these hyperparameters is; one object for all that are alike, so that it is compiled once."""
@@ -293,8 +302,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         if run.compile and len(active) == 1 and self._alone(active[0][1]):
             (_, bucket), known = active[0], self._known(active)
             elements = bucket.param, bucket.grad, bucket.state, bucket.cotangents
-            arguments = elements, bucket.kept, bucket.numbers, known, *scopes, *clocks, bucket.spread, bucket.total
-            run(levels.whole, asks, *arguments, dynamic=None)
+            run(levels.whole, asks, elements, bucket.kept, bucket.numbers, known, *scopes, *clocks, dynamic=None)
         else:
             if levels.levels:
                 found = run(levels.tune, asks, self._read(active), self._known(active), scopes, clocks, dynamic=False)
@@ -345,12 +353,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
             )
         self._cotangents = {p: g for p, g in zip(params, found, strict=True) if g is not None}
 
-    def _read(self, active: Sequence[tuple[Family, Bucket]]) -> list[list[Tensor]]:
-        """What the last step says of each of the hyperparameters that the first level moves, bucket by bucket."""
+    def _read(self, active: Sequence[tuple[Family, Bucket]]) -> list[Tensor]:
+        """What the last step says of each of the hyperparameters that the first level moves."""
         like, below = self._levels.memory, self._levels.levels[0].below
         found = total((f.owner, b.layout.groups, b.read(self._engine).to(like)) for f, b in active)
-        none = {h: [like.new_zeros(3 if h.rule.normalize else 1, *h.shape)] for h in below if h not in found}
-        return [found[h] if h in found else none[h] for h in below]
+        return [found[h] if h in found else like.new_zeros(3 if h.rule.normalize else 1, *h.shape) for h in below]
 
     def _alone(self, bucket: Bucket) -> bool:
         """Whether a step in which only `bucket` moves can be one function: its numbers are those of the levels."""
@@ -367,8 +374,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """
         if any(b.made for f in self._families for b in f.buckets) or any(g.get("lr") for g in self.param_groups):
             return False
-        moves = [(None, b.layout.groups, b.grad.any().to(f.owner.like).view(1)) for f, b in active]
-        return not any(x.item() for some in total(moves).values() for x in some)
+        moves = [(None, b.layout.groups, b.grad.any().to(f.owner.given)) for f, b in active]
+        return not any(x.item() for x in total(moves).values())
 
     def _known(self, active: Sequence[tuple[Family, Bucket]]) -> Tensor:
         """Which of all that the levels move has moved anything in this step and before.
@@ -401,7 +408,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             the group; on a level with a value per hyperparameter of the level below, a dict of dicts.
         """
         self._assemble()
-        return self._now().hyperparameters(group)
+        return self.snapshot().hyperparameters(group)
 
     def hypergradients(self, group: int = 0) -> list[dict[str, Any]]:
         """``dL/dvalue`` as read in the last step, for what is tuned, in the shape of `hyperparameters`.
@@ -410,17 +417,12 @@ class Hyperoptimizer(torch.optim.Optimizer):
         normalization; NaN where none has been read. With `maximize`, L is what is minimized: the negative.
         """
         self._assemble()
-        return self._now().hypergradients(group)
-
-    def _now(self) -> Snapshot:
-        """What it can say of itself now; of tensors that the next step changes."""
-        groups = [(f.owner, f.scope, f.said) for f in self._families]
-        return Snapshot(self.per, groups, self._levels, self._levels.memory)
+        return self.snapshot().hypergradients(group)
 
     def snapshot(self) -> Snapshot:
         """What the last step was made with and what was read in it, to be looked at later; does not wait for the device."""
-        now = self._now()
-        return now._replace(memory=now.memory[:COUNT].clone())
+        groups = [(f.owner, f.scope, f.said) for f in self._families]
+        return Snapshot(self.per, groups, self._levels, self._levels.memory[:COUNT].clone())
 
     def made(self) -> int:
         """How many steps have been made."""
@@ -444,8 +446,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         if self.state:
             self._assemble()
         found = super().state_dict()
-        shared = ("step", "numbers")
-        own = {k: {n: x.clone() if n in shared else x for n, x in m.items()} for k, m in found["state"].items()}
+        own = {k: {n: x.clone() if n in ("step", "numbers") else x for n, x in m.items()} for k, m in found["state"].items()}
         return {**found, "state": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -454,20 +455,28 @@ class Hyperoptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: the `state_dict` of another tower; says which level differs. Nothing has changed then.
         """
-        self._check(state_dict)
-        super().load_state_dict(state_dict)
+        adapted: dict[str, Any] = {}
+
+        def look(_: Any, found: dict[str, Any]) -> None:
+            self._check(found)
+            adapted.update(found)
+
+        hook = self.register_load_state_dict_pre_hook(look)  # the last one, that sees what others have made of it
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+        state_dict = adapted
         counted = max((int(memory.get("step", 0)) for memory in state_dict["state"].values()), default=0)
         for group in self.param_groups:  # those of torch do not count
             group.setdefault(STEPS, counted)
             group.setdefault(SINCE, 0)
-        self._cotangents = {}
         # torch has cast the state to the dtypes of the parameters; what it remembers of half-precision ones is wider.
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         for p, key in zip(chain.from_iterable(group["params"] for group in self.param_groups), saved, strict=True):
             if key in state_dict["state"]:
                 theirs = state_dict["state"][key]  # perhaps those of a living optimizer
                 self.state[p] = {n: x.clone() if isinstance(x, Tensor) else x for n, x in theirs.items()}
-        self._forget()
 
     def _check(self, state_dict: dict[str, Any]) -> None:
         """Raise ValueError where `state_dict` is not that of an optimizer with the same tower."""
@@ -525,10 +534,10 @@ class Snapshot(NamedTuple):
 
     def hyperparameters(self, group: int) -> list[dict[str, Any]]:
         """See `Hyperoptimizer.hyperparameters`."""
-        owner, _, said = self.groups[group]
+        owner, scope, said = self.groups[group]
         fixed: list[dict[str, Any]] = [{n: getattr(h.rule, n) for n in h.rule.hyperparameters()} for h in self.above]
         fixed.insert(0, {n: [said[n]] * owner.sets if self.per == "tensor" else said[n] for n in owner.rule.hyperparameters()})
-        scope, learned = self.groups[group][1], self.levels.learned(self.memory)
+        learned = self.levels.learned(self.memory)
         tuned = self._tell(group, [owner.values(learned[0], scope)[: len(owner.names)], *learned[1:]] if learned else [])
         return [{**f, **t} for f, t in zip(fixed, tuned, strict=True)]
 
@@ -543,12 +552,9 @@ class Snapshot(NamedTuple):
         levels: list[dict[str, Any]] = []
         for k, h in enumerate((self.groups[group][0], *self.above)):
             numbers = dict(zip(h.names, said[k].view(h.shape).tolist(), strict=True)) if h.names else {}
-            if k == 0 and self.per == "tensor":
-                levels.append(numbers)
-            elif h.below:
-                levels.append({n: dict(zip(h.below, row, strict=True)) for n, row in numbers.items()})
-            else:
-                levels.append({n: row[0] for n, row in numbers.items()})
+            if k or self.per != "tensor":
+                numbers = {n: dict(zip(h.below, row, strict=True)) if h.below else row[0] for n, row in numbers.items()}
+            levels.append(numbers)
         return levels
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
@@ -102,8 +102,8 @@ class Rule:
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         """The parameter and the state after one step; elementwise unless the class says otherwise."""
-        state = self.advance(self.gradient(param, grad), state, c)
-        return self.apply(param, state, c), state
+        state, decay = self.advance(self.gradient(param, grad), state, c), self.decay(c)
+        return (param if decay is None else param * decay) - self.displacement(state, c), state
 
     # --------------------------------------------- a rule of averages has these in the place of `update`
 
@@ -134,11 +134,6 @@ class Rule:
     def decay(self, c: tuple[Tensor, ...]) -> Tensor | None:
         """The factor by which a parameter shrinks before it moves; None: it does not."""
         return None
-
-    def apply(self, param: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor:
-        """The parameter after one step, from the state after it."""
-        decay = self.decay(c)
-        return (param if decay is None else param * decay) - self.displacement(state, c)
 
     def penalized(self, param: Tensor, grad: Tensor) -> Tensor:
         """The gradient of the loss with its penalty ``weight_decay / 2 |param|^2``."""
@@ -221,11 +216,16 @@ class Rule:
             raise TypeError(f"{owner}: tune={self.tune!r} is not allowed; it must be names of hyperparameters, or None")
         if not isinstance(self.charts, Mapping):
             raise TypeError(f"{owner}: charts={self.charts!r} is not allowed; it must be a dict of charts by name")
-        if self.tune is not None:
-            names = (self.tune,) if isinstance(self.tune, str) else tuple(self.tune)  # one name may stand for itself
-            self._check_names("tune", names, tunable)
-            object.__setattr__(self, "tune", names)
-        self._check_names("charts", self.charts, tunable)
+        if self.tune is not None:  # one name may stand for itself
+            object.__setattr__(self, "tune", (self.tune,) if isinstance(self.tune, str) else tuple(self.tune))
+        for argument, names in {"tune": self.tune or (), "charts": self.charts}.items():
+            if len(set(names)) < len(names):
+                raise ValueError(f"{owner}: {argument}={names!r} names a hyperparameter twice")
+            if unknown := [n for n in names if n not in tunable]:
+                raise ValueError(
+                    f"{owner}: {argument} names {unknown[0]!r}, which is not one of its hyperparameters; "
+                    f"allowed: {', '.join(tunable)}"
+                )
         object.__setattr__(self, "charts", {n: Chart.of(c) for n, c in self.charts.items()})
         for name in self.tuned():
             self.check_chart(owner, name, getattr(self, name))
@@ -243,16 +243,6 @@ class Rule:
         for v in value.values() if isinstance(value, Mapping) else [value]:
             if not self.chart(name).holds(v):
                 raise ValueError(f"{owner}: the chart {self.chart(name)!r} cannot hold {name}={v!r}; give another in `charts`")
-
-    def _check_names(self, argument: str, names: Collection[str], allowed: Collection[str]) -> None:
-        if len(set(names)) < len(names):
-            raise ValueError(f"{type(self).__name__}: {argument}={names!r} names a hyperparameter twice")
-        for name in names:
-            if name not in allowed:
-                raise ValueError(
-                    f"{type(self).__name__}: {argument} names {name!r}, which is not one of its hyperparameters; "
-                    f"allowed: {', '.join(allowed)}"
-                )
 
     def __repr__(self) -> str:
         shown = [(f.name, getattr(self, f.name), f) for f in sorted(fields(self), key=lambda f: bool(f.kw_only))]

@@ -6,7 +6,6 @@ all, and the products that a hypergradient is made of are sums over all elements
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
@@ -70,21 +69,18 @@ class Layout(NamedTuple):
         return tuple(self.mesh.get_group(i) for i, x in enumerate(self.placements) if not x.is_replicate())
 
 
-def total(parts: Iterable[tuple[Key, Groups, Tensor]]) -> dict[Key, list[Tensor]]:
-    """For each key what is to be summed, each part over the processes of its groups; one all-reduce per group in all."""
-    found: dict[Key, list[Tensor]] = defaultdict(list)
-    spread: dict[tuple[Key, Groups], Tensor] = {}
-    for key, groups, x in parts:
-        if groups:  # processes may cut differently into parts what is spread alike
-            spread[key, groups] = spread[key, groups] + x if (key, groups) in spread else x
-        else:
-            found[key].append(x)
-    for group in dict.fromkeys(chain.from_iterable(groups for _, groups in spread)):
-        mine = [k for k in spread if group in k[1]]
-        flat = torch.cat([spread[k].flatten() for k in mine])
+def total(parts: Iterable[tuple[Key, Groups, Tensor]]) -> dict[Key, Tensor]:
+    """For each key the sum, each part over the processes of its groups; one all-reduce per group in all."""
+    sums: dict[tuple[Key, Groups], Tensor] = {}
+    for key, groups, x in parts:  # processes may cut differently into parts what is spread alike
+        sums[key, groups] = sums[key, groups] + x if (key, groups) in sums else x
+    for group in dict.fromkeys(chain.from_iterable(groups for _, groups in sums)):
+        mine = [k for k in sums if group in k[1]]
+        flat = torch.cat([sums[k].flatten() for k in mine])
         torch.distributed.all_reduce(flat, group=group)
-        for k, x in zip(mine, flat.split([spread[k].numel() for k in mine]), strict=True):
-            spread[k] = x.view_as(spread[k])
-    for (key, _), x in spread.items():
-        found[key].append(x)
-    return dict(found)
+        for k, x in zip(mine, flat.split([sums[k].numel() for k in mine]), strict=True):
+            sums[k] = x.view_as(sums[k])
+    found: dict[Key, Tensor] = {}
+    for (key, _), x in sums.items():
+        found[key] = found[key] + x if key in found else x
+    return found
