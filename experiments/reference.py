@@ -2,6 +2,7 @@
 
 python -m experiments.reference "SGD / Adam(0.1)" [--seeds 3]                                         Table 1
 python -m experiments.reference "SGD(1) / SGD(1)" --seeds 1                                           Figure 4a
+python -m experiments.reference "SGD(1, 0.9) / SGD(alpha=1e-3, mu=1e-5)" --task cifar10 --steps 40     Figure 2
 python -m experiments.reference "Adam(1e-4) / SGD(alpha=1e-6, beta1=1e-4, beta2=2e-4)" --task text     Figure 3
 python -m experiments.reference "SGD(1e-4, 0.9) / SGD(1e-2) / SGD(1e-4)" --task cifar10 --steps 60     Figure 4c
 python -m experiments.reference "Adam(1e-7) / SGD(1e-5) / SGD(1e-7)" --task text --steps 3000         Figure 4d
