@@ -2,7 +2,7 @@
 
     python -m benchmarks [--quick] [--only CASE …] [--out DIR]
 
-Prints tables and leaves results.json, results.md and results.png in the directory. All of it takes about half an hour.
+Prints tables and leaves benchmarks.json, benchmarks.md and benchmarks.png in the directory. All of it takes about half an hour.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def save(tables: Tables, out: Path, quick: bool) -> None:
     }
     shown = {**tables, "goals": goals(tables, quick)}
     results = {name: table._asdict() for name, table in shown.items()}
-    (out / "results.json").write_text(json.dumps({**about, "results": results}, indent=1, ensure_ascii=False) + "\n")
+    (out / "benchmarks.json").write_text(json.dumps({**about, "results": results}, indent=1, ensure_ascii=False) + "\n")
     text = ", ".join(f"{name} {value}" for name, value in about.items())
-    (out / "results.md").write_text(in_markdown(text, shown.values()))
-    plot(tables, out / "results.png")
+    (out / "benchmarks.md").write_text(in_markdown(text, shown.values()))
+    plot(tables, out / "benchmarks.png")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tables.update(found)
         save(tables, args.out, args.quick)
     console.print(on_console(goals(tables, args.quick)))
-    console.print(f"results.json, results.md and results.png are in {args.out}")
+    console.print(f"benchmarks.json, benchmarks.md and benchmarks.png are in {args.out}")
 
 
 if __name__ == "__main__":

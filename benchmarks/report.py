@@ -116,8 +116,9 @@ def on_console(table: Table) -> rich.table.Table:
 
 
 def in_markdown(about: str, tables: Iterable[Table]) -> str:
-    """A section for each table."""
-    parts = [f"# Benchmarks\n\n{about}\n"]
+    """A section for each table, after the picture that lies beside it."""
+    picture = "![Ratios to torch's foreach Adam, and bytes per parameter](benchmarks.png)"
+    parts = [f"# Benchmarks\n\n{about}\n\nMade with `make bench`.\n\n{picture}\n"]
     for table in tables:
         names = columns(table)
         lines = [names, ["---", *["---:"] * (len(names) - 1)], *cells(table)]

@@ -26,15 +26,15 @@ def test_a_case_leaves_numbers_text_and_a_picture(monkeypatch, tmp_path):
     monkeypatch.setattr(cases, "GROUPS", 2)
     monkeypatch.setattr(cases, "QUICK", 0.01)
     main(["--quick", "--only", "step-mlp", "train-mlp", "--out", str(tmp_path)])
-    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    results = json.loads((tmp_path / "benchmarks.json").read_text())["results"]
     for case in ("step-mlp", "train-mlp"):
         assert [row["contestant"] for row in results[case]["rows"]] == names
         for row in results[case]["rows"]:
             assert row["runs"] >= 3
             assert row["ms"] == sorted(row["ms"])
             assert row["× (b)"] == [1, 1, 1] or row["contestant"] != FUSED
-    assert "| torch Adam, fused | " in (tmp_path / "results.md").read_text()
-    assert (tmp_path / "results.png").stat().st_size > 0
+    assert "| torch Adam, fused | " in (tmp_path / "benchmarks.md").read_text()
+    assert (tmp_path / "benchmarks.png").stat().st_size > 0
 
 
 def test_bytes_of_what_is_known():
