@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import ABOVE, RULES, loss, parameters, train, weights
+from cases import ABOVE, RULES, loss, ours, parameters, train, weights
 from oracle import Entry, Oracle
 
 from hypergradient import POSITIVE, REAL, SGD, UNIT, Adagrad, Adam, Adamax, AdamW, Hyperoptimizer, Lion, NAdam, RAdam, RMSprop
@@ -164,3 +164,65 @@ def test_rounding_is_no_direction_for_a_cosine(rule, dtype):
     assert [optimizer.hypergradients()[0][n] for n in names] == [0] * len(names)
     assert [optimizer.hyperparameters()[0][n] for n in names] == [before[n] for n in names]
     assert optimizer.hyperparameters()[0]["lr"] != before["lr"]
+
+
+CLOSED = [(c, o) for c in RULES if c.rule.closed("displacement") for o in c.options]
+
+
+@pytest.mark.parametrize("step", [1, 2, 300])
+@pytest.mark.parametrize(("case", "options"), CLOSED, ids=str)
+def test_closed_forms_are_what_is_derived(case, options, step):
+    torch.manual_seed(step)
+    rule, count = case.rule(**{**case.lively, **ours(options)}), torch.tensor(float(step))
+    values = {n: torch.tensor([getattr(rule, n)] * 3, requires_grad=True) for n in rule.hyperparameters()}
+    at = rule.at(values)
+    c = at.coefficients(count)
+    found = at.coefficients_slopes(count, c)
+    for i, x in enumerate(c):
+        slopes = torch.autograd.grad(x.sum(), list(values.values()), retain_graph=True, materialize_grads=True)
+        for n, slope in zip(values, slopes, strict=True):
+            torch.testing.assert_close(found.get((i, n), torch.zeros(3)), slope, rtol=1e-12, atol=0)
+    c = tuple(x.detach().requires_grad_() for x in c)
+    state, u = {n: torch.rand(3, requires_grad=True) for n in rule.init(torch.zeros(3))}, torch.randn(3)
+    moved = at.displacement(state, c)
+    found = at.displacement_slopes(u, state, c, rule.numbers())
+    inputs = {**dict(enumerate(c)), **state}
+    slopes = torch.autograd.grad(moved, list(inputs.values()), u, materialize_grads=True)
+    for key, slope in zip(inputs, slopes, strict=True):
+        torch.testing.assert_close(found.get(key, torch.zeros(3)), slope, rtol=1e-12, atol=0)
+
+
+@dataclass(frozen=True)
+class Derived(Adam):
+    """Adam without its closed forms."""
+
+    def coefficients(self, step):
+        return super().coefficients(step)
+
+    def displacement(self, state, c):
+        return super().displacement(state, c)
+
+
+@dataclass(frozen=True)
+class DerivedW(AdamW):
+    """AdamW without its closed forms."""
+
+    coefficients, displacement = AdamW.coefficients, Adam.displacement
+
+
+@pytest.mark.parametrize("per", ["group", "tensor"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"tune": ("lr",), "amsgrad": True}, {"horizon": 5}, {"horizon": 5, "normalize": "cosine"}, {"weight_decay": 0.1}],
+    ids=str,
+)
+@pytest.mark.parametrize("rules", [(Adam, Derived), (AdamW, DerivedW)], ids=lambda rules: rules[0].__name__)
+def test_who_redefines_a_step_inherits_no_closed_form_of_it(rules, options, per):
+    assert [rule.closed(n) for rule in rules for n in ("coefficients", "displacement")] == [True, True, False, False]
+    found = []
+    for rule in rules:
+        mine = parameters()
+        optimizer = Hyperoptimizer(mine, rule(lr=0.01, **options) / SGD(lr=1e-3), per=per)
+        train(optimizer, mine, 8)
+        found.append((*optimizer.hyperparameters(), *optimizer.hypergradients(), mine))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12, equal_nan=True)

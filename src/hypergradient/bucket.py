@@ -8,7 +8,7 @@ that fit the cache.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors as flatten
 
 from .engine import Engine
-from .hypergradient import KEPT, Step
+from .hypergradient import KEPT, Pieces, Step
 from .numerics import wide
 from .shards import Layout
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ALONE = 1 << 17
 """From so many elements on a parameter is a bucket by itself."""
-PIECE = 1 << 18
+PIECE = 1 << 17
 """Elements worked on at a time, about: enough for dispatch not to matter, few enough for a cache."""
 BUCKET = 1 << 20
 """Elements gathered at the most."""
@@ -152,23 +152,22 @@ class Bucket:
         """From segments to elements. shape: (rows, segments) -> (rows, elements)"""
         return numbers.repeat_interleave(self.counts, dim=1, output_size=sum(self.sizes))
 
-    def pieces(self, engine: Engine, *tensors: Tensor) -> Iterator[tuple[list[Tensor], ...]]:
-        """`tensors`, state and what is kept, cut into parts to be worked on one after the other."""
+    def pieces(self, engine: Engine, grad: Tensor) -> Pieces:
+        """The elements, cut into parts to be worked on one after the other; with `grad` as their gradient."""
         n = sum(self.sizes)
         parts = max(1, round(n / PIECE)) if self.compiles and not engine.compile else 1
-        size, whole = -(-n // parts), (list(tensors), self.state, self.kept)
-        cuts = [slice(i, i + size) for i in range(0, n, size)] if parts > 1 else []
-        yield from (tuple([t[i] for t in group] for group in whole) for i in cuts) if cuts else [whole]
+        if parts == 1:
+            return [(self.param, grad, self.state, self.kept)]
+        size = -(-n // parts)
+        cuts = [t.detach().split(size) for t in (self.param, grad, *self.state, *self.kept)]
+        k = len(self.state)
+        return [(param, grad, rest[:k], rest[k:]) for param, grad, *rest in zip(*cuts, strict=True)]
 
     def read(self, engine: Engine) -> Tensor:
         """What the last step says of what is tuned; see `Step.read`. shape: (1 or 3, tuned, sets)"""
         run, (u, *_) = engine if self.compiles else EAGER, (*self.cotangents, self.grad)
         maps = () if self.uniform else (self.spread, self.total)
-        parts = [
-            run(self.step.read, *elements, state, kept, self.numbers, *maps)
-            for elements, state, kept in self.pieces(run, u, self.param)
-        ]
-        products = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+        products: Tensor = run(self.step.read, self.pieces(run, u), self.numbers, *maps)
         if self.index is None:
             return products
         sets = products.new_zeros(*products.shape[:2], self.sets)
@@ -178,9 +177,7 @@ class Bucket:
         """One step but for counting it; see `Step.move`."""
         run = engine if self.compiles else EAGER
         numbers = (numbers if self.index is None else numbers.index_select(1, self.index)).to(self.numbers)
-        now = numbers if self.uniform else self.spread(numbers)
-        for elements, state, kept in self.pieces(run, self.param, self.grad):
-            run(self.step.move, *elements, state, kept, now)
+        run(self.step.move, self.pieces(run, self.grad), numbers if self.uniform else self.spread(numbers))
         if self.step.replays:
             self.numbers.copy_(numbers)
 

@@ -9,7 +9,7 @@ differentiated is the update rule. Its derivative, the *sensitivity* ``dU/dh``, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -23,6 +23,8 @@ from .rule import Rule, State
 
 Tensors: TypeAlias = Sequence[Tensor]
 Map: TypeAlias = Callable[[Tensor], Tensor]
+Pieces: TypeAlias = Sequence[tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]]
+"""Elements to work on one part after the other: parameter, gradient, state, and what is kept of the last step."""
 Function: TypeAlias = Callable[..., tuple[Tensors, Any]]
 
 KEPT = "last_"
@@ -64,8 +66,11 @@ class Step:
         jacobian: at which row of `prepare` their derivatives begin.
         keeps: what is kept of a step until its hypergradient is read: "sensitivity", "gradient" or "nothing".
         replays, left: whether it is read by a replay; the names under which is saved what a step leaves behind for it.
-        weights: of which averages the weight depends on what is tuned; where it stands in what `replay` returns.
+        weights: of which averages the weight depends on what is tuned; which coefficient it is.
+        closed: whether the derivatives are had in closed form.
     """
+
+    closed = False
 
     def __init__(self, rule: Rule, names: tuple[str, ...], off: frozenset[str] = frozenset()) -> None:
         self.rule, self.names = rule.at({}, off), names
@@ -106,19 +111,23 @@ class Step:
     def _kept(self) -> str:
         """What has to be kept for the derivative. Found by a step of one element: what the hyperparameters reach in it."""
         own = [getattr(type(self.rule), n) is not getattr(Rule, n) for n in ("update", "advance")]
-        if self.fading or self.rule.normalize or any(own):
+        if any(own):
             return "sensitivity"
         values, c = self._probe()
         at, one = self.rule.at(values), torch.ones((), dtype=torch.float64)
         gradient = at.gradient(one, one)
-        if not any(x.requires_grad for x in at.advance(gradient, self.rule.init(one), c).values()):
-            return "nothing"
-        averages, tuned, t = at.averages(gradient, c), [values[n] for n in self.names], len(self.names)
+        averages, decay, tuned = at.averages(gradient, c), at.decay(c), [values[n] for n in self.names]
         weights = {n: w for n, (_, w) in averages.items() if isinstance(w, Tensor) and w.requires_grad}
-        self.weights = {n: t + i for n, w in weights.items() for i in self.linked if w is c[i]}
-        plain = gradient is one and averages.keys() == set(self.state) and self.weights.keys() == weights.keys() != set()
-        if not plain or any(x.requires_grad for x, _ in averages.values()):
+        self.weights = {n: i for n, w in weights.items() for i in self.linked if w is c[i]}
+        if any(x.requires_grad for x in at.advance(gradient, self.rule.init(one), c).values()):
+            plain = gradient is one and averages.keys() == set(self.state) and self.weights.keys() == weights.keys() != set()
+            if not plain or any(x.requires_grad for x, _ in averages.values()):
+                return "sensitivity"
+        self.closed = self.rule.closed("displacement") and (decay is None or any(decay is x for x in c))
+        if self.fading or self.rule.normalize:
             return "sensitivity"
+        if not weights:
+            return "nothing"
         reach = torch.autograd.grad(list(weights.values()), tuned, [one] * len(weights), allow_unused=True)
         undone = all(self.rule.chart(n) == UNIT for n, x in zip(self.names, reach, strict=True) if x is not None)
         return "gradient" if undone else "sensitivity"
@@ -136,25 +145,30 @@ class Step:
             count: shape: ()
         """
         tuned, fixed = values[: len(self.names)], values[len(self.names) :]
-        scale = scale.expand_as(tuned)
+        scale, t, k, sets = scale.expand_as(tuned), len(self.names), self.coefficients, values.shape[1]
         rows = [count.expand_as(values[:1]), values, scale]
-        if k := self.coefficients:
+
+        def function(h: Tensor, *copies: int) -> Tensor:
+            at = self.rule.at(dict(zip(self.order, [*h.unbind(), *fixed.unbind()], strict=True)))
+            c = [x if isinstance(x, Tensor) else values.new_tensor(x) for x in at.coefficients(count)]
+            return torch.stack([x.expand(*copies, sets) for x in c])
+
+        if not k:
+            return torch.cat(rows)
+        if self.linked and self.rule.closed("coefficients"):
+            c = function(tuned)
+            at = self.rule.at(dict(zip(self.order, values.unbind(), strict=True)))
+            known, zero = at.coefficients_slopes(count, c.unbind()), torch.zeros_like(c[0])
+            found = torch.stack([known.get((i, n), zero) for n in self.names for i in range(k)])
+        elif self.linked:
             # one reverse pass gives all derivatives: each coefficient is made of a copy of its own
-            copies = (k if self.linked else 1), values.shape[1]
-
-            def function(h: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
-                at = self.rule.at(dict(zip(self.order, [*h.unbind(), *fixed.unbind()], strict=True)))
-                c = [x if isinstance(x, Tensor) else values.new_tensor(x) for x in at.coefficients(count)]
-                return (torch.stack([x.expand(copies) for x in c]),), ()
-
-            if self.linked:
-                own = torch.eye(k, dtype=values.dtype, device=values.device).unsqueeze(2).expand(k, *copies)
-                (c,), _, (found,) = slopes(function, [tuned.unsqueeze(1).expand(-1, *copies)], [own])
-                assert found is not None
-                rows += [c.select(1, 0), (found * scale.unsqueeze(1)).view(-1, copies[1])]
-            else:
-                rows += [function(tuned)[0][0].select(1, 0), values.new_zeros(k * len(self.names), copies[1])]
-        return torch.cat(rows)
+            own = torch.eye(k, dtype=values.dtype, device=values.device).unsqueeze(2).expand(k, k, sets)
+            (c,), _, (slope,) = slopes(lambda h: ((function(h, k),), ()), [tuned.unsqueeze(1).expand(-1, k, sets)], [own])
+            assert slope is not None
+            c, found = c.select(1, 0), slope
+        else:
+            c, found = function(tuned), values.new_zeros(t * k, sets)
+        return torch.cat([*rows, c, (found.view(t, k, sets) * scale.unsqueeze(1)).view(t * k, sets)])
 
     def numbers(self, rows: Tensor) -> Numbers:
         """The rows of `prepare` by name. shape: (rows, elements or 1) -> (elements,) or () each"""
@@ -189,26 +203,43 @@ class Step:
     def advance(self, numbers: Numbers, param: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
         """One elementwise step, and of each of `names` its sensitivity ``dU/dh = dU/dh|c + sum_c dU/dc dc/dh``.
 
-        One reverse pass gives all: each element depends on its own copy of the numbers.
+        Without closed forms one reverse pass gives all: each element depends on its own copy of the numbers.
         """
 
         def step(at: Rule, c: tuple[Tensor, ...]) -> tuple[Sequence[Tensor], State]:
             new, new_state = at.update(param, grad, state, c)
             return (new,), new_state
 
-        (new,), new_state, found = self.differentiate(numbers, step, copy=lambda x: x.expand_as(param))
+        t = len(self.names)
+        if self.closed:
+            at = self.rule.at(numbers.values)
+            (new,), new_state = step(at, numbers.c)
+            moved, averages = self.moved(at, -1.0, param, new_state, numbers.c), at.averages(grad, numbers.c)
+            for n, i in self.weights.items():
+                moved[i] = moved.get(i, 0.0) + moved[n] * (averages[n][0] - state[n])
+            found = [None] * t + [moved.get(i) for i in range(self.coefficients)]
+        else:
+            (new,), new_state, found = self.differentiate(numbers, step, copy=lambda x: x.expand_as(param))
         terms = {n: [] if x is None else [x * numbers.scale[n]] for n, x in zip(self.names, found, strict=False)}
         for i, n in self.links:
-            if (slope := found[len(self.names) + i]) is not None:
+            if (slope := found[t + i]) is not None:
                 terms[n].append(slope * numbers.jacobian[self.names.index(n) * self.coefficients + i])
         add = added if self.rule.normalize else sum
         return new, new_state, [add(x[1:], x[0]) if x else torch.zeros_like(new) for x in terms.values()]
 
+    def moved(self, at: Rule, u: Tensor | float, before: Tensor, state: State, c: tuple[Tensor, ...]) -> dict[Any, Tensor]:
+        """As `Rule.displacement_slopes`, of ``decay * before - displacement``: of the whole step, given the averages."""
+        found: dict[Any, Tensor] = dict(at.displacement_slopes(u, state, c, self.names))
+        if (decay := at.decay(c)) is not None:
+            found |= {i: -u * before for i, x in enumerate(c) if x is decay}
+        return found
+
     def replay(
-        self, cotangent: Tensor, numbers: Numbers, param: Tensor, state: State, last: Tensor | None
-    ) -> list[Tensor | None]:
-        """``-<u, dU/d.>`` of the last step, from what it has left behind: for each of `names` with the coefficients held,
-        then for each coefficient.
+        self, numbers: Numbers, cotangent: Tensor, param: Tensor, state: State, last: Tensor | None = None
+    ) -> Iterator[Tensor | None]:
+        """``-<u, dU/d.>`` of the last step, from what it has left behind: with respect to each of `names`, with coefficients
+        and averages held, then to each coefficient, and once more where that is the weight of an average, by way of it and
+        times 1 less the weight.
 
         Of an average ``m = m' + w (x - m')`` the old m' is not known, but its derivatives are: ``dm/dw = (x - m) / (1 - w)``
         and ``dm/dx = w``.
@@ -217,38 +248,46 @@ class Step:
             numbers: those of that step.
             param, state: after it.
             last: the gradient in it, or None where the state does not depend on what is tuned.
+
+        Returns:
+            by element, or the sum over all.
         """
-        then, cotangents = self.rule.at(numbers.values), [cotangent]
-        if (decay := then.decay(numbers.c)) is not None:
-            before = torch.where(decay == 0, param, (param + then.displacement(state, numbers.c)) / decay)
-            cotangents.append(-(cotangent * before).sum_to_size(decay.shape))
+        at, c, t = self.rule.at(numbers.values), numbers.c, len(self.names)
+        before = param
+        if (decay := at.decay(c)) is not None:
+            before = torch.where(decay == 0, param, (param + at.displacement(state, c)) / decay)
+        found: Sequence[Tensor | None]
+        if self.closed:
+            moved = self.moved(at, cotangent, before, state, c)
+            found = [*[None] * t, *(moved.get(x) for x in (*range(self.coefficients), *self.weights))]
+        else:
+            held = [state[n] for n in self.weights]
 
-        def taken(at: Rule, c: tuple[Tensor, ...], *then: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
-            moved = at.displacement({**state, **dict(zip(held, then, strict=True))}, c)
-            return (moved,) if (shrunk := at.decay(c)) is None else (moved, shrunk), ()
+            def taken(at: Rule, c: tuple[Tensor, ...], *then: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
+                moved = at.displacement({**state, **dict(zip(self.weights, then, strict=True))}, c)
+                return (moved,) if (shrunk := at.decay(c)) is None else (moved, shrunk), ()
 
-        held = {} if last is None else {n: state[n] for n in self.weights}
-        found = self.differentiate(numbers, taken, cotangents, more=tuple(held.values()))[2]
-        if last is None:
-            return found
-        found, through = found[: -len(held)], found[-len(held) :]
-        reach = {n: torch.zeros_like(param) if x is None else x for n, x in zip(held, through, strict=True)}
-        averages = then.averages(last, numbers.c)
-        for n, i in self.weights.items():
-            x, w = averages[n]
-            rest = threshold(1 - w, torch.finfo(w.dtype).eps ** 0.5, math.inf)  # of hardly anything, nothing can be said
-            slope = (x - state[n]).mul_(reach[n]).sum_to_size(w.shape) / rest
-            found[i] = slope if (direct := found[i]) is None else direct + slope
-        return found
+            cotangents = [cotangent] if decay is None else [cotangent, -(cotangent * before).sum_to_size(decay.shape)]
+            found = self.differentiate(numbers, taken, cotangents, more=held)[2]
+        yield from found[: t + self.coefficients]
+        averages = {} if last is None else at.averages(last, c)
+        through: list[Tensor | None] = [None] * self.coefficients
+        for (n, i), slope in zip(self.weights.items(), found[t + self.coefficients :], strict=True):
+            through[i] = slope if slope is None else (averages[n][0] - state[n]) * slope
+        yield from through
 
-    def read(
-        self, cotangent: Tensor, param: Tensor, state: list[Tensor], kept: list[Tensor], last: Tensor, *maps: Map
-    ) -> Tensor:
+    def products(self, u: Tensor, kept: Tensors) -> Iterator[Tensor]:
+        """``u T`` with each sensitivity T of the last step, and where the rule normalizes ``u u`` and ``T T``; by element."""
+        yield from (u * t for t in kept)
+        if self.pairs == 3:
+            yield from [u * u] * len(kept)
+            yield from (t * t for t in kept)
+
+    def read(self, pieces: Pieces, last: Tensor, *maps: Map) -> Tensor:
         """``<u, T>`` with each sensitivity T of the last step, and where the rule normalizes ``<u, u>`` and ``<T, T>``.
 
         Args:
-            cotangent: u, the gradient of what is to become smaller by tuning.
-            param, state, kept: of the elements.
+            pieces: of the elements; in the place of the gradient u, the gradient of what is to become smaller by tuning.
             last: the numbers of the last step. shape: (rows, segments)
             maps: where there are several segments. From segments to elements; from elements to segments, by summation.
                 shapes: (rows, segments) -> (rows, elements); (elements,) -> (segments,)
@@ -257,48 +296,55 @@ class Step:
             shape: (1 or 3, tuned, segments)
         """
         spread, total = maps or (lambda x: x, lambda x: x.sum() if x.ndim else x)
-        u, param = cotangent.to(last.dtype), param.to(last.dtype)
-        if self.keeps == "sensitivity":
-            terms = [torch.stack([total(u * t) for t in kept])]
-            if self.pairs == 3:
-                terms += [total(u * u).expand_as(terms[0]), torch.stack([total(t * t) for t in kept])]
-            return torch.stack(terms).view(self.pairs, len(kept), -1)
-        old, t = dict(zip(self.state, state, strict=True)), len(self.names)
-        found = self.replay(u, self.numbers(spread(last)), param, old, kept[0] if kept else None)
-        sums = [None if x is None else total(x) for x in found]
-        zero = torch.zeros_like(next((x for x in sums if x is not None), last[0]))
-        every = torch.stack([zero if x is None else x for x in sums]).view(len(sums), -1)
-        direct, partial = every[:t], every[t:]
-        chained = (partial * last[self.jacobian :].view(t, *partial.shape)).sum(1)
+        numbers, sums = self.numbers(spread(last)) if self.replays else None, []
+        for param, u, state, kept in pieces:
+            u, param, old = u.to(last.dtype), param.to(last.dtype), dict(zip(self.state, state, strict=True))
+            terms = self.replay(numbers, u, param, old, *kept) if numbers else self.products(u, kept)
+            some = [None if x is None else total(x) for x in terms]
+            zero = torch.zeros_like(([x for x in some if x is not None] or [total(u)])[0])
+            sums.append(torch.stack([zero if x is None else x for x in some]))
+        found = (sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)).view(len(sums[0]), -1)
+        t, k = len(self.names), self.coefficients
+        if not self.replays:
+            return found.view(self.pairs, t, -1)
+        direct, partial, through = found.split([t, k, k])
+        if self.weights:
+            rest = 1 - last[self.jacobian - k : self.jacobian]
+            partial = partial + through / threshold(
+                rest, torch.finfo(rest.dtype).eps ** 0.5, math.inf
+            )  # of hardly any, nothing
+        chained = (partial * last[self.jacobian :].view(t, k, -1)).sum(1)
         rows = torch.addcmul(chained, direct, last[1 + len(self.order) :][:t])
-        return torch.where(last[0] > 0, -rows, zero).unsqueeze(0)
+        return torch.where(last[0] > 0, -rows, torch.zeros_like(rows)).unsqueeze(0)
 
-    def move(self, param: Tensor, grad: Tensor, state: list[Tensor], kept: list[Tensor], now: Tensor) -> None:
+    def move(self, pieces: Pieces, now: Tensor) -> None:
         """One step in place: of the parameter, its state, and the sensitivities ``T = fading T + dU/dh`` where they are kept.
 
         Args:
+            pieces: of the elements.
             now: the numbers of this step. shape: (rows, elements or 1)
         """
-        numbers, old = self.numbers(now), dict(zip(self.state, state, strict=True))
-        p, g = param.to(now.dtype), grad.to(now.dtype)
-        sensitivity: list[Tensor] = []
-        if self.replays or not self.names:
-            new, new_state = self.rule.at(numbers.values).update(p, g, old, numbers.c)
-        elif self.rule.elementwise:
-            new, new_state, sensitivity = self.advance(numbers, p, g, old)
-        else:
-            new, new_state, sensitivity = differentiate_any(self.rule, numbers, self.names, p, g, old)
-        if new_state.keys() != old.keys():
-            raise ValueError(
-                f"{type(self.rule).__name__}: init returns a state of {sorted(old)}, update one of {sorted(new_state)}"
-            )
-        if self.keeps == "gradient":
-            kept[0].copy_(g)
-        for t, slope in zip(kept, sensitivity, strict=False):  # what is not finite would stay for ever
-            t.copy_(finite_or_zero(t * self.fading + slope) if self.fading else slope)
-        pairs = [(param, new), *((old[n], x) for n, x in new_state.items())]
-        for target, x in [(t, x.clone() if any(x is y for y, _ in pairs) else x) for t, x in pairs]:
-            target.copy_(x)  # what is handed on from one to the other was read before it is written
+        numbers = self.numbers(now)
+        for param, grad, state, kept in pieces:
+            old, p, g = dict(zip(self.state, state, strict=True)), param.to(now.dtype), grad.to(now.dtype)
+            sensitivity: list[Tensor] = []
+            if self.replays or not self.names:
+                new, new_state = self.rule.at(numbers.values).update(p, g, old, numbers.c)
+            elif self.rule.elementwise:
+                new, new_state, sensitivity = self.advance(numbers, p, g, old)
+            else:
+                new, new_state, sensitivity = differentiate_any(self.rule, numbers, self.names, p, g, old)
+            if new_state.keys() != old.keys():
+                raise ValueError(
+                    f"{type(self.rule).__name__}: init returns a state of {sorted(old)}, update one of {sorted(new_state)}"
+                )
+            if self.keeps == "gradient":
+                kept[0].copy_(g)
+            for t, slope in zip(kept, sensitivity, strict=False):  # what is not finite would stay for ever
+                t.copy_(finite_or_zero(t * self.fading + slope) if self.fading else slope)
+            pairs = [(param, new), *((old[n], x) for n, x in new_state.items())]
+            for target, x in [(t, x.clone() if any(x is y for y, _ in pairs) else x) for t, x in pairs]:
+                target.copy_(x)  # what is handed on from one to the other was read before it is written
 
 
 @torch.enable_grad()

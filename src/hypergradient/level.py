@@ -348,9 +348,9 @@ class Levels:
             kept, last: see `Step.read`; the rest: see `tune` and `numbers`.
         """
         ((_, step),), (param, grad, state, others) = asks, elements
-        found = step.read((others or [grad])[0], param, state, kept, last)
+        found = step.read([(param, (others or [grad])[0], state, kept)], last)
         (now,) = self.tune(asks, [found], known, [scope], [clock])
-        step.move(param, grad, state, kept, now)
+        step.move([(param, grad, state, kept)], now)
         if len(last):
             last.copy_(now)
 

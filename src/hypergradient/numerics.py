@@ -14,7 +14,7 @@ def sqrt(x: Tensor) -> Tensor:
     The slope of the square root at 0 is infinite, and 0 * inf turns the hypergradients of a tower NaN in its first
     steps. The smallest normal number, added, changes nothing that is not nearly as small.
     """
-    return (x + torch.finfo(x.dtype).tiny).sqrt()
+    return (x + torch.finfo(x.dtype).tiny).sqrt_()
 
 
 def power_less_1(base: Tensor, exponent: Tensor) -> Tensor:

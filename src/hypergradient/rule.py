@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
@@ -134,6 +134,27 @@ class Rule:
     def decay(self, c: tuple[Tensor, ...]) -> Tensor | None:
         """The factor by which a parameter shrinks before it moves; None: it does not."""
         return None
+
+    # ------------------------- what these two are derived to, in closed form: if a class has them it saves time
+
+    def coefficients_slopes(self, step: Tensor, c: tuple[Tensor, ...]) -> dict[tuple[int, str], Tensor]:
+        """``dc[i]/dh`` under ``(i, h)``, where it is not 0 for every value."""
+        raise NotImplementedError
+
+    def displacement_slopes(
+        self, u: Tensor | float, state: State, c: tuple[Tensor, ...], tuned: Sequence[str]
+    ) -> dict[int | str, Tensor]:
+        """``u`` times the derivatives of `displacement`: under i with respect to ``c[i]``, under its name to an average.
+
+        Hyperparameters must enter `displacement` by these alone. What depends on none of `tuned` may be missing.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def closed(cls, name: str) -> bool:
+        """Whether there is a closed form for the method `name`: in the class that defines it, or in one derived from that."""
+        own = next(c for c in cls.__mro__ if {name, f"{name}_slopes"} & vars(c).keys())
+        return own is not Rule and f"{name}_slopes" in vars(own)
 
     def penalized(self, param: Tensor, grad: Tensor) -> Tensor:
         """The gradient of the loss with its penalty ``weight_decay / 2 |param|^2``."""

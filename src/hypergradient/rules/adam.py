@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,4 +37,27 @@ class Adam(Rule):
 
     def displacement(self, state: State, c: tuple[Tensor, ...]) -> Tensor:
         v = state["max_exp_avg_sq" if self.amsgrad else "exp_avg_sq"]
-        return c[0] * state["exp_avg"] * (sqrt(v) + c[1]).reciprocal()
+        return c[0] * state["exp_avg"] * (sqrt(v) + c[1]).reciprocal_()
+
+    def coefficients_slopes(self, step: Tensor, c: tuple[Tensor, ...]) -> dict[tuple[int, str], Tensor]:
+        rest1, rest2 = 1 - self.beta1**step, 1 - self.beta2**step
+        root, falls = rest2.sqrt(), torch.full_like(self.lr, -1.0)
+        # of the logarithms of 1 / rest1 and of the root
+        slope1, slope2 = step * self.beta1 ** (step - 1) / rest1, step * self.beta2 ** (step - 1) / (-2 * rest2)
+        found = {(0, "lr"): root / rest1, (0, "beta1"): c[0] * slope1, (0, "beta2"): c[0] * slope2}
+        return {**found, (1, "beta2"): c[1] * slope2, (1, "eps"): root, (2, "beta1"): falls, (3, "beta2"): falls}
+
+    def displacement_slopes(
+        self, u: Tensor | float, state: State, c: tuple[Tensor, ...], tuned: Sequence[str]
+    ) -> dict[int | str, Tensor]:
+        m, name = state["exp_avg"], "max_exp_avg_sq" if self.amsgrad else "exp_avg_sq"
+        root = sqrt(state[name])
+        inverse = (root + c[1]).reciprocal_()
+        along = u * inverse
+        found: dict[int | str, Tensor] = {0: along * m}
+        if "beta1" in tuned:
+            found["exp_avg"] = c[0] * along
+        if {"beta2", "eps"} & set(tuned):
+            found[1] = (-c[0] * found[0]).mul_(inverse)
+            found[name] = (found[1] / root).mul_(0.5)
+        return found

@@ -17,6 +17,9 @@ class AdamW(Adam):
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
         return *super().coefficients(step), 1 - self.lr * self.weight_decay
 
+    def coefficients_slopes(self, step: Tensor, c: tuple[Tensor, ...]) -> dict[tuple[int, str], Tensor]:
+        return {**super().coefficients_slopes(step, c), (4, "lr"): -self.weight_decay, (4, "weight_decay"): -self.lr}
+
     def gradient(self, param: Tensor, grad: Tensor) -> Tensor:
         return grad
 
