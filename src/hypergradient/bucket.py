@@ -31,6 +31,10 @@ BUCKET = 1 << 20
 """Elements gathered at the most."""
 EAGER = Engine(compile=False)
 
+# The allocator of glibc gives freed memory back to the system beyond a bound that follows the largest block it has seen
+# freed. Where that is small, as in the training of a small network, a step spends most of its time on page faults.
+torch.empty(16 * PIECE, device="cpu")
+
 
 class Bucket:
     """Parameters of one dtype, device, layout, group and history.

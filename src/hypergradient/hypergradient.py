@@ -66,6 +66,7 @@ class Step:
         jacobian: at which row of `prepare` their derivatives begin.
         keeps: what is kept of a step until its hypergradient is read: "sensitivity", "gradient" or "nothing".
         replays, left: whether it is read by a replay; the names under which is saved what a step leaves behind for it.
+        averaging: whether the rule is one of averages.
         weights: of which averages the weight depends on what is tuned; which coefficient it is.
         closed: whether the derivatives are had in closed form.
     """
@@ -73,7 +74,7 @@ class Step:
     closed = False
 
     def __init__(self, rule: Rule, names: tuple[str, ...], off: frozenset[str] = frozenset()) -> None:
-        self.rule, self.names = rule.at({}, off), names
+        self.rule, self.names = rule.at({}, off=off), names
         self.order = (*names, *(n for n in rule.hyperparameters() if n not in names))
         self.fading = 1 - 1 / rule.horizon
         self.pairs = 3 if rule.normalize else 1
@@ -84,6 +85,7 @@ class Step:
         self.linked = sorted({i for i, _ in self.links})
         self.jacobian = 1 + len(self.order) + len(names) + self.coefficients
         self.rows = self.jacobian + self.coefficients * len(names)
+        self.averaging = all(getattr(type(rule), n) is getattr(Rule, n) for n in ("update", "advance"))
         self.keeps = self._kept() if names and rule.elementwise else "sensitivity"
         self.kept = {"sensitivity": names, "gradient": ("gradient",), "nothing": ()}[self.keeps]
         self.replays = self.keeps != "sensitivity"
@@ -110,8 +112,7 @@ class Step:
     @torch.enable_grad()
     def _kept(self) -> str:
         """What has to be kept for the derivative. Found by a step of one element: what the hyperparameters reach in it."""
-        own = [getattr(type(self.rule), n) is not getattr(Rule, n) for n in ("update", "advance")]
-        if any(own):
+        if not self.averaging:
             return "sensitivity"
         values, c = self._probe()
         at, one = self.rule.at(values), torch.ones((), dtype=torch.float64)
@@ -144,31 +145,34 @@ class Step:
             scale: for each that is tuned, the factor of its schedule. shape: (tuned, 1)
             count: shape: ()
         """
-        tuned, fixed = values[: len(self.names)], values[len(self.names) :]
-        scale, t, k, sets = scale.expand_as(tuned), len(self.names), self.coefficients, values.shape[1]
+        t, k, sets = len(self.names), self.coefficients, values.shape[1]
+        tuned, fixed = values[:t], values[t:]
+        scale = scale.expand_as(tuned)
         rows = [count.expand_as(values[:1]), values, scale]
-
-        def function(h: Tensor, *copies: int) -> Tensor:
-            at = self.rule.at(dict(zip(self.order, [*h.unbind(), *fixed.unbind()], strict=True)))
-            c = [x if isinstance(x, Tensor) else values.new_tensor(x) for x in at.coefficients(count)]
-            return torch.stack([x.expand(*copies, sets) for x in c])
-
         if not k:
             return torch.cat(rows)
-        if self.linked and self.rule.closed("coefficients"):
-            c = function(tuned)
-            at = self.rule.at(dict(zip(self.order, values.unbind(), strict=True)))
-            known, zero = at.coefficients_slopes(count, c.unbind()), torch.zeros_like(c[0])
-            found = torch.stack([known.get((i, n), zero) for n in self.names for i in range(k)])
-        elif self.linked:
+
+        def made(h: Tensor) -> tuple[Rule, list[Tensor]]:
+            at = self.rule.at(dict(zip(self.order, [*h.unbind(), *fixed.unbind()], strict=True)))
+            return at, [x if isinstance(x, Tensor) else values.new_tensor(x) for x in at.coefficients(count)]
+
+        slope: Tensor | None
+        if self.linked and not self.rule.closed("coefficients"):
             # one reverse pass gives all derivatives: each coefficient is made of a copy of its own
             own = torch.eye(k, dtype=values.dtype, device=values.device).unsqueeze(2).expand(k, k, sets)
-            (c,), _, (slope,) = slopes(lambda h: ((function(h, k),), ()), [tuned.unsqueeze(1).expand(-1, k, sets)], [own])
+
+            def copies(h: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
+                return (torch.stack([x.expand(k, sets) for x in made(h)[1]]),), ()
+
+            (c,), _, (slope,) = slopes(copies, [tuned.unsqueeze(1).expand(t, k, sets)], [own])
             assert slope is not None
-            c, found = c.select(1, 0), slope
+            rows.append(c.select(1, 0))
         else:
-            c, found = function(tuned), values.new_zeros(t * k, sets)
-        return torch.cat([*rows, c, (found.view(t, k, sets) * scale.unsqueeze(1)).view(t * k, sets)])
+            at, every = made(tuned)
+            known, zero = at.coefficients_slopes(count, tuple(every)) if self.linked else {}, torch.zeros_like(values[0])
+            rows.append(torch.stack([x.expand(sets) for x in every]))
+            slope = torch.stack([known.get((i, n), zero) for n in self.names for i in range(k)] or [zero[:0]])
+        return torch.cat([*rows, (slope.view(t, k, sets) * scale.unsqueeze(1)).view(t * k, sets)])
 
     def numbers(self, rows: Tensor) -> Numbers:
         """The rows of `prepare` by name. shape: (rows, elements or 1) -> (elements,) or () each"""
@@ -228,7 +232,7 @@ class Step:
         return new, new_state, [add(x[1:], x[0]) if x else torch.zeros_like(new) for x in terms.values()]
 
     def moved(self, at: Rule, u: Tensor | float, before: Tensor, state: State, c: tuple[Tensor, ...]) -> dict[Any, Tensor]:
-        """As `Rule.displacement_slopes`, of ``decay * before - displacement``: of the whole step, given the averages."""
+        """As `Rule.displacement_slopes`, of ``displacement - decay * before``: of the whole step, given the averages."""
         found: dict[Any, Tensor] = dict(at.displacement_slopes(u, state, c, self.names))
         if (decay := at.decay(c)) is not None:
             found |= {i: -u * before for i, x in enumerate(c) if x is decay}
@@ -329,7 +333,7 @@ class Step:
             old, p, g = dict(zip(self.state, state, strict=True)), param.to(now.dtype), grad.to(now.dtype)
             sensitivity: list[Tensor] = []
             if self.replays or not self.names:
-                new, new_state = self.rule.at(numbers.values).update(p, g, old, numbers.c)
+                new, new_state = self.rule.at(numbers.values, in_place=self.averaging).update(p, g, old, numbers.c)
             elif self.rule.elementwise:
                 new, new_state, sensitivity = self.advance(numbers, p, g, old)
             else:
@@ -342,7 +346,7 @@ class Step:
                 kept[0].copy_(g)
             for t, slope in zip(kept, sensitivity, strict=False):  # what is not finite would stay for ever
                 t.copy_(finite_or_zero(t * self.fading + slope) if self.fading else slope)
-            pairs = [(param, new), *((old[n], x) for n, x in new_state.items())]
+            pairs = [(param, new), *((old[n], x) for n, x in new_state.items() if x is not old[n])]
             for target, x in [(t, x.clone() if any(x is y for y, _ in pairs) else x) for t, x in pairs]:
                 target.copy_(x)  # what is handed on from one to the other was read before it is written
 

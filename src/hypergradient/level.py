@@ -140,7 +140,7 @@ class Level:
             self.member = (self.index == torch.arange(own.sets, device=raw.device)[:, None]).to(raw)
         fixed = dict(zip(own.order[t:], own.given[t:], strict=True))
         off = frozenset(n for n, value in fixed.items() if not value.any())
-        self.rule = own.rule.at({n: self.columns(value) for n, value in fixed.items()}, off)
+        self.rule = own.rule.at({n: self.columns(value) for n, value in fixed.items()}, off=off)
         self.kind = str(own), own.given[t:].tolist(), self.member is None or id(self)
 
     def columns(self, values: Tensor) -> Tensor:

@@ -89,6 +89,8 @@ class Rule:
     off: ClassVar[frozenset[str]] = frozenset()
     """Hyperparameters that are 0 and not tuned, whose terms may be left out; but not of `displacement` and `decay`, for the
     next step replays them, and may have others."""
+    in_place: ClassVar[bool] = False
+    """Whether averages are written over; who has an `update` of its own need not know of it."""
     elementwise: ClassVar[bool] = True
     """Whether each element moves by itself; otherwise the rule is run parameter by parameter, in its shape."""
 
@@ -120,11 +122,12 @@ class Rule:
 
     def advance(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> State:
         """The state after one step: its averages, and what follows from them."""
-        new = {n: torch.lerp(state[n], x, weight) for n, (x, weight) in self.averages(grad, c).items()}
-        return {**new, **self.follows(state, new)}
+        lerp = Tensor.lerp_ if self.in_place else Tensor.lerp
+        new = {n: lerp(state[n], x, weight) for n, (x, weight) in self.averages(grad, c).items()}
+        return {**new, **self.follows({n: x for n, x in state.items() if n not in new}, new)}
 
-    def follows(self, state: State, new: State) -> State:
-        """What else is remembered, such as the greatest of all averages: from the state before and the averages after."""
+    def follows(self, others: State, averages: State) -> State:
+        """What else is remembered, such as the greatest of all averages: from what that was before and the averages after."""
         return {}
 
     def displacement(self, state: State, c: tuple[Tensor, ...]) -> Tensor:
@@ -138,7 +141,7 @@ class Rule:
     # ------------------------- what these two are derived to, in closed form: if a class has them it saves time
 
     def coefficients_slopes(self, step: Tensor, c: tuple[Tensor, ...]) -> dict[tuple[int, str], Tensor]:
-        """``dc[i]/dh`` under ``(i, h)``, where it is not 0 for every value."""
+        """``dc[i]/dh`` under ``(i, h)``, where it is not 0 for every value; shaped like a hyperparameter."""
         raise NotImplementedError
 
     def displacement_slopes(
@@ -200,16 +203,14 @@ class Rule:
         inside = all(0 < v < 1 for v in (value.values() if isinstance(value, Mapping) else [value]))
         return UNIT if inside and self.constraint(name) is unit_interval else REAL
 
-    def at(self: Self, values: Mapping[str, Tensor], off: frozenset[str] | None = None) -> Self:
+    def at(self: Self, values: Mapping[str, Tensor], **options: Any) -> Self:
         """This rule with tensors in the place of its numbers.
 
         Args:
-            off: those that are 0 and stay so.
+            options: `off`, `in_place`.
         """
         rule = object.__new__(type(self))
-        rule.__dict__.update(self.__dict__, **values)
-        if off is not None:
-            rule.__dict__["off"] = off
+        rule.__dict__.update(self.__dict__, **values, **options)
         return rule
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

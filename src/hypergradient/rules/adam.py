@@ -32,8 +32,8 @@ class Adam(Rule):
     def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, tuple[Tensor, Tensor]]:
         return {"exp_avg": (grad, c[2]), "exp_avg_sq": (grad * grad, c[3])}
 
-    def follows(self, state: State, new: State) -> State:
-        return {"max_exp_avg_sq": torch.maximum(state["max_exp_avg_sq"], new["exp_avg_sq"])} if self.amsgrad else {}
+    def follows(self, others: State, averages: State) -> State:
+        return {n: torch.maximum(x, averages["exp_avg_sq"]) for n, x in others.items()}
 
     def displacement(self, state: State, c: tuple[Tensor, ...]) -> Tensor:
         v = state["max_exp_avg_sq" if self.amsgrad else "exp_avg_sq"]
