@@ -216,9 +216,10 @@ class Step:
 
         t = len(self.names)
         if self.closed:
-            at = self.rule.at(numbers.values)
+            at = self.rule.at(numbers.values, in_place=not self.weights)
             (new,), new_state = step(at, numbers.c)
-            moved, averages = self.moved(at, -1.0, param, new_state, numbers.c), at.averages(grad, numbers.c)
+            moved = self.moved(at, -1.0, param, new_state, numbers.c)
+            averages = at.averages(grad, numbers.c) if self.weights else {}
             for n, i in self.weights.items():
                 moved[i] = moved.get(i, 0.0) + moved[n] * (averages[n][0] - state[n])
             found = [None] * t + [moved.get(i) for i in range(self.coefficients)]
@@ -314,9 +315,8 @@ class Step:
         direct, partial, through = found.split([t, k, k])
         if self.weights:
             rest = 1 - last[self.jacobian - k : self.jacobian]
-            partial = partial + through / threshold(
-                rest, torch.finfo(rest.dtype).eps ** 0.5, math.inf
-            )  # of hardly any, nothing
+            rest = threshold(rest, torch.finfo(rest.dtype).eps ** 0.5, math.inf)  # of hardly anything, nothing can be said
+            partial = partial + through / rest
         chained = (partial * last[self.jacobian :].view(t, k, -1)).sum(1)
         rows = torch.addcmul(chained, direct, last[1 + len(self.order) :][:t])
         return torch.where(last[0] > 0, -rows, torch.zeros_like(rows)).unsqueeze(0)
