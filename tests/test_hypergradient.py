@@ -185,39 +185,43 @@ def test_closed_forms_are_what_is_derived(case, options, step):
     c = tuple(x.detach().requires_grad_() for x in c)
     state, u = {n: torch.rand(3, requires_grad=True) for n in rule.init(torch.zeros(3))}, torch.randn(3)
     moved = at.displacement(state, c)
-    found = at.displacement_slopes(u, state, c, rule.numbers())
     inputs = {**dict(enumerate(c)), **state}
+    found = at.displacement_slopes(u, state, c, inputs)
     slopes = torch.autograd.grad(moved, list(inputs.values()), u, materialize_grads=True)
     for key, slope in zip(inputs, slopes, strict=True):
         torch.testing.assert_close(found.get(key, torch.zeros(3)), slope, rtol=1e-12, atol=0)
 
 
 @dataclass(frozen=True)
-class Derived(Adam):
-    """Adam without its closed forms."""
+class Crossed(Adam):
+    """Adam with the weights of its averages exchanged."""
 
-    def coefficients(self, step):
-        return super().coefficients(step)
-
-    def displacement(self, state, c):
-        return super().displacement(state, c)
+    def averages(self, grad, c):
+        return super().averages(grad, (*c[:2], c[3], c[2]))
 
 
-@dataclass(frozen=True)
-class DerivedW(AdamW):
-    """AdamW without its closed forms."""
-
-    coefficients, displacement = AdamW.coefficients, Adam.displacement
+def derived(rule):
+    """`rule` without its closed forms."""
+    same = {"coefficients": rule.coefficients, "displacement": rule.displacement}
+    return dataclass(frozen=True)(type(f"Derived{rule.__name__}", (rule,), same))
 
 
 @pytest.mark.parametrize("per", ["group", "tensor"])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"tune": ("lr",), "amsgrad": True}, {"horizon": 5}, {"horizon": 5, "normalize": "cosine"}, {"weight_decay": 0.1}],
+    [
+        {},
+        {"tune": ("lr",), "amsgrad": True},
+        {"horizon": 5},
+        {"horizon": 5, "normalize": "cosine"},
+        {"weight_decay": 0.1},
+        {"tune": "beta2"},
+    ],
     ids=str,
 )
-@pytest.mark.parametrize("rules", [(Adam, Derived), (AdamW, DerivedW)], ids=lambda rules: rules[0].__name__)
-def test_who_redefines_a_step_inherits_no_closed_form_of_it(rules, options, per):
+@pytest.mark.parametrize("rule", [Adam, AdamW, Crossed], ids=lambda rule: rule.__name__)
+def test_who_redefines_a_step_inherits_no_closed_form_of_it(rule, options, per):
+    rules = rule, derived(rule)
     assert [rule.closed(n) for rule in rules for n in ("coefficients", "displacement")] == [True, True, False, False]
     found = []
     for rule in rules:

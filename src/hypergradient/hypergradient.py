@@ -234,7 +234,7 @@ class Step:
 
     def moved(self, at: Rule, u: Tensor | float, before: Tensor, state: State, c: tuple[Tensor, ...]) -> dict[Any, Tensor]:
         """As `Rule.displacement_slopes`, of ``displacement - decay * before``: of the whole step, given the averages."""
-        found: dict[Any, Tensor] = dict(at.displacement_slopes(u, state, c, self.names))
+        found: dict[Any, Tensor] = dict(at.displacement_slopes(u, state, c, (*self.linked, *self.weights)))
         if (decay := at.decay(c)) is not None:
             found |= {i: -u * before for i, x in enumerate(c) if x is decay}
         return found

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
@@ -145,11 +145,10 @@ class Rule:
         raise NotImplementedError
 
     def displacement_slopes(
-        self, u: Tensor | float, state: State, c: tuple[Tensor, ...], tuned: Sequence[str]
+        self, u: Tensor | float, state: State, c: tuple[Tensor, ...], wanted: Collection[int | str]
     ) -> dict[int | str, Tensor]:
-        """``u`` times the derivatives of `displacement`: under i with respect to ``c[i]``, under its name to an average.
-
-        Hyperparameters must enter `displacement` by these alone. What depends on none of `tuned` may be missing.
+        """``u`` times the derivatives of `displacement`, at least those that are `wanted` and not 0 for every value: under i
+        with respect to ``c[i]``, under its name to an average. Hyperparameters must enter it by these alone.
         """
         raise NotImplementedError
 

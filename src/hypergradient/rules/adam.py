@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -48,16 +48,16 @@ class Adam(Rule):
         return {**found, (1, "beta2"): c[1] * slope2, (1, "eps"): root, (2, "beta1"): falls, (3, "beta2"): falls}
 
     def displacement_slopes(
-        self, u: Tensor | float, state: State, c: tuple[Tensor, ...], tuned: Sequence[str]
+        self, u: Tensor | float, state: State, c: tuple[Tensor, ...], wanted: Collection[int | str]
     ) -> dict[int | str, Tensor]:
         m, name = state["exp_avg"], "max_exp_avg_sq" if self.amsgrad else "exp_avg_sq"
         root = sqrt(state[name])
         inverse = (root + c[1]).reciprocal_()
         along = u * inverse
         found: dict[int | str, Tensor] = {0: along * m}
-        if "beta1" in tuned:
+        if "exp_avg" in wanted:
             found["exp_avg"] = c[0] * along
-        if {"beta2", "eps"} & set(tuned):
+        if 1 in wanted or name in wanted:
             found[1] = (-c[0] * found[0]).mul_(inverse)
             found[name] = (found[1] / root).mul_(0.5)
         return found
