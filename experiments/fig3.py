@@ -72,6 +72,7 @@ def picture(lines: Sequence[Line], figure: Figure) -> None:
                 lrs = [(step, levels[0]["lr"] if levels else alpha) for step, _, levels in line["notes"]]
                 bottom.plot(*zip(*lrs, strict=True), label=kind, **{**style, "marker": ""})
         frame(top, title=f"α = {alpha:g}", ylabel="test perplexity", yscale="log")
+        top.yaxis.set(major_formatter="{x:.3g}", minor_formatter="{x:.3g}")
         frame(bottom, xlabel="step", ylabel="step size", yscale="log")
     panels[0][0].legend(frameon=False)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ALONE = 1 << 17
 """From so many elements on a parameter is a bucket by itself."""
-PIECE = 1 << 17
+PIECE = 1 << 18
 """Elements worked on at a time, about: enough for dispatch not to matter, few enough for a cache."""
 BUCKET = 1 << 20
 """Elements gathered at the most."""

@@ -216,8 +216,8 @@ class Step:
 
         t = len(self.names)
         if self.closed:
-            at = self.rule.at(numbers.values, in_place=not self.weights)
-            (new,), new_state = step(at, numbers.c)
+            at = self.rule.at(numbers.values)
+            (new,), new_state = step(at.at({}, in_place=not self.weights and at.decay(numbers.c) is None), numbers.c)
             moved = self.moved(at, -1.0, param, new_state, numbers.c)
             averages = at.averages(grad, numbers.c) if self.weights else {}
             for n, i in self.weights.items():
@@ -346,7 +346,7 @@ class Step:
                 kept[0].copy_(g)
             for t, slope in zip(kept, sensitivity, strict=False):  # what is not finite would stay for ever
                 t.copy_(finite_or_zero(t * self.fading + slope) if self.fading else slope)
-            pairs = [(param, new), *((old[n], x) for n, x in new_state.items() if x is not old[n])]
+            pairs = [(t, x) for t, x in ((param, new), *((old[n], x) for n, x in new_state.items())) if x is not t]
             for target, x in [(t, x.clone() if any(x is y for y, _ in pairs) else x) for t, x in pairs]:
                 target.copy_(x)  # what is handed on from one to the other was read before it is written
 

@@ -90,7 +90,7 @@ class Rule:
     """Hyperparameters that are 0 and not tuned, whose terms may be left out; but not of `displacement` and `decay`, for the
     next step replays them, and may have others."""
     in_place: ClassVar[bool] = False
-    """Whether averages are written over; who has an `update` of its own need not know of it."""
+    """Whether parameters and averages are written over; who has an `update` of its own need not know of it."""
     elementwise: ClassVar[bool] = True
     """Whether each element moves by itself; otherwise the rule is run parameter by parameter, in its shape."""
 
@@ -105,7 +105,8 @@ class Rule:
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         """The parameter and the state after one step; elementwise unless the class says otherwise."""
         state, decay = self.advance(self.gradient(param, grad), state, c), self.decay(c)
-        return (param if decay is None else param * decay) - self.displacement(state, c), state
+        times, less = (Tensor.mul_, Tensor.sub_) if self.in_place else (Tensor.mul, Tensor.sub)
+        return less(param if decay is None else times(param, decay), self.displacement(state, c)), state
 
     # --------------------------------------------- a rule of averages has these in the place of `update`
 

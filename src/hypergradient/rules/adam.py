@@ -37,7 +37,7 @@ class Adam(Rule):
 
     def displacement(self, state: State, c: tuple[Tensor, ...]) -> Tensor:
         v = state["max_exp_avg_sq" if self.amsgrad else "exp_avg_sq"]
-        return c[0] * state["exp_avg"] * (sqrt(v) + c[1]).reciprocal_()
+        return c[0] * state["exp_avg"] / (sqrt(v) + c[1])
 
     def coefficients_slopes(self, step: Tensor, c: tuple[Tensor, ...]) -> dict[tuple[int, str], Tensor]:
         rest1, rest2 = 1 - self.beta1**step, 1 - self.beta2**step
