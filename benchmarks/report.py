@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -148,7 +149,7 @@ def draw_ratios(axes: Axes, table: Table, names: list[str], scale: str) -> None:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(axis="x", color="#e6e6e6", linewidth=0.6)
-    axes.set_title(table.title.replace(": ", "\n").replace(", batch", "\nbatch"), fontsize=9)
+    axes.set_title("\n".join(textwrap.wrap(table.title, 34)), fontsize=9)
     axes.set_yticks(range(len(names)), labels=names)
 
 
