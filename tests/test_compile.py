@@ -108,9 +108,12 @@ def test_values_schedules_and_steps_do_not_compile_again(monkeypatch):
     assert counter.frame_count == made
 
 
-def test_without_a_compiler_one_warning_then_eager(monkeypatch):
+@pytest.mark.parametrize("error", [OSError, torch._dynamo.exc.Unsupported], ids=lambda error: error.__name__)
+def test_without_a_compiler_one_warning_then_eager(monkeypatch, error):
+    """Or with one of a version that cannot take the step."""
+
     def broken(graph, inputs):
-        raise OSError("no C++ compiler found")
+        raise error("no C++ compiler found")
 
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **options: compiler(f, **{**options, "backend": broken}))

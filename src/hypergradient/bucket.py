@@ -33,7 +33,7 @@ EAGER = Engine(compile=False)
 
 # The allocator of glibc gives freed memory back to the system beyond a bound that follows the largest block it has seen
 # freed. Where that is small, as in the training of a small network, a step spends most of its time on page faults.
-torch.empty(16 * PIECE, device="cpu")
+torch.empty(16 * PIECE, dtype=torch.float32, device="cpu")
 
 
 class Bucket:

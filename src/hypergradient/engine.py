@@ -42,9 +42,10 @@ class Engine:
             self._compiled[function, form] = _compiled(function, form, dynamic)
         try:
             return self._compiled[function, form](*tensors)
-        except torch._dynamo.exc.BackendCompilerFailed as error:  # before anything has run, so nothing is done twice
-            self.compile = False
-            cause = f"{type(error.inner_exception).__name__}: {error.inner_exception}".splitlines()[0]
+        except (torch._dynamo.exc.BackendCompilerFailed, torch._dynamo.exc.Unsupported) as error:
+            self.compile = False  # before anything has run, so nothing is done twice
+            inner = getattr(error, "inner_exception", error)
+            cause = f"{type(inner).__name__}: {inner}".splitlines()[0]
             warnings.warn(f"compile=True: no working compiler, going on without ({cause})", RuntimeWarning, stacklevel=2)
             return function(*arguments)
 

@@ -68,10 +68,10 @@ class Step:
         replays, left: whether it is read by a replay; the names under which is saved what a step leaves behind for it.
         averaging: whether the rule is one of averages.
         weights: of which averages the weight depends on what is tuned; which coefficient it is.
-        closed: whether the derivatives are had in closed form.
+        closed_numbers, closed_elements: whether the derivatives of coefficients and of elements are had in closed form.
     """
 
-    closed = False
+    closed_elements = False
 
     def __init__(self, rule: Rule, names: tuple[str, ...], off: frozenset[str] = frozenset()) -> None:
         self.rule, self.names = rule.at({}, off=off), names
@@ -83,6 +83,7 @@ class Step:
             raise ValueError(f"{type(rule).__name__}: the state {reserved[0]!r} has a name that is kept for the optimizer")
         self.links, self.coefficients = self._links()
         self.linked = sorted({i for i, _ in self.links})
+        self.closed_numbers = rule.closed("coefficients")
         self.jacobian = 1 + len(self.order) + len(names) + self.coefficients
         self.rows = self.jacobian + self.coefficients * len(names)
         self.averaging = all(getattr(type(rule), n) is getattr(Rule, n) for n in ("update", "advance"))
@@ -122,9 +123,9 @@ class Step:
         self.weights = {n: i for n, w in weights.items() for i in self.linked if w is c[i]}
         if any(x.requires_grad for x in at.advance(gradient, self.rule.init(one), c).values()):
             plain = gradient is one and averages.keys() == set(self.state) and self.weights.keys() == weights.keys() != set()
-            if not plain or any(x.requires_grad for x, _ in averages.values()):
+            if not plain or at.follows({}, dict.fromkeys(averages, one)) or any(x.requires_grad for x, _ in averages.values()):
                 return "sensitivity"
-        self.closed = self.rule.closed("displacement") and (decay is None or any(decay is x for x in c))
+        self.closed_elements = self.rule.closed("displacement") and (decay is None or any(decay is x for x in c))
         if self.fading or self.rule.normalize:
             return "sensitivity"
         if not weights:
@@ -157,7 +158,7 @@ class Step:
             return at, [x if isinstance(x, Tensor) else values.new_tensor(x) for x in at.coefficients(count)]
 
         slope: Tensor | None
-        if self.linked and not self.rule.closed("coefficients"):
+        if self.linked and not self.closed_numbers:
             # one reverse pass gives all derivatives: each coefficient is made of a copy of its own
             own = torch.eye(k, dtype=values.dtype, device=values.device).unsqueeze(2).expand(k, k, sets)
 
@@ -215,12 +216,12 @@ class Step:
             return (new,), new_state
 
         t = len(self.names)
-        if self.closed:
+        if self.closed_elements:
             at = self.rule.at(numbers.values)
             (new,), new_state = step(at.at({}, in_place=not self.weights and at.decay(numbers.c) is None), numbers.c)
             moved = self.moved(at, -1.0, param, new_state, numbers.c)
             averages = at.averages(grad, numbers.c) if self.weights else {}
-            for n, i in self.weights.items():
+            for n, i in ((n, i) for n, i in self.weights.items() if n in moved):
                 moved[i] = moved.get(i, 0.0) + moved[n] * (averages[n][0] - state[n])
             found = [None] * t + [moved.get(i) for i in range(self.coefficients)]
         else:
@@ -235,8 +236,9 @@ class Step:
     def moved(self, at: Rule, u: Tensor | float, before: Tensor, state: State, c: tuple[Tensor, ...]) -> dict[Any, Tensor]:
         """As `Rule.displacement_slopes`, of ``displacement - decay * before``: of the whole step, given the averages."""
         found: dict[Any, Tensor] = dict(at.displacement_slopes(u, state, c, (*self.linked, *self.weights)))
-        if (decay := at.decay(c)) is not None:
-            found |= {i: -u * before for i, x in enumerate(c) if x is decay}
+        decay = at.decay(c)
+        for i in [i for i in self.linked if c[i] is decay]:
+            found[i] = found.get(i, 0.0) - u * before
         return found
 
     def replay(
@@ -258,11 +260,11 @@ class Step:
             by element, or the sum over all.
         """
         at, c, t = self.rule.at(numbers.values), numbers.c, len(self.names)
-        before = param
-        if (decay := at.decay(c)) is not None:
+        before, decay = param, at.decay(c)
+        if decay is not None:
             before = torch.where(decay == 0, param, (param + at.displacement(state, c)) / decay)
         found: Sequence[Tensor | None]
-        if self.closed:
+        if self.closed_elements:
             moved = self.moved(at, cotangent, before, state, c)
             found = [*[None] * t, *(moved.get(x) for x in (*range(self.coefficients), *self.weights))]
         else:
@@ -278,7 +280,9 @@ class Step:
         averages = {} if last is None else at.averages(last, c)
         through: list[Tensor | None] = [None] * self.coefficients
         for (n, i), slope in zip(self.weights.items(), found[t + self.coefficients :], strict=True):
-            through[i] = slope if slope is None else (averages[n][0] - state[n]) * slope
+            if slope is not None:
+                slope = (averages[n][0] - state[n]) * slope
+                through[i] = slope if (others := through[i]) is None else others + slope
         yield from through
 
     def products(self, u: Tensor, kept: Tensors) -> Iterator[Tensor]:
@@ -300,15 +304,13 @@ class Step:
         Returns:
             shape: (1 or 3, tuned, segments)
         """
-        spread, total = maps or (lambda x: x, lambda x: x.sum() if x.ndim else x)
-        numbers, sums = self.numbers(spread(last)) if self.replays else None, []
+        spread, total = maps or (lambda x: x, lambda x: (x.sum() if x.ndim else x).view(1))
+        numbers, zero, sums = self.numbers(spread(last)) if self.replays else None, last.new_zeros(last.shape[1]), []
         for param, u, state, kept in pieces:
             u, param, old = u.to(last.dtype), param.to(last.dtype), dict(zip(self.state, state, strict=True))
             terms = self.replay(numbers, u, param, old, *kept) if numbers else self.products(u, kept)
-            some = [None if x is None else total(x) for x in terms]
-            zero = torch.zeros_like(([x for x in some if x is not None] or [total(u)])[0])
-            sums.append(torch.stack([zero if x is None else x for x in some]))
-        found = (sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)).view(len(sums[0]), -1)
+            sums.append(torch.stack([zero if x is None else total(x) for x in terms]))
+        found = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
         t, k = len(self.names), self.coefficients
         if not self.replays:
             return found.view(self.pairs, t, -1)
@@ -332,6 +334,8 @@ class Step:
         for param, grad, state, kept in pieces:
             old, p, g = dict(zip(self.state, state, strict=True)), param.to(now.dtype), grad.to(now.dtype)
             sensitivity: list[Tensor] = []
+            if self.keeps == "gradient":
+                kept[0].copy_(g)
             if self.replays or not self.names:
                 new, new_state = self.rule.at(numbers.values, in_place=self.averaging).update(p, g, old, numbers.c)
             elif self.rule.elementwise:
@@ -342,8 +346,6 @@ class Step:
                 raise ValueError(
                     f"{type(self.rule).__name__}: init returns a state of {sorted(old)}, update one of {sorted(new_state)}"
                 )
-            if self.keeps == "gradient":
-                kept[0].copy_(g)
             for t, slope in zip(kept, sensitivity, strict=False):  # what is not finite would stay for ever
                 t.copy_(finite_or_zero(t * self.fading + slope) if self.fading else slope)
             pairs = [(t, x) for t, x in ((param, new), *((old[n], x) for n, x in new_state.items())) if x is not t]
