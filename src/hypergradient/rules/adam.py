@@ -33,7 +33,7 @@ class Adam(Rule):
         return {"exp_avg": (grad, c[2]), "exp_avg_sq": (grad * grad, c[3])}
 
     def follows(self, others: State, averages: State) -> State:
-        return {n: torch.maximum(others[n], averages["exp_avg_sq"]) for n in ["max_exp_avg_sq"] * self.amsgrad}
+        return {"max_exp_avg_sq": torch.maximum(others["max_exp_avg_sq"], averages["exp_avg_sq"])} if self.amsgrad else {}
 
     def displacement(self, state: State, c: tuple[Tensor, ...]) -> Tensor:
         v = state["max_exp_avg_sq" if self.amsgrad else "exp_avg_sq"]
