@@ -119,7 +119,8 @@ def picture(lines: Sequence[Line], figure: Figure) -> None:
             if (model, name, 0) in torches:
                 axes.plot(HEIGHTS, [torches[model, name, h][1] for h in HEIGHTS], label=name, **style)
         axes.axhline(1, color="#999999", linewidth=1)
-        frame(axes, title=model, xlabel="height", ylabel="iteration, × torch.optim", xticks=list(HEIGHTS), ylim=(0.8, None))
+        frame(axes, title=model, xlabel="height", ylabel="iteration, × torch.optim", xticks=list(HEIGHTS))
+        axes.set_ylim(0.8, axes.dataLim.y1 + 0.03)  # the marker of the highest is not to be cut
         axes.legend(frameon=False)
 
 
