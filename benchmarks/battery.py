@@ -1,4 +1,4 @@
-"""The battery of `tests.battery` on our rules and on optimizers of others; writes the table of the documentation.
+"""The battery of `benchmarks.probes` on our rules and on optimizers of others; writes the table of the documentation.
 
     python -m benchmarks.battery [--only NAME] [--out docs/battery.md]
 
@@ -18,8 +18,9 @@ import torch
 from gradient_descent_the_ultimate_optimizer import gdtuo
 from prodigyopt import Prodigy
 from schedulefree import AdamWScheduleFree
-from tests.battery import PROBES, Contestant, ours, run
 from torch import nn
+
+from .probes import PROBES, Contestant, ours, run
 
 VERSIONS = ("torch", "prodigyopt", "schedulefree", "gradient-descent-the-ultimate-optimizer")
 
@@ -84,8 +85,8 @@ def report(rows: dict[str, dict[str, str]], refusing: dict[str, set[str]]) -> st
     lines = [
         "# The battery",
         "",
-        "Thirteen probes of what scripts and trainers do with their optimizer, one process: `tests/battery.py` says what each",
-        "asks. The tests run them on our rules; the others are here for the record, in their default settings.",
+        "Thirteen probes of what scripts and trainers do with their optimizer, one process: `benchmarks/probes.py` says what",
+        "each asks. The tests run them on our rules; the others are here for the record, in their default settings.",
         f"Made with `python -m benchmarks.battery` on {datetime.date.today().isoformat()}, Python {platform.python_version()},",
         f"CPU, float32; {versions}.",
         "",

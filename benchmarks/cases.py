@@ -11,38 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from experiments.models import MLP, ResNet20
+from experiments.timing import Maker, Run, Time, interleave, ours, quartiles, ratio, training
 from torch import nn
 
-from .contestants import (
-    ALL,
-    BASELINES,
-    COMPILED,
-    FOREACH,
-    FUSED,
-    HEIGHTS,
-    REFERENCES,
-    TOWERS,
-    Maker,
-    adams,
-    ours,
-    reference,
-    tall,
-)
-from .measure import (
-    Run,
-    Time,
-    cold_and_warm,
-    first_steps,
-    fresh,
-    gradients,
-    interleave,
-    peak_bytes,
-    quartiles,
-    ratio,
-    step_alone,
-    training,
-)
-from .problems import TASKS, GPTBlock, shapes
+from .contestants import ALL, BASELINES, COMPILED, FOREACH, FUSED, HEIGHTS, REFERENCES, TOWERS, adams, reference, tall
+from .measure import cold_and_warm, first_steps, fresh, gradients, peak_bytes, step_alone
+from .problems import PROBLEMS, GPTBlock, shapes
 
 Tick = Callable[[float], None]
 """Is told the part of a case that is done, from 0 to 1."""
@@ -124,7 +98,7 @@ def iterations(title: str, problem: str, seconds: float, quick: bool, tick: Tick
     """Whole training iterations."""
     skipped = REFERENCES if problem == "lstm" else {}
     makers = {name: make for name, make in ALL.items() if name not in {**BASELINES, **skipped}}
-    rows = contest(lambda make: training(make, TASKS[problem]), makers, GROUPS, QUICK if quick else seconds, tick)
+    rows = contest(lambda make: training(make, PROBLEMS[problem]), makers, GROUPS, QUICK if quick else seconds, tick)
     note = TIMES + (" The reference implementation cannot train nn.LSTM." if skipped else "")
     return {f"train-{problem}": Table(title, note, named(rows, {**BASELINES, **makers}))}
 

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from experiments.timing import Maker, Optimizer, Reference, ours
 from gradient_descent_the_ultimate_optimizer import gdtuo
 from prodigyopt import Prodigy
 from schedulefree import AdamWScheduleFree
 from torch import nn
 
-from hypergradient import POSITIVE, SGD, Adam, Hyperoptimizer, Rule, Tower
-
-
-class Optimizer(Protocol):
-    """What the measurements need of an optimizer."""
-
-    def zero_grad(self) -> None:
-        """Called before the forward pass."""
-
-    def step(self) -> Any:
-        """Called after the backward pass."""
-
-
-Maker = Callable[[nn.Module], Optimizer]
+from hypergradient import POSITIVE, SGD, Adam, Rule, Tower
 
 FOREACH, FUSED = "torch Adam, foreach", "torch Adam, fused"
 
@@ -45,31 +33,6 @@ def tall(height: int) -> Rule | Tower:
     for level in range(height):
         tower = tower / Adam(lr=1e-8 if level else 1e-6)
     return tower
-
-
-class Reference:
-    """An optimizer of the reference implementation, with the interface of the others. It cannot train `nn.LSTM`.
-
-    Its hypergradients are made in the backward pass, which goes on through the last update.
-    """
-
-    def __init__(self, module: nn.Module, optimizer: gdtuo.Optimizable) -> None:
-        self.wrapper = gdtuo.ModuleWrapper(module, optimizer)
-        self.wrapper.initialize()
-
-    def zero_grad(self) -> None:
-        """Make the parameters leaves of the next backward pass."""
-        self.wrapper.begin()
-        self.wrapper.zero_grad()
-
-    def step(self) -> None:
-        """Put new parameters into the module."""
-        self.wrapper.step()
-
-
-def ours(tower: Rule | Tower, compile: bool) -> Maker:
-    """A tower, eager or compiled."""
-    return lambda module: Hyperoptimizer(module.parameters(), tower, compile=compile)
 
 
 def reference(above: Callable[[], gdtuo.Optimizable]) -> Maker:

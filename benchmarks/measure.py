@@ -1,54 +1,23 @@
-"""How time and memory are measured."""
+"""How a step alone is timed, memory counted and compiling timed; whole iterations are timed by `experiments.timing`."""
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from experiments.models import loss
+from experiments.timing import Maker, Reference, Run, Time, iterate
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from .contestants import Maker, Optimizer, Reference
-from .problems import Shapes, Task
-
-WARM_UP = 4
-"""Iterations before the first that counts: what is compiled is compiled in the first three."""
-WARM_BYTES = 30 * 2**20
-"""A block to allocate and free first. glibc returns freed memory to the system, at the price of page faults in every step,
-above a threshold that grows with the largest block freed so far; in a training an activation has raised it long ago."""
-
-
-class Time(NamedTuple):
-    """Of one training iteration, in ms."""
-
-    iteration: float
-    step: float
-
-
-Run = Callable[[], Time]
-Backward = Callable[[nn.Module], Any]
-
-
-def iterate(module: nn.Module, optimizer: Optimizer, backward: Backward) -> Time:
-    """One training iteration; `backward` makes the gradients."""
-    start = perf_counter()
-    optimizer.zero_grad()
-    backward(module)
-    middle = perf_counter()
-    optimizer.step()
-    end = perf_counter()
-    return Time(1e3 * (end - start), 1e3 * (end - middle))
+from .problems import Shapes
 
 
 class Bare(nn.Module):
@@ -88,57 +57,6 @@ def step_alone(make: Maker, shapes: Shapes, grads: Iterator[list[Tensor]]) -> Ru
         return Time(step, step)
 
     return run
-
-
-def training(make: Maker, task: Task, batches: int = 8) -> Run:
-    """Whole iterations, on a few batches in turn."""
-    torch.manual_seed(0)
-    module = task.model()
-    data = [task.batch() for _ in range(batches)]
-    optimizer = make(module)
-    turn = 0
-
-    def run() -> Time:
-        nonlocal turn
-        turn += 1
-        x, y = data[turn % batches]
-        return iterate(module, optimizer, lambda module: loss(module(x), y).backward())
-
-    return run
-
-
-def interleave(runs: dict[str, Run], seconds: float, least: int, tick: Callable[[float], None]) -> dict[str, list[Time]]:
-    """Times of everybody in rounds, each in an order of its own; `tick` is told the part that is done.
-
-    Args:
-        seconds: how long, without the warm-up.
-        least: of how many rounds at least.
-    """
-    torch.empty(WARM_BYTES, dtype=torch.uint8)
-    for run in runs.values():
-        for _ in range(WARM_UP):
-            run()
-    gc.collect()
-    times: dict[str, list[Time]] = {name: [] for name in runs}
-    order, shuffle = list(runs), random.Random(0).shuffle
-    start, rounds, past = perf_counter(), 0, 0.0
-    while past < seconds or rounds < least:
-        shuffle(order)
-        for name in order:
-            times[name].append(runs[name]())
-        rounds, past = rounds + 1, perf_counter() - start
-        tick(min(past / seconds, rounds / least))
-    return times
-
-
-def quartiles(sample: list[float]) -> list[float]:
-    """Lower quartile, median, upper quartile."""
-    return statistics.quantiles(sample, n=4, method="inclusive") if len(sample) > 1 else 3 * sample
-
-
-def ratio(sample: list[float], base: list[float]) -> list[float]:
-    """Quartiles of the ratios within each round: what disturbs a round disturbs both."""
-    return quartiles([a / b for a, b in zip(sample, base, strict=True)])
 
 
 def peak_bytes(make: Maker, shapes: Shapes, iterations: int = 4) -> dict[str, float]:

@@ -1,12 +1,12 @@
-"""The models, as modules that return logits, and the shapes of their parameters."""
+"""What is trained: the models of the paper and a GPT, as modules that return logits; and the shapes of their parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
-from experiments.models import MLP, CharLSTM, ResNet20
+from experiments import timing
+from experiments.timing import VOCABULARY, Problem, characters
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -51,31 +51,7 @@ def shapes(make: Callable[[], nn.Module]) -> Shapes:
         return [p.shape for p in make().parameters()]
 
 
-class Task(NamedTuple):
-    """A model to train on random data: both made from the present seed."""
-
-    model: Callable[[], nn.Module]
-    batch: Callable[[], tuple[Tensor, Tensor]]
-    """Inputs and the classes of all outputs."""
-
-
-def characters(batch: int, sequence: int) -> tuple[Tensor, Tensor]:
-    """Random text and, for each character, the next one."""
-    text = torch.randint(VOCABULARY, (batch, sequence + 1))
-    return text[:, :-1], text[:, 1:]
-
-
-def images(batch: int) -> tuple[Tensor, Tensor]:
-    """Random images of 32 × 32, channels last, and their classes."""
-    return torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last), torch.randint(10, (batch,))
-
-
-VOCABULARY = 82
-"""Different characters in War and Peace."""
-
-TASKS = {
-    "mlp": Task(MLP, lambda: (torch.rand(256, 1, 28, 28), torch.randint(10, (256,)))),
-    "resnet": Task(lambda: ResNet20(projection=True).to(memory_format=torch.channels_last), lambda: images(128)),
-    "lstm": Task(lambda: CharLSTM(VOCABULARY), lambda: characters(50, 50)),
-    "gpt": Task(lambda: GPT(VOCABULARY, layers=4, width=128, heads=4, sequence=64), lambda: characters(12, 64)),
+PROBLEMS = {
+    **timing.PROBLEMS,
+    "gpt": Problem(lambda: GPT(VOCABULARY, layers=4, width=128, heads=4, sequence=64), lambda: characters(12, 64)),
 }

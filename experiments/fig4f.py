@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks import measure, problems
-from benchmarks.contestants import Maker, Reference, ours
 from gradient_descent_the_ultimate_optimizer import gdtuo
 from matplotlib.figure import Figure
 from torch import nn
@@ -24,6 +22,7 @@ from .paper import adam, sgd, stack
 from .results import Claim, Experiment, Line, frame, styles, table, verdict
 from .runner import Settings, Store
 from .tasks import Task
+from .timing import PROBLEMS, Maker, Reference, interleave, ours, quartiles, ratio, training
 from .trial import Result, Tick, Trial, about
 
 HEIGHTS = range(4)
@@ -71,16 +70,16 @@ def run(trial: Trial, task: Task | None, device: str, folder: Path, tick: Tick) 
     """Time all contestants on one model; a step of the trial is a second."""
     makers = contestants(trial.at["model"], trial.compile)
     begin = time.monotonic()
-    model = problems.TASKS[MODELS[trial.at["model"]]]
-    runs = {f"{name}, {h}": measure.training(make, model) for (name, h), make in makers.items()}
-    times = measure.interleave(runs, trial.steps, min(10, trial.steps), lambda part: tick(int(part * trial.steps)))
+    problem = PROBLEMS[MODELS[trial.at["model"]]]
+    runs = {f"{name}, {h}": training(make, problem) for (name, h), make in makers.items()}
+    times = interleave(runs, trial.steps, min(10, trial.steps), lambda part: tick(int(part * trial.steps)))
     base = [time.iteration for time in times[f"{BASE}, 0"]]
     rows = []
     for name, h in makers:
         found = [time.iteration for time in times[f"{name}, {h}"]]
-        ratio = measure.ratio(found, base)
-        level = measure.ratio(found, [time.iteration for time in times[f"{name}, 0"]])
-        rows.append({"name": name, "height": h, "ms": measure.quartiles(found), "× torch": ratio, "× height 0": level})
+        level = ratio(found, [time.iteration for time in times[f"{name}, 0"]])
+        row = {"name": name, "height": h, "ms": quartiles(found), "× torch": ratio(found, base), "× height 0": level}
+        rows.append(row)
     return {**about(device), "seconds": round(time.monotonic() - begin, 1), "rounds": len(base), "rows": rows}
 
 

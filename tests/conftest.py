@@ -1,4 +1,4 @@
-"""What tests of other people's software share."""
+"""What tests ask for by name."""
 
 import os
 from pathlib import Path
@@ -16,6 +16,12 @@ def float32():
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(torch.float64)
+
+
+@pytest.fixture
+def fresh_compiler():
+    """One that remembers nothing."""
+    torch._dynamo.reset()
 
 
 @pytest.fixture(scope="session")

@@ -5,15 +5,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from frameworks import LOG, TOWER, batches, network, warm_up
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer
-
-TOWERS = [
-    Adam(lr=0.01) / Adam(lr=1e-3) / SGD(lr=1e-5),
-    AdamW(lr=1e-3, tune="lr", charts={"lr": POSITIVE}, horizon=20, normalize="cosine") / SGD(lr=0.1),
-]
+from hypergradient import Hyperoptimizer
 
 
 @pytest.fixture(autouse=True)
@@ -24,23 +19,12 @@ def fresh(float32):
         state._reset_state()
 
 
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
-
-
-def batches():
-    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
-    return DataLoader(TensorDataset(x, torch.sin(2 * x[:, :2])), batch_size=8)
-
-
 def prepared(tower, **options):
     """What a script has after ``prepare``."""
     accelerator, model = Accelerator(cpu=True, **options), network()
     optimizer = Hyperoptimizer(model.parameters(), tower)
     optimizer.hyperparameters()  # nothing that it remembers may be stale after prepare
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, (t + 1) / 4))
-    return accelerator, *accelerator.prepare(model, optimizer, batches(), schedule)
+    return accelerator, *accelerator.prepare(model, optimizer, batches(), warm_up(optimizer))
 
 
 def run(accelerator, model, optimizer, loader, schedule, epochs=1):
@@ -59,7 +43,7 @@ def run(accelerator, model, optimizer, loader, schedule, epochs=1):
     return losses
 
 
-@pytest.mark.parametrize("tower", TOWERS, ids=repr)
+@pytest.mark.parametrize("tower", [TOWER, LOG], ids=repr)
 def test_accelerate_prepare_changes_nothing(tower):
     """The same weights, to the last bit, as in a loop without Accelerate."""
     accelerator, model, optimizer, loader, schedule = prepared(tower)
@@ -68,7 +52,7 @@ def test_accelerate_prepare_changes_nothing(tower):
     losses = run(accelerator, model, optimizer, loader, schedule, epochs=3)
     twin = network()
     other = Hyperoptimizer(twin.parameters(), tower)
-    schedule = torch.optim.lr_scheduler.LambdaLR(other, lambda t: min(1.0, (t + 1) / 4))
+    schedule = warm_up(other)
     expected = []
     for _ in range(3):
         for x, y in batches():
@@ -84,7 +68,7 @@ def test_accelerate_prepare_changes_nothing(tower):
     torch.testing.assert_close(list(model.parameters()), list(twin.parameters()), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("tower", TOWERS, ids=repr)
+@pytest.mark.parametrize("tower", [TOWER, LOG], ids=repr)
 def test_accelerate_resumes_from_its_checkpoint(tmp_path, tower):
     one = prepared(tower)
     run(*one)
@@ -100,7 +84,7 @@ def test_accelerate_resumes_from_its_checkpoint(tmp_path, tower):
 
 @pytest.mark.parametrize("options", [{"mixed_precision": "bf16"}, {"gradient_accumulation_steps": 2}], ids=str)
 def test_accelerate_with_its_options(options):
-    accelerator, model, optimizer, loader, schedule = prepared(TOWERS[1], **options)
+    accelerator, model, optimizer, loader, schedule = prepared(LOG, **options)
     losses = run(accelerator, model, optimizer, loader, schedule, epochs=20)
     assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
     assert optimizer.optimizer.hyperparameters()[0]["lr"] > 2e-3
@@ -111,7 +95,7 @@ def test_accelerate_with_its_options(options):
 
 def test_accelerate_says_when_a_step_was_skipped():
     """With a scaler, a step whose gradients are not finite is skipped on all levels, and Accelerate knows."""
-    _, model, optimizer, loader, _ = prepared(TOWERS[0])
+    _, model, optimizer, loader, _ = prepared(TOWER)
     optimizer = AcceleratedOptimizer(optimizer.optimizer, scaler=torch.amp.GradScaler("cpu", init_scale=16.0))
     skipped = []
     for t, (x, y) in enumerate(loader):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from battery import PROBES, ours, run
+from benchmarks.probes import PROBES, ours, run
 
 TABLE = Path(__file__).parent.parent / "docs" / "battery.md"
 

@@ -8,16 +8,10 @@ from benchmarks import cases
 from benchmarks.__main__ import main
 from benchmarks.contestants import ALL, BASELINES, BETAS, FUSED, REFERENCES
 from benchmarks.measure import peak_bytes
-from benchmarks.problems import TASKS, shapes
+from benchmarks.problems import PROBLEMS, shapes
 from experiments.models import MLP, ResNet20, loss
 
-
-@pytest.fixture(autouse=True)
-def single_precision():
-    """What the benchmarks are for."""
-    torch.set_default_dtype(torch.float32)
-    yield
-    torch.set_default_dtype(torch.float64)
+pytestmark = pytest.mark.usefixtures("float32")
 
 
 def test_a_case_leaves_numbers_text_and_a_picture(monkeypatch, tmp_path):
@@ -31,10 +25,10 @@ def test_a_case_leaves_numbers_text_and_a_picture(monkeypatch, tmp_path):
         assert [row["contestant"] for row in results[case]["rows"]] == names
         for row in results[case]["rows"]:
             assert row["runs"] >= 3
-            assert row["ms"] == sorted(row["ms"])
-            assert row["× (b)"] == [1, 1, 1] or row["contestant"] != FUSED
+            assert row["ms"][0] > 0
+            assert (row["× (b)"] == [1, 1, 1]) == (row["contestant"] == FUSED)
     assert "| torch Adam, fused | " in (tmp_path / "benchmarks.md").read_text()
-    assert (tmp_path / "benchmarks.png").stat().st_size > 0
+    assert (tmp_path / "benchmarks.png").stat().st_size > 10_000
 
 
 def test_bytes_of_what_is_known():
@@ -54,9 +48,9 @@ def test_the_models_have_the_sizes_they_are_named_for():
     assert shapes(MLP)[0] == (128, 784)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_every_output_of_a_model_has_a_class(task):
-    model, (x, y) = TASKS[task].model(), TASKS[task].batch()
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_every_output_of_a_model_has_a_class(problem):
+    model, (x, y) = PROBLEMS[problem].model(), PROBLEMS[problem].batch()
     assert model(x[:2]).shape[:-1] == y[:2].shape
     loss(model(x[:2]), y[:2]).backward()
     assert all(p.grad is not None for p in model.parameters())

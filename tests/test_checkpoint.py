@@ -11,8 +11,8 @@ import time
 import pytest
 import torch
 import workers
-from test_distributed import EXACT, SAME, assert_same
-from workers import PLANS, context, launch
+from helpers import EXACT
+from workers import PLANS, SAME, assert_same, context, launch
 
 from hypergradient import SGD, Adam, AdamW
 

@@ -5,25 +5,19 @@ import warnings
 import pytest
 import torch
 from cases import loss, parameters, train
+from helpers import TOWER, clones, compiler
 from torch._dynamo.testing import CompileCounter
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from hypergradient import POSITIVE, SGD, Adagrad, Adam, Hyperoptimizer, Muon, RMSprop
 
-# the compiler of torch 2.13 itself imports what torch 2.13 deprecates
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+pytestmark = [compiler, pytest.mark.usefixtures("fresh_compiler")]
 
 TOWERS = [
-    Adam(lr=0.01) / Adam(lr=1e-3) / SGD(lr=1e-5),
+    TOWER,
     SGD(lr=0.1, momentum=0.5, charts={"lr": POSITIVE}, horizon=5, normalize="cosine") / RMSprop(lr=0.01),
     Adagrad(lr=0.1) / SGD(lr={"lr": 0.01}) / SGD(lr=1e-3),
 ]
-
-
-@pytest.fixture(autouse=True)
-def fresh():
-    """A compiler that remembers nothing."""
-    torch._dynamo.reset()
 
 
 def pair(tower, steps=12, matrix=False, **options):
@@ -72,7 +66,7 @@ def test_a_compiled_step_takes_another_loss_to_tune_on():
     runs = []
     for compile in (False, True):
         mine = parameters()
-        optimizer = Hyperoptimizer(mine, TOWERS[0], compile=compile)
+        optimizer = Hyperoptimizer(mine, TOWER, compile=compile)
         losses = []
         for t in range(6):
             losses += train(optimizer, mine, 1, t)
@@ -91,7 +85,7 @@ def test_values_schedules_and_steps_do_not_compile_again(monkeypatch):
     counter, compiler = CompileCounter(), torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **options: compiler(f, **{**options, "backend": counter}))
     mine = parameters()
-    optimizer = Hyperoptimizer(mine[:2], Adam(lr=0.01) / Adam(lr=1e-3) / SGD(lr=1e-5), compile=True)
+    optimizer = Hyperoptimizer(mine[:2], TOWER, compile=True)
     train(optimizer, mine, 3)
     made = counter.frame_count
     assert made > 0
@@ -118,19 +112,19 @@ def test_without_a_compiler_one_warning_then_eager(monkeypatch, error):
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **options: compiler(f, **{**options, "backend": broken}))
     mine, twin = parameters(), parameters()
-    optimizer = Hyperoptimizer(mine, TOWERS[0], compile=True)
+    optimizer = Hyperoptimizer(mine, TOWER, compile=True)
     with pytest.warns(RuntimeWarning, match="compile=True: no working compiler.*no C.. compiler found") as caught:
         losses = train(optimizer, mine, 4)
     assert len(caught) == 1
-    assert losses == train(Hyperoptimizer(twin, TOWERS[0]), twin, 4)
+    assert losses == train(Hyperoptimizer(twin, TOWER), twin, 4)
 
 
 def test_a_resumed_optimizer_compiles_too():
     mine = parameters()
-    optimizer = Hyperoptimizer(mine, TOWERS[0], compile=True)
+    optimizer = Hyperoptimizer(mine, TOWER, compile=True)
     train(optimizer, mine, 3)
-    copies = [p.detach().clone().requires_grad_() for p in mine]
-    twin = Hyperoptimizer(copies, TOWERS[0], compile=True)
+    copies = clones(mine)
+    twin = Hyperoptimizer(copies, TOWER, compile=True)
     twin.load_state_dict(optimizer.state_dict())
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)

@@ -2,26 +2,13 @@
 
 import pytest
 import torch
-from test_optimizer import TOWERS
-from torch import nn
+from helpers import TOWER, TOWERS, compiler, network
 from torch._dynamo.testing import CompileCounter
 
 from hypergradient import SGD, Adam, Hyperoptimizer, Muon
 
-# the compiler of torch 2.13 itself imports what torch 2.13 deprecates
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+pytestmark = [compiler, pytest.mark.usefixtures("fresh_compiler")]
 MUON = Muon(lr=0.01) / SGD(lr=1e-4)
-
-
-@pytest.fixture(autouse=True)
-def fresh():
-    """A compiler that remembers nothing."""
-    torch._dynamo.reset()
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 5, bias=False), nn.Tanh(), nn.Linear(5, 2, bias=False))
 
 
 def batch(t):
@@ -34,7 +21,7 @@ def value_of(model, x):
 
 def plain(tower, steps=6):
     """Weights and hyperparameters of a training with nothing compiled."""
-    model = network()
+    model = network(bias=False)
     optimizer = Hyperoptimizer(model.parameters(), tower)
     for t in range(steps):
         optimizer.zero_grad()
@@ -49,30 +36,29 @@ def agree(one, other):
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 def test_a_compiled_model_trains_as_ever(backend):
-    tower = TOWERS[1]
-    model = network()
-    optimizer, fast = Hyperoptimizer(model.parameters(), tower), torch.compile(model, backend=backend)
+    model = network(bias=False)
+    optimizer, fast = Hyperoptimizer(model.parameters(), TOWER), torch.compile(model, backend=backend)
     for t in range(6):
         optimizer.zero_grad()
         value_of(fast, batch(t)).backward()
         optimizer.step()
-    agree([[p.detach() for p in model.parameters()], optimizer.hyperparameters()], plain(tower))
+    agree([[p.detach() for p in model.parameters()], optimizer.hyperparameters()], plain(TOWER))
 
 
 def test_a_compiled_model_s_parameters_can_be_given():
-    model = torch.compile(network(), backend="eager")
-    optimizer = Hyperoptimizer(model.parameters(), TOWERS[1])
+    model = torch.compile(network(bias=False), backend="eager")
+    optimizer = Hyperoptimizer(model.parameters(), TOWER)
     for t in range(6):
         optimizer.zero_grad()
         value_of(model, batch(t)).backward()
         optimizer.step()
-    agree([[p.detach() for p in model.parameters()], optimizer.hyperparameters()], plain(TOWERS[1]))
+    agree([[p.detach() for p in model.parameters()], optimizer.hyperparameters()], plain(TOWER))
 
 
 @pytest.mark.parametrize("tower", [*TOWERS, MUON], ids=repr)
 def test_a_function_that_calls_step_can_be_compiled(tower):
     """The step is the same, and neither new values nor a schedule are compiled again."""
-    model, counter = network(), CompileCounter()
+    model, counter = network(bias=False), CompileCounter()
     optimizer = Hyperoptimizer(model.parameters(), tower)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
     step, frames = torch.compile(lambda: optimizer.step(), backend=counter), []
@@ -89,7 +75,7 @@ def test_a_function_that_calls_step_can_be_compiled(tower):
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_whole_training_step_can_be_compiled(compile):
     tower = Adam(lr=0.01) / SGD(lr=1e-4)
-    model = network()
+    model = network(bias=False)
     optimizer = Hyperoptimizer(model.parameters(), tower, compile=compile)
 
     @torch.compile(backend="eager")

@@ -5,18 +5,18 @@
 | 1 | a torch.optim.Optimizer | test_optimizer::test_is_an_optimizer_that_trains, test_schedulers::test_scheduler |
 | 2 | constructor | test_constructor_takes_what_torch_optim_takes, test_errors::test_bad_input_is_named |
 | 3 | same leaves, in place | test_optimizer::test_parameters_stay_the_same_leaves_updated_in_place, ::test_tied_weights, |
-| | | ::test_models_can_be_copied_in_mid_training, ::test_frozen_and_unused_parameters_are_not_touched |
+| | | ::test_models_can_be_copied_in_mid_training, test_idle::test_frozen_and_unused_parameters_are_not_touched |
 | 4 | step is wrapped once | test_step_is_wrapped_once_for_hooks_and_profiler, test_battery::test_battery (step hooks) |
 | 5 | closure | test_optimizer::test_closure_is_called_with_gradients_and_its_loss_returned, test_battery::test_battery |
 | 6 | zero_grad | test_zero_grad_in_place_or_not_is_the_same, test_zero_grad_by_the_model |
-| 7 | grad None | test_optimizer::test_parameters_that_come_and_go_count_their_own_steps, test_no_gradient_at_all_is_no_step |
+| 7 | grad None | test_idle::test_parameters_that_come_and_go_count_their_own_steps, test_no_gradient_at_all_is_no_step |
 | 8 | state keyed by parameter | test_state_is_keyed_by_parameter |
 | 9 | casts in load_state_dict | |
 | | | test_precision::test_half_precision_parameters_keep_float32_hyperparameters_through_load_state_dict |
 | 10 | load_state_dict replaces | test_load_state_dict_replaces_groups_and_tensors |
-| 11 | getstate: pickle, deepcopy | test_optimizer::test_deepcopy_and_pickle, test_pickle_of_what_torch_save_takes_whole |
-| 12 | weights_only | test_optimizer::test_resume_is_exact_to_the_last_bit, test_weights_only_takes_every_state |
-| 13 | add_param_group | test_optimizer::test_add_param_group_in_mid_training, test_add_param_group_shares_no_object |
+| 11 | getstate: pickle, deepcopy | test_resume::test_deepcopy_and_pickle, test_pickle_of_what_torch_save_takes_whole |
+| 12 | weights_only | test_resume::test_resume_is_exact_to_the_last_bit, test_weights_only_takes_every_state |
+| 13 | add_param_group | test_groups::test_add_param_group_in_mid_training, test_add_param_group_shares_no_object |
 | 14 | schedulers write group["lr"] | test_schedulers::test_scheduler, test_schedulers::test_every_scheduler_class_is_covered |
 | 15 | monitors read float(group["lr"]) | test_monitors_read_a_float, test_lightning::test_learning_rate_monitor |
 | 16 | torch.compile | test_compile::test_values_schedules_and_steps_do_not_compile_again, test_battery::test_battery, |
@@ -24,12 +24,19 @@
 | 17 | GradScaler | test_precision::test_grad_scaler_skips_the_step_of_every_level, test_battery::test_battery |
 | 18 | clipping | test_clipping_hypergradients_are_of_the_clipped_gradients, test_optimizer::test_accumulation_and_clipping |
 | 19 | accumulation | test_accumulation_is_one_step_of_the_sum, test_optimizer::test_accumulation_and_clipping |
-| 20 | DDP | the tests with several processes |
-| 21 | FSDP2 | the tests with several processes |
-| 22 | DCP before the first step | the tests with several processes |
-| 23 | DCP flattening | the tests with several processes |
-| 24 | replaced parameters (FSDP2) | the tests with several processes, |
-| | | test_optimizer::test_parameters_may_be_replaced_after_construction |
+| 20 | DDP | test_distributed::test_ddp_hyperparameters_are_bit_identical_on_all_ranks_after_200_steps, |
+| | | ::test_ddp_equals_one_process_on_the_global_batch, |
+| | | ::test_zero_redundancy_optimizer_with_a_set_per_tensor_equals_one_process |
+| 21 | FSDP2 | test_distributed::test_fsdp2_equals_one_process, ::test_fsdp2_equals_one_process_for_every_rule, |
+| | | ::test_fsdp2_one_small_all_reduce_per_step_over_shard_dimensions_only, |
+| | | ::test_fsdp2_states_are_shards_and_towers_are_whole |
+| 22 | DCP before the first step | test_checkpoint::test_dcp_saving_before_the_first_step_moves_nothing, |
+| | | ::test_dcp_loads_into_an_optimizer_that_has_been_looked_at, |
+| | | test_distributed::test_fsdp2_a_warm_up_from_0_counts_its_first_step |
+| 23 | DCP flattening | test_checkpoint::test_dcp_flattening_resumes_on_two_ranks_to_the_last_bit, |
+| | | ::test_dcp_flattening_resumes_on_other_numbers_of_ranks, ::test_dcp_keeps_the_steps_of_each_parameter |
+| 24 | replaced parameters (FSDP2) | test_distributed::test_accelerate_swaps_parameters_for_shards_after_construction, |
+| | | test_groups::test_parameters_may_be_replaced_after_construction |
 | 25 | HF Trainer | test_transformers::test_trainer_with_decay_groups, ::test_trainer_resumes_from_its_checkpoint |
 | 26 | Lightning | test_lightning::test_automatic_optimization, ::test_manual_optimization, ::test_resume |
 | 27 | maximize | test_maximize_flips_the_sign_of_the_hypergradient, test_rules::test_maximize_equals_torch_optim |
@@ -42,30 +49,15 @@
 import copy
 import io
 import pickle
-import re
-from pathlib import Path
 
 import pytest
 import torch
 from cases import parameters, train
-from test_optimizer import TOWER, TOWERS, fit, forward, network
+from helpers import TOWER, TOWERS, fit, forward, network, stored
 from torch import nn
 from torch.optim import optimizer as hooks
 
 from hypergradient import SGD, Adam, AdamW, Hyperoptimizer
-
-HERE = Path(__file__)
-
-
-def test_every_row_names_tests_that_exist():
-    rows = [line.split("|")[1:4] for line in __doc__.splitlines() if re.match(r"\| (\d+)? ", line)]
-    assert [int(n) for n, *_ in rows if n.strip()] == list(range(1, 31))
-    file = HERE.stem
-    for _, _, tests in rows:
-        for module, test in re.findall(r"(?:(test_\w+)?::)?\b(test_\w+)", tests):
-            file = module or (file if f"::{test}" in tests else HERE.stem)
-            assert f"def {test}(" in HERE.with_name(f"{file}.py").read_text(), (file, test)
-
 
 INPUTS = {
     "tensors": lambda m: list(m.parameters()),
@@ -272,13 +264,10 @@ def test_weights_only_takes_every_state(tower, per):
     model = network()
     groups = [{"params": model[0].parameters()}, {"params": model[2].parameters()}]
     optimizer = Hyperoptimizer(groups, tower, per=per)
-    file = io.BytesIO()
     fit(optimizer, model, 2)
-    torch.save(optimizer.state_dict(), file)
+    torch.save(optimizer.state_dict(), file := io.BytesIO())
     assert b"hypergradient" not in file.getvalue()
-    file.seek(0)
-    loaded = torch.load(file, weights_only=True)
-    torch.testing.assert_close(loaded, optimizer.state_dict(), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(stored(optimizer.state_dict()), optimizer.state_dict(), rtol=0, atol=0, equal_nan=True)
 
 
 def test_add_param_group_shares_no_object():
@@ -419,59 +408,6 @@ def test_no_grad_around_the_step():
     torch.testing.assert_close(*runs, rtol=0, atol=0)
 
 
-# ------------------------------------------- what users do with state and parameters
-
-
-def reset_entries(optimizer):
-    """As a script does that restarts the momentum."""
-    for p, memory in optimizer.state.items():
-        memory["exp_avg"] = torch.zeros_like(p)
-
-
-def copy_entries(optimizer):
-    """As one does that moves the state to another device and back."""
-    for memory in optimizer.state.values():
-        memory.update({n: x.clone() for n, x in memory.items() if isinstance(x, torch.Tensor)})
-
-
-def clear(optimizer):
-    """As one does that starts anew from the present weights."""
-    optimizer.state.clear()
-
-
-EDITS = [reset_entries, copy_entries, clear]
-
-
-@pytest.mark.parametrize("edit", EDITS)
-def test_state_that_a_user_edits_is_used(edit):
-    runs = []
-    for kind in (lambda ps: Hyperoptimizer(ps, Adam(lr=0.01)), lambda ps: torch.optim.Adam(ps, lr=0.01)):
-        model = network()
-        optimizer = kind(model.parameters())
-        fit(optimizer, model, 4)
-        edit(optimizer)
-        fit(optimizer, model, 4, 4)
-        runs.append(list(model.parameters()))
-    torch.testing.assert_close(*runs, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("edit", EDITS)
-def test_state_that_a_user_has_edited_is_saved_as_it_is(edit):
-    """Or a checkpoint made later is of another training than the one that goes on."""
-    model = network()
-    optimizer = Hyperoptimizer(model.parameters(), TOWER)
-    fit(optimizer, model, 4)
-    edit(optimizer)
-    fit(optimizer, model, 4, 4)
-    twin = copy.deepcopy(model)
-    other = Hyperoptimizer(twin.parameters(), TOWER)
-    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    fit(optimizer, model, 4, 8)
-    fit(other, twin, 4, 8)
-    torch.testing.assert_close(list(twin.parameters()), list(model.parameters()), rtol=0, atol=0)
-    assert other.hyperparameters() == optimizer.hyperparameters()
-
-
 def test_load_state_dict_of_other_groups_says_so():
     model, twin = network(), network()
     groups = [{"params": twin[0].parameters()}, {"params": twin[2].parameters()}]
@@ -502,45 +438,6 @@ def test_a_step_in_backward():
     torch.testing.assert_close(list(model.parameters()), list(twin.parameters()), rtol=0, atol=0)
 
 
-LAYOUTS = {
-    "slices of one buffer": lambda x: torch.cat([x.flatten(), x.flatten()])[: x.numel()].view(x.shape),
-    "transposed": lambda x: x.T.contiguous().T,
-    "strided": lambda x: torch.stack([x, x], -1)[..., 0],
-}
-
-
-@pytest.mark.parametrize("size", [(3, 4), (400, 500)], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_parameters_of_any_layout_are_updated_in_place(layout, size):
-    x = torch.sin(torch.arange(float(size[0] * size[1]))).view(size)
-    mine, twin = layout(x).requires_grad_(), x.clone().requires_grad_()
-    pointer, stride = mine.data_ptr(), mine.stride()
-    for p in (mine, twin):
-        optimizer = Hyperoptimizer([p], Adam(lr=0.01, horizon=5) / SGD(lr=1e-6))
-        for t in range(4):
-            p.grad = torch.cos(p.detach() * t) if p is twin else layout(torch.cos(p.detach() * t))
-            optimizer.step()
-    torch.testing.assert_close(mine.detach(), twin.detach(), rtol=1e-8, atol=1e-12)
-    assert (mine.data_ptr(), mine.stride()) == (pointer, stride)
-
-
-def test_channels_last_and_expanded_gradients():
-    runs = []
-    for layout in (torch.contiguous_format, torch.channels_last):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 2, 3)).to(memory_format=layout)
-        bias = torch.zeros(5, requires_grad=True)
-        optimizer = Hyperoptimizer([*model.parameters(), bias], TOWER)
-        for t in range(5):
-            x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(t)).to(memory_format=layout)
-            optimizer.zero_grad()
-            (model(x).square().mean() + bias.sum()).backward()
-            optimizer.step()
-        assert model[0].weight.is_contiguous(memory_format=layout)
-        runs.append([[p.detach().contiguous() for p in model.parameters()], bias.detach()])
-    torch.testing.assert_close(*runs, rtol=1e-8, atol=1e-12)
-
-
 def test_a_subclass_made_on_the_fly_is_one_too():
     """As some frameworks wrap; with hooks, state and pickling as ever."""
     kind = type("Wrapped", (Hyperoptimizer,), {"__module__": __name__})
@@ -551,4 +448,6 @@ def test_a_subclass_made_on_the_fly_is_one_too():
     fit(other, twin, 3)
     assert optimizer.hyperparameters() == other.hyperparameters()
     assert type(copy.deepcopy(optimizer)) is type(pickle.loads(pickle.dumps(optimizer))) is kind
+    fit(other, twin, 2)
     other.load_state_dict(optimizer.state_dict())
+    assert other.hyperparameters() == optimizer.hyperparameters()

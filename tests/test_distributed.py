@@ -9,26 +9,15 @@ from functools import cache
 import pytest
 import torch
 import workers
-from workers import EVERY_RULE, PLANS, launch
+from helpers import EXACT
+from workers import EVERY_RULE, PLANS, SAME, assert_same, launch
 
 from hypergradient import Adam
-
-SAME = {"rtol": 1e-8, "atol": 1e-11, "equal_nan": True}
-EXACT = {"rtol": 0, "atol": 0, "equal_nan": True}
 
 
 @cache
 def alone(steps, rules=False):
     return workers.trained("alone", EVERY_RULE if rules else PLANS, steps)
-
-
-def assert_same(mine, theirs, options=SAME):
-    """Of each plan: weights, hyperparameters and hypergradients of all levels, and every tensor of the state."""
-    for name in mine.keys() | theirs.keys():
-        for what in mine[name]:
-            torch.testing.assert_close(
-                mine[name][what], theirs[name][what], **options, msg=lambda m, n=name, w=what: f"{n}, {w}: {m}"
-            )
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

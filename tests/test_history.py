@@ -2,7 +2,6 @@
 
 import copy
 import csv
-import io
 import json
 import math
 import pickle
@@ -10,10 +9,9 @@ import pickle
 import pytest
 import torch
 from cases import parameters, train
-from test_lightning import TOWER, Module, fit
-from test_memory import HEIGHT_3, NoHostSynchronization, tensors
-from test_transformers import TOWER as LLAMA
-from test_transformers import llama, trainer
+from frameworks import FINE, TOWER, Module, fit, lightning_advises, llama, trainer
+from helpers import HEIGHT_3, NoHostSynchronization, stored, tensors
+from lightning.pytorch.loggers import CSVLogger
 
 from hypergradient import POSITIVE, SGD, Adam, AdamW, History, Hyperoptimizer, RMSprop
 from hypergradient.callbacks import current, for_lightning, for_trainer
@@ -167,11 +165,9 @@ def test_a_tuned_run_is_repeated_with_a_plain_optimizer(tower, kind, options, pe
     for t in range(30):
         torch.testing.assert_close([p.detach() for p in again], ways[t], rtol=1e-10, atol=1e-10)
         if t == 15:  # it is checkpointed as every other one
-            saved = io.BytesIO()
-            torch.save([plain.state_dict(), scheduler.state_dict()], saved)
-            saved.seek(0)
+            saved = stored([plain.state_dict(), scheduler.state_dict()])
             scheduler = history.scheduler(plain)
-            for thing, state in zip((plain, scheduler), torch.load(saved, weights_only=True), strict=True):
+            for thing, state in zip((plain, scheduler), saved, strict=True):
                 thing.load_state_dict(state)
         train(plain, again, 1, t)
         scheduler.step()
@@ -219,10 +215,7 @@ def test_a_resumed_run_continues_its_history(keep):
     """With its state_dict it knows all; without, it still counts on."""
     _, _, whole = recorded(LOG, 12, every=2)
     mine, optimizer, history = recorded(LOG, 7, every=2)
-    saved = io.BytesIO()
-    torch.save([optimizer.state_dict(), history.state_dict()], saved)
-    saved.seek(0)
-    state, told = torch.load(saved, weights_only=True)
+    state, told = stored([optimizer.state_dict(), history.state_dict()])
     optimizer = Hyperoptimizer([{"params": mine[:2]}, {"params": mine[2:], "lr": 0.02}], LOG)
     again = History(optimizer, every=2)
     optimizer.load_state_dict(state)
@@ -360,14 +353,9 @@ def test_a_scheduler_for_another_number_of_groups(per, count):
 
 
 @pytest.mark.usefixtures("float32")
-@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
-@pytest.mark.filterwarnings("ignore:The number of training batches")
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+@lightning_advises
 @pytest.mark.parametrize(("every", "steps"), [(None, [4, 8, 12]), (3, [3, 6, 9, 12])])
 def test_lightning(tmp_path, every, steps):
-    from lightning.pytorch.loggers import CSVLogger
-
     logger = CSVLogger(tmp_path)
     options = {"accumulate_grad_batches": 2, "log_every_n_steps": 4}
     callback = pickle.loads(pickle.dumps(for_lightning(every)))
@@ -384,7 +372,7 @@ def test_lightning(tmp_path, every, steps):
 @pytest.mark.usefixtures("float32")
 def test_hugging_face(tmp_path, lines):
     model = llama()
-    optimizer = Hyperoptimizer(model.parameters(), LLAMA)
+    optimizer = Hyperoptimizer(model.parameters(), FINE)
     history = History(optimizer)
     run = trainer(tmp_path, lines, model, steps=12, optimizers=(optimizer, None))
     run.add_callback(for_trainer(run))

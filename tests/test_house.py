@@ -1,4 +1,4 @@
-"""The order of the house: who may import whom, how long a rule may be, and that the README tells the truth."""
+"""The order of the house: who may import whom, how long a rule may be, that the README and the contract tell the truth."""
 
 import ast
 import re
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from cases import RULES, loss, parameters, train, weights
+from helpers import clones, resumed
 from oracle import Oracle
-from test_optimizer import resumed
 
 import hypergradient
 from hypergradient import SGD, Hyperoptimizer
@@ -58,6 +58,30 @@ def test_imports_go_one_way(path):
         assert name != "rules", "only __init__ names a concrete rule"
 
 
+BESIDE = {"examples": set(), "experiments": set(), "benchmarks": {"experiments"}}
+BESIDE["tests"] = set(BESIDE)
+"""The folders beside the package, and which of the others each may import."""
+
+
+def imported(path):
+    """The first names of what a file imports, also within functions; not from its own folder."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize(
+    "path", [p for folder in BESIDE for p in sorted((ROOT / folder).glob("*.py"))], ids=lambda p: f"{p.parent.name}-{p.stem}"
+)
+def test_folders_beside_the_package_import_one_way(path):
+    """And no test file another one: what several need is in a module that is none, which pytest finds by its name."""
+    others, tests = BESIDE.keys() - BESIDE[path.parent.name], {p.stem for p in (ROOT / "tests").glob("*.py")}
+    forbidden = others | {name for name in tests if path.parent.name != "tests" or name.startswith("test_")}
+    assert not forbidden & set(imported(path))
+
+
 def lines_of_code(path):
     """Lines that are neither blank, comment, import nor docstring."""
     source = path.read_text()
@@ -99,6 +123,26 @@ def test_the_package_depends_on_torch_alone():
             assert {n.split(".")[0] for n in names} <= allowed | (late if node in inner else set()), path
 
 
+def test_every_row_of_the_contract_names_tests_that_exist():
+    """The table is the docstring of test_contract.py. A test without a module is one of that file; one after :: alone is of
+    the module named last.
+    """
+    trees = {path.stem: ast.parse(path.read_text()) for path in (ROOT / "tests").glob("test_*.py")}
+    known = {name: {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} for name, tree in trees.items()}
+    named, file = [], "test_contract"
+    for line in ast.get_docstring(trees["test_contract"]).splitlines():
+        if row := re.match(r"\|( \d+)? \|.*\|(.*)\|$", line):
+            number, tests = row.groups()
+            named += [[]] if number else []
+            assert not number or int(number) == len(named), "the rows are in order"
+            for module, after, test in re.findall(r"(?:(test_\w+)?(::))?(test_\w+)", tests):
+                file = module or (file if after else "test_contract")
+                assert test in known[file], f"{file}::{test}"
+                named[-1].append(test)
+    assert len(named) >= 30
+    assert all(named)
+
+
 def blocks(text):
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
@@ -134,7 +178,7 @@ def test_the_rule_of_the_readme_passes_the_contract():
         oracle.step(value)
     for name in ("lr", "momentum"):
         assert optimizer.hypergradients()[0][name] == pytest.approx(oracle.gradients[0][name, None], rel=1e-9)
-    train(twin := resumed(optimizer, copies := [p.detach().clone().requires_grad_() for p in mine]), copies, 3, 5)
+    train(twin := resumed(optimizer, copies := clones(mine)), copies, 3, 5)
     train(optimizer, mine, 3, 5)
     torch.testing.assert_close(copies, mine, rtol=0, atol=0)
     assert twin.hyperparameters() == optimizer.hyperparameters()

@@ -1,14 +1,13 @@
 """Hypergradients: against finite differences of the loss, and against the paper drawn literally."""
 
-import copy
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import pytest
 import torch
 from cases import ABOVE, RULES, loss, ours, parameters, train, weights
-from oracle import Entry, Oracle
+from helpers import STEPS, difference
+from oracle import Oracle
 
 from hypergradient import (
     POSITIVE,
@@ -29,7 +28,6 @@ from hypergradient import (
 
 BELOW = SGD(lr=0.5, momentum=0.5, charts={"momentum": REAL})
 TOP = SGD(lr=1e-4)
-STEPS = 7
 
 
 def tower_with(case, level):
@@ -38,25 +36,6 @@ def tower_with(case, level):
         return case.rule(**case.lively, tune=case.rule.numbers()) / TOP
     above = case.rule(**{**case.lively, "lr": 2e-2}, tune=case.rule.numbers())
     return BELOW / above / TOP if level == 1 else BELOW / SGD(lr=0.5) / above / TOP
-
-
-def difference(oracle, key, judge=lambda weights: loss(weights, STEPS)):
-    """How the next loss, or what else `judge` says, changes with a value in this step alone: central differences of
-    fourth order.
-
-    Too small a step drowns in rounding, too large a one in curvature: of a ladder, the two neighbours that agree best.
-    """
-
-    def after(bump):
-        # a copy shares the tensors that have a graph
-        twin = copy.deepcopy(oracle, {id(x): x for x in oracle.leaves()})
-        twin.step(loss(twin.weights, STEPS - 1), {key: bump})
-        return judge(twin.weights).item()
-
-    value = abs(oracle.value(key[0], Entry(key[1], None)).item())
-    sizes = [value * 5.0**-k for k in range(1, 7)]
-    ladder = [(after(-2 * s) - 8 * after(-s) + 8 * after(s) - after(2 * s)) / (12 * s) for s in sizes]
-    return min(pairwise(ladder), key=lambda pair: math.inf if math.isnan(sum(pair)) else abs(pair[0] - pair[1]))[1]
 
 
 @pytest.mark.parametrize(("case", "level"), [(c, k) for c in RULES for k in range(1 if c.matrix else 3)], ids=str)
@@ -164,15 +143,19 @@ def test_a_step_that_cannot_be_replayed_is_followed(tune):
     torch.testing.assert_close(first, second, rtol=1e-10, atol=1e-12)
 
 
+BETAS = ("beta1", "beta2")
+FIRST = {Adam: BETAS, AdamW: BETAS, Adamax: BETAS, NAdam: ("beta2",), RAdam: BETAS}
+"""What the first step of a rule does not depend on: NAdam's looks ahead, by its first beta."""
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("rule", [Adam, AdamW, Adamax, NAdam, RAdam], ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("rule", FIRST, ids=lambda rule: rule.__name__)
 def test_rounding_is_no_direction_for_a_cosine(rule, dtype):
-    """In the first step nothing depends on the betas (but for NAdam's first): only rounding is left."""
+    """Of what the first step does not depend on, only rounding is left."""
     torch.manual_seed(0)
     param = torch.randn(1000, dtype=dtype, requires_grad=True)
     optimizer = Hyperoptimizer([param], rule(lr=0.01, horizon=5, normalize="cosine") / SGD(lr=0.1))
-    names = ("beta2",) if rule is NAdam else ("beta1", "beta2")
-    before = optimizer.hyperparameters()[0]
+    names, before = FIRST[rule], optimizer.hyperparameters()[0]
     for _ in range(2):
         param.grad = torch.randn(1000, dtype=dtype) * 10 ** torch.randn(1000, dtype=dtype)
         optimizer.step()

@@ -2,76 +2,17 @@
 
 import csv
 
-import lightning.pytorch as pl
 import pytest
 import torch
+from frameworks import LOG, TOWER, Module, batches, fit, lightning_advises
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer
+from hypergradient import Hyperoptimizer
 
-pytestmark = [
-    pytest.mark.usefixtures("float32"),
-    # advice about the number of workers and of batches, and Lightning's own use of what torch 2.13 deprecates
-    pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated"),
-]
-TOWER = Adam(lr=0.01) / Adam(lr=1e-3) / SGD(lr=1e-5)
-LOG = AdamW(lr=1e-3, tune="lr", charts={"lr": POSITIVE}, horizon=20, normalize="cosine") / SGD(lr=0.1)
-
-
-class Module(pl.LightningModule):
-    """A regression; `losses` and `schedule` are for the tests."""
-
-    def __init__(self, tower, manual=False):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
-        self.tower, self.losses = tower, []
-        self.automatic_optimization = not manual
-
-    def training_step(self, batch):
-        x, y = batch
-        loss = (self.net(x.to(self.net[0].weight.dtype)).float() - y).square().mean()
-        self.losses.append(loss.item())
-        if self.automatic_optimization:
-            return loss
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        self.clip_gradients(optimizer, 1.0, "norm")
-        optimizer.step()
-        self.lr_schedulers().step()
-        return None
-
-    def configure_optimizers(self):
-        optimizer = Hyperoptimizer(self.parameters(), self.tower)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, (t + 1) / 4))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def batches():
-    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
-    return DataLoader(TensorDataset(x, torch.sin(2 * x[:, :2])), batch_size=8)
-
-
-def fit(module, folder, epochs=3, ckpt_path=None, **options):
-    settings = {"logger": False, "enable_checkpointing": False, **options}
-    trainer = pl.Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        max_epochs=epochs,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **settings,
-    )
-    trainer.fit(module, batches(), ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
-    return trainer, trainer.optimizers[0]
+pytestmark = [pytest.mark.usefixtures("float32"), lightning_advises]
 
 
 def by_hand(tower, epochs=3):

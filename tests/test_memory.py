@@ -1,26 +1,14 @@
 """What a step leaves behind, and what it may not do."""
 
-import gc
 import platform
 import subprocess
 import sys
 
 import pytest
-import torch
 from cases import parameters, train
-from torch.utils._python_dispatch import TorchDispatchMode
+from helpers import HEIGHT_3, NoHostSynchronization, tensors
 
 from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer, Muon
-
-HEIGHT_3 = Adam(lr=0.01) / Adam(lr=1e-3) / SGD(lr=1e-5) / SGD(lr=1e-9)
-
-
-def tensors():
-    """How many tensors are alive, and how many bytes they hold."""
-    gc.collect()
-    alive = [x for x in gc.get_objects() if type(x) in (torch.Tensor, torch.nn.Parameter)]
-    alive = [x for x in alive if not torch._C._functorch.is_functorch_wrapped_tensor(x)]  # the compiler's, without storage
-    return len(alive), sum(x.untyped_storage().nbytes() for x in alive)
 
 
 def test_two_thousand_steps_leave_nothing_behind():
@@ -53,14 +41,6 @@ def test_a_step_finds_its_memory_where_it_left_it():
     assert int(found.stdout) < 20 * 50  # of 100 pages each a temporary has; without the precaution it is 600 a step
 
 
-class NoHostSynchronization(TorchDispatchMode):
-    """Fails where a tensor is read on the host: that would wait for the device."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.overloadpacket not in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero), func
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("per", ["all", "tensor"])
 @pytest.mark.parametrize(
     "tower",
@@ -72,7 +52,7 @@ class NoHostSynchronization(TorchDispatchMode):
     ids=repr,
 )
 def test_a_step_does_not_wait_for_the_device(tower, per):
-    mine = parameters(matrix=isinstance(tower.rules[0], Muon))
+    mine = parameters(matrix=not tower.rules[0].elementwise)
     optimizer = Hyperoptimizer(mine, tower, per=per)
     train(optimizer, mine, 3)
     optimizer.param_groups[0]["lr"] *= 0.9

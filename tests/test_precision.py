@@ -2,9 +2,10 @@
 
 import copy
 
+import helpers
 import pytest
 import torch
-from test_optimizer import TOWERS, resumed
+from helpers import TOWER, TOWERS, resumed
 from torch import nn
 
 from hypergradient import SGD, Adam, Hyperoptimizer, Muon
@@ -13,8 +14,7 @@ HALF = [torch.bfloat16, torch.float16]
 
 
 def network(dtype=torch.float32):
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2)).to(dtype)
+    return helpers.network().to(dtype)
 
 
 def value_at(model, t):
@@ -76,7 +76,7 @@ def test_grad_scaler_skips_the_step_of_every_level(tower, per, bad):
 
 
 def test_grad_scaler_with_unscale_and_clipping():
-    (model, optimizer), (twin, other) = ((m, Hyperoptimizer(m.parameters(), TOWERS[1])) for m in (network(), network()))
+    (model, optimizer), (twin, other) = ((m, Hyperoptimizer(m.parameters(), TOWER)) for m in (network(), network()))
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
     for t in range(5):
         optimizer.zero_grad()
@@ -166,7 +166,7 @@ def test_parameters_of_several_dtypes_in_one_group(dtype):
         x = torch.randn(8, 6, generator=torch.Generator().manual_seed(t % 10), dtype=torch.float32)
         return (model[2](model[:2](x).to(dtype)) - torch.sin(x[:, :2])).square().mean()
 
-    optimizer, losses = Hyperoptimizer(model.parameters(), TOWERS[1]), []
+    optimizer, losses = Hyperoptimizer(model.parameters(), TOWER), []
     for t in range(100):
         optimizer.zero_grad()
         losses.append(value(t))

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from cases import ABOVE, RULES, parameters, train
+from helpers import TOWERS, clones, levels, resumed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_optimizer import TOWERS, resumed
 from torch.distributions import transforms
 
 from hypergradient import POSITIVE, REAL, SGD, UNIT, Adam, Chart, Hyperoptimizer, nonnegative, unit_interval
@@ -68,9 +68,7 @@ def test_hyperparameters_keep_their_constraints_under_adverse_gradients(case, ch
         for n, value in values.items():
             assert math.isfinite(value)
             assert level.constraint(n).check(torch.tensor(value, dtype=torch.float64)), (n, value)
-    levels = [rows for name, rows in optimizer.state[p].items() if name.startswith("level")]
-    assert len(levels) == 2
-    assert all(row.isfinite().all() for rows in levels for i, row in enumerate(rows) if i != READ)
+    assert all(row.isfinite().all() for rows in levels(optimizer).values() for i, row in enumerate(rows) if i != READ)
 
 
 @settings(max_examples=20)
@@ -84,7 +82,7 @@ def test_resume_at_a_random_step_is_exact(tower, per, stop, more):
     mine = parameters()
     optimizer = Hyperoptimizer(mine, tower, per=per)
     train(optimizer, mine, stop)
-    copies = [p.detach().clone().requires_grad_() for p in mine]
+    copies = clones(mine)
     twin = resumed(optimizer, copies)
     assert train(twin, copies, more, stop) == train(optimizer, mine, more, stop)
     torch.testing.assert_close(copies, mine, rtol=0, atol=0)

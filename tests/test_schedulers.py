@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_optimizer import fit, network
+from cases import parameters, train
+from helpers import TOWER, fit, network
 from torch import nn
 from torch.optim import lr_scheduler, swa_utils
 
@@ -84,7 +85,7 @@ def same_as_torch(rule, kind, make):
 
 
 def momentum(rule):
-    return {"momentum": rule.momentum} if isinstance(rule, SGD) else {}
+    return {n: getattr(rule, n) for n in rule.hyperparameters() if n == "momentum"}
 
 
 @pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS.keys())
@@ -161,18 +162,74 @@ def test_a_scheduler_under_per_tensor_and_per_all(make):
         assert all(p.isfinite().all() for p in model.parameters())
 
 
+# ---------------------------------------------------------------- what it means
+
+
+def test_schedules_multiply_what_is_learned():
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, SGD(lr=0.1) / SGD(lr=0.01))
+    schedule = lr_scheduler.LambdaLR(optimizer, lambda t: min(t / 10, 1.0))
+    for t in range(10):
+        before = [p.detach().clone() for p in mine]
+        train(optimizer, mine, 1, t)
+        assert (t > 0) == (not torch.equal(before[0], mine[0]))
+        schedule.step()
+    learned = optimizer.hyperparameters()[0]["lr"]
+    assert learned != 0.1
+    optimizer.param_groups[0]["lr"] = 0.05
+    assert optimizer.hyperparameters()[0]["lr"] == pytest.approx(learned / 2)
+    assert isinstance(optimizer.param_groups[0]["lr"], float)
+
+
+def test_a_schedule_that_says_nothing_changes_nothing():
+    mine, twin = parameters(), parameters()
+    one, other = Hyperoptimizer(mine, TOWER), Hyperoptimizer(twin, TOWER)
+    schedule = lr_scheduler.ConstantLR(other, factor=1.0)
+    for t in range(5):
+        train(one, mine, 1, t)
+        train(other, twin, 1, t)
+        schedule.step()
+    torch.testing.assert_close(mine, twin, rtol=0, atol=0)
+
+
+def test_the_factor_of_a_schedule_is_part_of_the_derivative():
+    """lr 0.1 under a factor of 1/2, tuned by k, is lr 0.05 tuned by k/4: the chain rule applies the factor twice."""
+    mine, twin = parameters(), parameters()
+    one, other = Hyperoptimizer(mine, SGD(lr=0.1) / SGD(lr=0.04)), Hyperoptimizer(twin, SGD(lr=0.05) / SGD(lr=0.01))
+    one.param_groups[0]["lr"] = 0.05
+    assert train(one, mine, 10) == pytest.approx(train(other, twin, 10), rel=1e-10)
+
+
+def test_a_scheduler_that_keeps_its_own_base_values_multiplies_too():
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, SGD(lr=1e-3, momentum=0.9) / SGD(lr=0.0))
+    optimizer.hyperparameters()
+    schedule = lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=20)
+    for t in range(10):
+        assert optimizer.hyperparameters()[0]["momentum"] == pytest.approx(optimizer.param_groups[0]["momentum"])
+        train(optimizer, mine, 1, t)
+        schedule.step()
+    plain = copy.deepcopy(Hyperoptimizer(parameters(), optimizer.tower).state_dict())  # of no schedule
+    twin = Hyperoptimizer(parameters(), optimizer.tower)
+    lr_scheduler.OneCycleLR(twin, 1e-3, total_steps=20)
+    twin.load_state_dict(optimizer.state_dict())
+    assert twin.hyperparameters() == optimizer.hyperparameters()
+    optimizer.load_state_dict(plain)
+    assert optimizer.hyperparameters()[0]["momentum"] == pytest.approx(0.9)
+
+
 # -------------------------------------------------------------- swa_utils
 
-AVERAGES = {
-    "mean": {},
-    "ema": {"multi_avg_fn": swa_utils.get_ema_multi_avg_fn(0.9)},
-    "ema of each": {"avg_fn": swa_utils.get_ema_avg_fn(0.9)},
-    "swa": {"multi_avg_fn": swa_utils.get_swa_multi_avg_fn(), "use_buffers": True},
+AVERAGES = {  # options, and what is kept of the average when the n-th of the weights comes in
+    "mean": ({}, lambda n: n / (n + 1)),
+    "ema": ({"multi_avg_fn": swa_utils.get_ema_multi_avg_fn(0.9)}, lambda n: 0.9),
+    "ema of each": ({"avg_fn": swa_utils.get_ema_avg_fn(0.9)}, lambda n: 0.9),
+    "swa": ({"multi_avg_fn": swa_utils.get_swa_multi_avg_fn(), "use_buffers": True}, lambda n: n / (n + 1)),
 }
 
 
-@pytest.mark.parametrize("options", AVERAGES.values(), ids=AVERAGES.keys())
-def test_swa_averages_the_weights_as_they_are(options):
+@pytest.mark.parametrize(("options", "kept"), AVERAGES.values(), ids=AVERAGES.keys())
+def test_swa_averages_the_weights_as_they_are(options, kept):
     """The average is that of the path; and the path is the same as without it."""
     model, twin = network(), network()
     optimizer, other = (Hyperoptimizer(m.parameters(), Adam(lr=LR) / SGD(lr=1e-3)) for m in (model, twin))
@@ -185,7 +242,7 @@ def test_swa_averages_the_weights_as_they_are(options):
     torch.testing.assert_close(list(model.parameters()), list(twin.parameters()), rtol=0, atol=0)
     expected = path[0]
     for n, w in enumerate(path[1:], 1):
-        expected = 0.9 * expected + 0.1 * w if "ema" in str(options) else (n * expected + w) / (n + 1)
+        expected = kept(n) * expected + (1 - kept(n)) * w
     torch.testing.assert_close(average.module[0].weight.detach(), expected)
 
 

@@ -2,50 +2,11 @@
 
 import pytest
 import torch
-import transformers
-from torch.utils.data import Dataset
+from frameworks import FINE, llama, trainer
 
 from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer, Muon
 
 pytestmark = pytest.mark.usefixtures("float32")
-TOWER = AdamW(lr=3e-3, tune="lr", charts={"lr": POSITIVE}, horizon=20, normalize="cosine") / SGD(lr=0.05)
-
-
-class Lines(Dataset):
-    def __init__(self, lines):
-        self.lines = lines
-
-    def __len__(self):
-        return len(self.lines)
-
-    def __getitem__(self, i):
-        return {"input_ids": self.lines[i], "labels": self.lines[i]}
-
-
-def llama():
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=256, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, use_cache=False
-    )
-    return transformers.LlamaForCausalLM(config)
-
-
-def trainer(folder, lines, model=None, steps=30, **options):
-    own = {n: options.pop(n) for n in ("optimizers", "optimizer_cls_and_kwargs", "callbacks") if n in options}
-    arguments = transformers.TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=8,
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        logging_steps=5,
-        **{"save_strategy": "no", **options},
-    )
-    return transformers.Trainer(
-        model=model or llama(), args=arguments, train_dataset=Lines(lines), eval_dataset=Lines(lines[:16]), **own
-    )
 
 
 def inner(trainer):
@@ -56,7 +17,7 @@ def inner(trainer):
 def test_trainer_with_an_optimizer_of_ours(tmp_path, lines):
     """``optimizers=(optimizer, None)``; its default schedule, linear to 0, multiplies."""
     model = llama()
-    optimizer = Hyperoptimizer(model.parameters(), TOWER)
+    optimizer = Hyperoptimizer(model.parameters(), FINE)
     run = trainer(tmp_path, lines, model, optimizers=(optimizer, None))
     run.train()
     losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
@@ -92,7 +53,7 @@ def test_trainer_with_decay_groups(tmp_path, lines, tune):
     assert {p.ndim for p in optimizer.param_groups[1]["params"]} == {1}
 
 
-@pytest.mark.parametrize("tower", [TOWER, Adam(lr=3e-3) / Adam(lr=1e-3) / SGD(lr=1e-5), AdamW(lr=3e-3)], ids=repr)
+@pytest.mark.parametrize("tower", [FINE, Adam(lr=3e-3) / Adam(lr=1e-3) / SGD(lr=1e-5), AdamW(lr=3e-3)], ids=repr)
 def test_trainer_resumes_from_its_checkpoint(tmp_path, lines, tower):
     """To the last bit as without the interruption, through its own optimizer.pt and scheduler.pt."""
     how = {"optimizer_cls_and_kwargs": (Hyperoptimizer, {"tower": tower, "per": "tensor"}), "weight_decay": 0.1}
@@ -118,7 +79,7 @@ OPTIONS = {
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_trainer_with_its_options(tmp_path, lines, options):
     model = llama()
-    run = trainer(tmp_path, lines, model, steps=20, optimizers=(Hyperoptimizer(model.parameters(), TOWER), None), **options)
+    run = trainer(tmp_path, lines, model, steps=20, optimizers=(Hyperoptimizer(model.parameters(), FINE), None), **options)
     run.train()
     losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0]

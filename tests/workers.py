@@ -46,6 +46,8 @@ PLANS: dict[str, Plan] = {  # tower, per, and the rules of groups that have thei
 EVERY_RULE: dict[str, Plan] = {
     str(c): (c.rule(**c.lively) / SGD(lr=1e-3), "group", {1: SGD(lr=0.1)} if c.matrix else {}) for c in RULES
 }
+SAME = {"rtol": 1e-8, "atol": 1e-11, "equal_nan": True}
+"""Options of `assert_close`: but for the order of sums."""
 
 
 # ------------------------------------------------------------------- processes
@@ -183,6 +185,15 @@ def whole(x: Any) -> Any:
     if isinstance(x, dict):
         return {n: whole(v) for n, v in x.items()}
     return (x.full_tensor() if isinstance(x, DTensor) else x).clone()
+
+
+def assert_same(mine: dict[str, Any], theirs: dict[str, Any], options: dict[str, Any] = SAME) -> None:
+    """Of each plan: weights, hyperparameters and hypergradients of all levels, and every tensor of the state."""
+    for name in mine.keys() | theirs.keys():
+        for what in mine[name]:
+            torch.testing.assert_close(
+                mine[name][what], theirs[name][what], **options, msg=lambda m, n=name, w=what: f"{n}, {w}: {m}"
+            )
 
 
 def trained(how: str, plans: dict[str, Plan], steps: int, late: bool = False) -> dict[str, Any]:
@@ -347,7 +358,8 @@ def resumed(how: str, plans: dict[str, Plan], folder: str, form: str, looked_at:
     """The same of runs that are loaded from those checkpoints, into optimizers that may have been looked at before."""
     runs = {n: Run(how, plan) for n, plan in plans.items()}
     for n, run in runs.items():
-        assert not looked_at or (repr(run.optimizer) and run.optimizer.hyperparameters())
+        if looked_at:
+            assert f"{run.optimizer.hyperparameters()[0]['lr']}" in repr(run.optimizer)
         load(run, f"{folder}/{n}", form)
     return [{n: run.go(more).result() for n, run in runs.items()} for more in (0, 4)]
 

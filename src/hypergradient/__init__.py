@@ -1,5 +1,6 @@
 """PyTorch optimizers that tune their own hyperparameters by gradient descent while they train."""
 
+from .averages import Averages as Averages
 from .charts import POSITIVE as POSITIVE
 from .charts import REAL as REAL
 from .charts import UNIT as UNIT
@@ -8,6 +9,7 @@ from .convert import from_torch as from_torch
 from .history import History as History
 from .optimizer import Hyperoptimizer as Hyperoptimizer
 from .rule import Rule as Rule
+from .rule import closed_unit_interval as closed_unit_interval
 from .rule import hyperparameter as hyperparameter
 from .rule import nonnegative as nonnegative
 from .rule import positive as positive

@@ -16,10 +16,13 @@ from torch.distributions import constraints, transforms
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import Transform
 
+from .numerics import on_host
+
 real = constraints.real
 nonnegative = constraints.nonnegative
 positive = constraints.positive
 unit_interval = constraints.half_open_interval(0.0, 1.0)
+closed_unit_interval = constraints.interval(0.0, 1.0)
 
 
 def interval(constraint: Constraint, dtype: torch.dtype) -> tuple[float, float]:
@@ -27,10 +30,8 @@ def interval(constraint: Constraint, dtype: torch.dtype) -> tuple[float, float]:
     info = torch.finfo(dtype)
     low = getattr(constraint, "lower_bound", -info.max / 4)
     high = getattr(constraint, "upper_bound", info.max / 4)
-    if not constraint.check(torch.tensor(low, dtype=dtype)):
-        low += max(info.tiny, abs(low) * info.eps)
-    if not constraint.check(torch.tensor(high, dtype=dtype)):
-        high -= max(info.tiny, abs(high) * info.eps)
+    low += 0.0 if constraint.check(low) else max(info.tiny, abs(low) * info.eps)
+    high -= 0.0 if constraint.check(high) else max(info.tiny, abs(high) * info.eps)
     return float(low), float(high)
 
 
@@ -39,8 +40,9 @@ def describe(constraint: Constraint) -> str:
     low, high = getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
     if low is None:
         return "a finite number"
-    left = "[" if constraint.check(torch.tensor(float(low))) else "("
-    return f"a finite number in {left}{low:g}, {'inf' if high is None else format(high, 'g')})"
+    left = "[" if constraint.check(low) else "("
+    right = ", inf)" if high is None else f", {high:g}]" if constraint.check(high) else f", {high:g})"
+    return f"a finite number in {left}{low:g}{right}"
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,10 @@ class Chart:
 
     def holds(self, value: float) -> bool:
         """Whether some raw coordinate stands for `value`."""
-        number = torch.tensor(value, dtype=torch.float64)
-        back = self.unit(number) * self.transform(self.raw(number))
-        return torch.allclose(back, number, rtol=1e-6, atol=0.0)
+        with on_host():
+            number = torch.tensor(value, dtype=torch.float64)
+            back = self.unit(number) * self.transform(self.raw(number))
+            return torch.allclose(back, number, rtol=1e-6, atol=0.0)
 
     def unit(self, value: Tensor) -> Tensor:
         """What values are measured in. shape: that of `value`"""

@@ -1,4 +1,4 @@
-"""How the arithmetic of a step is run: as it stands, or compiled."""
+"""How a step is run, decided in one place: as it stands, in pieces that fit a cache, or compiled."""
 
 from __future__ import annotations
 
@@ -6,16 +6,30 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .bucket import Bucket
+from .layout import total
+from .level import RAW, Asks, Levels, numbers
+from .sensitivity import Pieces
+
+if TYPE_CHECKING:
+    from .group import Group
+
+PIECE = 1 << 18
+"""Elements worked on at a time, about: enough for dispatch not to matter, few enough for a cache."""
 _count = itertools.count()
+
+# The allocator of glibc gives freed memory back to the system beyond a bound that follows the largest block it has seen
+# freed. Where that is small, as in the training of a small network, a step spends most of its time on page faults.
+torch.empty(16 * PIECE, dtype=torch.float32, device="cpu")
 
 
 class Engine:
-    """Runs functions of tensors.
+    """Runs steps, and functions of tensors.
 
     Args:
         compile: compile each function with `torch.compile` when it is first called, once for all lengths. Where there is
@@ -25,6 +39,77 @@ class Engine:
     def __init__(self, compile: bool) -> None:
         self.compile = compile
         self._compiled: dict[Any, Callable[..., Any]] = {}
+
+    # -------------------------------------------------------------------- a step
+
+    def step(self, levels: Levels, work: Sequence[tuple[Group, Bucket]], known: Tensor | None) -> None:
+        """Move all levels and the buckets.
+
+        Args:
+            known: see `Levels.tune`; None where there are no levels.
+        """
+        clocks = {(id(group), bucket.count): (group, bucket.clock) for group, bucket in work}
+        asks = tuple((group.owner, group.step) for group, _ in clocks.values())
+        schedules, ticks = [group.schedule for group, _ in clocks.values()], [clock for _, clock in clocks.values()]
+        if self.compile and len(work) == 1 and known is not None and self._alone(levels, work[0][1]):
+            ((group, bucket),) = work
+            elements = bucket.param, bucket.grad, bucket.state, bucket.cotangents
+            rows = self(whole, levels, asks, elements, bucket.kept, bucket.scalars, known, *schedules, *ticks, dynamic=None)
+            group.last, bucket.scalars = {bucket.count + 1: rows[0]}, rows[1] if bucket.step.replays else bucket.scalars
+            return bucket.scatter()
+        if known is None:
+            found = self(numbers, asks, levels.memory[RAW], schedules, ticks, dynamic=False)
+        else:
+            found = self(levels.tune, asks, self._read(levels, work), known, schedules, ticks, dynamic=False)
+        now = dict(zip(clocks, found, strict=True))
+        for group, _ in work:
+            group.last = {count + 1: rows for (name, count), rows in now.items() if name == id(group)}
+        for group, bucket in work:
+            self._move(bucket, now[id(group), bucket.count])
+
+    def _alone(self, levels: Levels, bucket: Bucket) -> bool:
+        """Whether a step in which only this bucket moves can be one function."""
+        one = len(levels.levels[0].below) == 1 and bucket.grad.device == levels.memory.device
+        return one and self._compiles(bucket) and bucket.index is None and not bucket.layout.processes
+
+    def _compiles(self, bucket: Bucket) -> bool:
+        """Whether one compiled function serves all buckets like this one."""
+        return self.compile and bucket.uniform and bucket.step.facts.elementwise
+
+    def _read(self, levels: Levels, work: Sequence[tuple[Group, Bucket]]) -> list[Tensor]:
+        """What the last step says of each of the hyperparameters that the first level moves."""
+        like, below = levels.memory, levels.levels[0].below
+        found = total((g.owner, b.layout.processes, self._products(b, g.owner.sets).to(like)) for g, b in work)
+        sizes = {h: len(h.normalization.products) for h in below}
+        return [found[h] if h in found else like.new_zeros(sizes[h], *h.shape) for h in below]
+
+    def _products(self, bucket: Bucket, sets: int) -> Tensor:
+        maps = () if bucket.uniform else (bucket.spread, bucket.total)
+        pieces, last = self._pieces(bucket, [*bucket.cotangents, bucket.grad][0]), bucket.scalars
+        return bucket.sets(self._run(bucket, bucket.step.read, pieces, last, *maps), sets)
+
+    def _move(self, bucket: Bucket, rows: Tensor) -> None:
+        now = bucket.use(rows)
+        bucket.refresh()
+        pieces = self._pieces(bucket, bucket.grad)
+        self._run(bucket, bucket.step.move, pieces, now if bucket.uniform else bucket.spread(now))
+        bucket.scalars = now if bucket.step.replays else bucket.scalars
+        bucket.scatter()
+
+    def _run(self, bucket: Bucket, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self(function, *arguments) if self._compiles(bucket) else function(*arguments)
+
+    def _pieces(self, bucket: Bucket, grad: Tensor) -> Pieces:
+        """The elements, cut into parts to be worked on one after the other; with `grad` as their gradient."""
+        n = sum(bucket.sizes)
+        parts = 1 if self.compile or not (bucket.uniform and bucket.step.facts.elementwise) else max(1, round(n / PIECE))
+        if parts == 1:
+            return [(bucket.param, grad, bucket.state, bucket.kept)]
+        cuts = [t.split(-(-n // parts)) for t in (bucket.param, grad, *bucket.state, *bucket.kept)]
+        k = len(bucket.state)
+        return [(param, grad, rest[:k], rest[k:]) for param, grad, *rest in zip(*cuts, strict=True)]
+
+    # ----------------------------------------------------------------- a function
 
     def __call__(self, function: Callable[..., Any], *arguments: Any, dynamic: bool | None = True) -> Any:
         """``function(*arguments)``.
@@ -48,6 +133,27 @@ class Engine:
             cause = f"{type(inner).__name__}: {inner}".splitlines()[0]
             warnings.warn(f"compile=True: no working compiler, going on without ({cause})", RuntimeWarning, stacklevel=2)
             return function(*arguments)
+
+
+def whole(
+    levels: Levels, asks: Asks, elements: Any, kept: list[Tensor], last: Tensor, known: Tensor, *times: Tensor
+) -> tuple[Tensor, Tensor]:
+    """All of a step in which a single bucket moves: the parts of a small step take less time than to call them.
+
+    Args:
+        elements: parameter, gradient, state, and in a list the gradient to tune along, if that is another.
+        kept, last: see `Step.read`.
+        known, times: see `Levels.tune`; the schedule and the clock.
+
+    Returns:
+        the scalars of this step, as they are and in the dtype of `last`.
+    """
+    ((_, step),), (param, grad, state, others), (schedule, clock) = asks, elements, times
+    found = step.read([(param, (others or [grad])[0], state, kept)], last)
+    (now,) = levels.tune(asks, [found.to(levels.memory)], known, [schedule], [clock])
+    used = now.to(last.dtype)
+    step.move([(param, grad, state, kept)], used)
+    return now, used
 
 
 def _form(x: Any, tensors: list[Tensor]) -> Any:

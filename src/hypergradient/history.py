@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .optimizer import Hyperoptimizer, Snapshot
+from .optimizer import Hyperoptimizer
+from .report import Snapshot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

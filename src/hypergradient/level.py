@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from .charts import Charts, interval
-from .hypergradient import Step, Tensors, cosine, slopes
+from .normalize import NORMALIZATIONS
 from .numerics import finite, finite_or_zero
 from .rule import Rule, State
+from .sensitivity import Step, Tensors, slopes
 from .tower import Tower
 
 RAW, UNIT, READ, COUNT = range(4)
@@ -35,31 +36,43 @@ class Hyperparameters:
     Attributes:
         names: which of them are tuned.
         order: all, those first.
-        ends: their intervals, in that order.
         given: their values as they were given, in that order. shape: (hyperparameters, sets)
         charts: of what is tuned, set by set of each.
         place: where that stands among all that the level above moves.
+        memory: what that level remembers of it, or None before there is one. shape: (rows, tuned * sets)
+        source: by column, which of the memory it goes on with; None: it starts anew.
     """
 
     place = slice(0, 0)
+    memory: Tensor | None = None
 
     def __init__(
         self, rule: Rule, initial: Mapping[str, Sequence[float]], like: Tensor, tuned: bool, below: Sequence[str] = ()
     ) -> None:
         self.rule, self.names, self.below = rule, rule.tuned() if tuned else (), tuple(below)
+        self.initial = {n: list(values) for n, values in initial.items()}
         self.order = (*self.names, *(n for n in initial if n not in self.names))
-        self.ends = [interval(rule.constraint(n), like.dtype) for n in self.order]
-        low, high = (like.new_tensor(end).unsqueeze(1) for end in zip(*self.ends, strict=True))
+        ends = [interval(rule.constraint(n), like.dtype) for n in self.order]
+        low, high = (like.new_tensor(end).unsqueeze(1) for end in zip(*ends, strict=True))
         self.given = like.new_tensor([initial[n] for n in self.order]).clamp(low, high)
         self.sets = self.given.shape[1]
         self.shape = len(self.names), self.sets
         self.charts = [rule.chart(n) for n in self.names for _ in range(self.sets)]
+        self.normalization = NORMALIZATIONS[rule.normalize]
         self.low, self.high = low[: len(self.names)], high[: len(self.names)]
+        self.source: list[int | None] = list(range(len(self.charts)))
 
     def start(self) -> tuple[Tensor, Tensor]:
         """Coordinate and unit of what is tuned, at the start. shape of both: (tuned * sets,)"""
         given = [(self.rule.chart(n), v) for n, v in zip(self.names, self.given, strict=False)]
         return torch.cat([chart.raw(v) for chart, v in given]), torch.cat([chart.unit(v) for chart, v in given])
+
+    def recall(self, mine: Tensor) -> None:
+        """Go on in the memory of a new level, `mine`, from what has been remembered. shape: (rows, tuned * sets)"""
+        if (old := self.memory) is not None:
+            here = [i for i, column in enumerate(self.source) if column is not None]
+            mine[:, here] = old[:, [column for column in self.source if column is not None]].to(mine)
+        self.memory, self.source = mine, list(range(len(self.charts)))
 
     def bounds(self, unit: Tensor) -> tuple[Tensor, Tensor]:
         """The ends of the coordinates of what is tuned. shape: (tuned * sets,) -> (tuned * sets,) both"""
@@ -68,28 +81,39 @@ class Hyperparameters:
         low, high = zip(*ends, strict=True)
         return torch.cat(low), torch.cat(high)
 
-    def values(self, learned: Tensor, scope: Tensor) -> Tensor:
-        """All values in force, in the order of `order`. shape: (hyperparameters, sets)
+    def values(self, learned: Tensor, schedule: Tensor) -> tuple[Tensor, Tensor]:
+        """All values in force, and what the tuned ones of them gain per unit of what is learned: 0 where one is held.
 
         Args:
             learned: of what is tuned, before schedules, among all that the level above moves. shape: (n,)
-            scope: what the user says: of what is tuned a factor, the values of all others. shape: (hyperparameters, 1)
+            schedule: what the user says: of what is tuned a factor, the values of all others. shape: (hyperparameters, 1)
+
+        Returns:
+            in the order of `order`. shapes: (hyperparameters, sets), (tuned, sets)
         """
         t = len(self.names)
-        fixed = scope[t:].expand(-1, self.sets)
+        factor, fixed = schedule[:t], schedule[t:].expand(-1, self.sets)
         if not t:
-            return fixed
-        tuned = learned[self.place].view(self.shape) * scope[:t]
-        return torch.cat([tuned.clamp(self.low, self.high), fixed])
+            return fixed, fixed[:0]
+        free = learned[self.place].view(self.shape) * factor
+        held = free.clamp(self.low, self.high)
+        return torch.cat([held, fixed]), (free == held) * factor
 
     def __str__(self) -> str:
-        """All but the values, by which a checkpoint recognizes it: ``Adam[lr REAL, beta1 UNIT, amsgrad=True]``."""
-        charts = [f"{n} {self.rule.chart(n)!r}" for n in self.names]
-        settings = [f for f in fields(self.rule) if "constraint" not in f.metadata and f.name not in ("tune", "charts")]
-        if not self.names:
-            settings = [f for f in settings if not f.kw_only]
-        said = [f"{f.name}={v!r}" for f in settings if (v := getattr(self.rule, f.name)) != f.default]
-        return f"{type(self.rule).__name__}[{', '.join(charts + said)}]"
+        return title(self.rule, self.names)
+
+
+def title(rule: Rule, names: Sequence[str]) -> str:
+    """All of a rule but its values, by which a checkpoint recognizes it: ``Adam[lr REAL, beta1 UNIT, amsgrad=True]``.
+
+    Args:
+        names: which of its hyperparameters are tuned.
+    """
+    charts = [f"{n} {rule.chart(n)!r}" for n in names]
+    settings = [f for f in fields(rule) if "constraint" not in f.metadata and f.name not in ("tune", "charts")]
+    settings = [f for f in settings if names or not f.kw_only]
+    said = [f"{f.name}={v!r}" for f in settings if (v := getattr(rule, f.name)) != f.default]
+    return f"{type(rule).__name__}[{', '.join(charts + said)}]"
 
 
 def upper(tower: Tower, like: Tensor) -> Iterator[Hyperparameters]:
@@ -139,9 +163,11 @@ class Level:
             self.index = torch.tensor(self.sets, device=raw.device)
             self.member = (self.index == torch.arange(own.sets, device=raw.device)[:, None]).to(raw)
         fixed = dict(zip(own.order[t:], own.given[t:], strict=True))
-        off = frozenset(n for n, value in fixed.items() if not value.any())
-        self.rule = own.rule.at({n: self.columns(value) for n, value in fixed.items()}, off=off)
-        self.kind = str(own), own.given[t:].tolist(), self.member is None or id(self)
+        off = frozenset(n for n in fixed if not any(own.initial[n]))
+        self.rule = own.rule.at({"off": off, **{n: self.columns(value) for n, value in fixed.items()}})
+        self.origin = raw.clone() if getattr(self.rule, "weight_decay", None) is not None and "weight_decay" not in off else None
+        alone = self.member is not None or self.origin is not None
+        self.kind = str(own), [own.initial[n] for n in fixed], id(self) if alone else None
 
     def columns(self, values: Tensor) -> Tensor:
         """From sets of its own hyperparameters to what they move. shape: (…, sets) -> (…, n), or (…, 1) of a single set"""
@@ -151,54 +177,62 @@ class Level:
         """The other way, by summation. shape: (…, n) -> (…, sets)"""
         return x.sum(-1, keepdim=True) if self.member is None else (x.unsqueeze(-2) * self.member).sum(-1)
 
-    def gradient(self, products: Sequence[Sequence[Tensor]], slope: Tensor | None) -> tuple[Tensor, Tensor]:
+    def gradient(self, products: Sequence[Tensors], slope: Tensor | None) -> tuple[Tensor, Tensor]:
         """The hypergradients of what it moves: in natural units; in the coordinates, and normalized if its rule asks for it.
 
         Args:
-            products: for each of `below`, see `Step.read`. shape of each: (1 or 3, tuned, sets)
+            products: for each of `below`, see `Step.read`. shape of each: (products, tuned, sets)
             slope: the derivative of the values with respect to their coordinates; None where it is 1. shape: (n,)
 
         Returns:
             shape of both: (n,)
         """
-        read = joined([product.flatten() for product, *_ in products])
-        if all(len(mine) == 1 for mine in products):
-            return read, read if slope is None else read * slope
-        slope = torch.ones_like(read) if slope is None else slope
-        parts = zip(products, cut(slope, [len(h.charts) for h in self.below]), strict=True)
-        return read, joined([cosine(*p).flatten() * s.sign() if len(p) == 3 else p[0].flatten() * s for p, s in parts])
+        sizes = [len(h.charts) for h in self.below]
+        parts = [None] * len(sizes) if slope is None else cut(slope, sizes)
+        flat = [[x.flatten() for x in mine] for mine in products]
+        combined = [
+            h.normalization.combine(*mine, part)
+            for h, mine, part in zip(self.below, flat, parts, strict=True)
+        ]
+        return joined([product for product, *_ in flat]), joined(combined)
 
-    def products(self, grad: Tensor, trace: Tensor) -> Sequence[Tensor]:
-        """As `Step.read`, of what this level moves. shape: (n,), (tuned, n) -> (1 or 3, tuned, sets)"""
-        product = self.total(trace * grad)
-        if not self.own.rule.normalize:
-            return (product,)
-        return product, self.total(grad * grad).expand_as(product), self.total(trace * trace)
+    def products(self, grad: Tensor, trace: Tensor) -> Tensors:
+        """As `Step.read`, of what this level moves. shape: (n,), (tuned, n) -> (products, tuned, sets)"""
+        u = grad.expand_as(trace)
+        return [self.total(product(u, trace)) for product in self.own.normalization.products]
 
     def update(self, tuned: Tensor, raw: Tensor, grad: Tensor, step: Tensor, state: Tensors) -> tuple[Tensor, State]:
-        """`Rule.update` of a step; `tuned`: its own hyperparameters. shapes: (tuned, n), (n,) of all others"""
-        at = self.rule.at(dict(zip(self.own.names, tuned.unbind(), strict=True)))
-        return at.update(raw, grad, dict(zip(self.state, state, strict=True)), at.coefficients(step))
+        """`Rule.update` of a step; `tuned`: its own hyperparameters. shapes: (tuned, n), (n,) of all others
 
-    def move(self, old: Tensor, tuned: Tensor, grad: Tensor, known: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        A decay draws to where a coordinate started: 0 is no better than other values of a hyperparameter.
+        """
+        at = self.rule.at(dict(zip(self.own.names, tuned.unbind(), strict=True)))
+        old, c = dict(zip(self.state, state, strict=True)), at.coefficients(step)
+        if self.origin is None:
+            return at.update(raw, grad, old, c)
+        moved, after = at.update(raw - self.origin, grad, old, c)
+        return moved + self.origin, after
+
+    def move(self, old: Tensor, tuned: Tensor, grad: Tensor, known: Tensor, ends: Tensors) -> tuple[Tensor, Tensor, Tensor]:
         """One step of those that are known to have moved something; of none if a gradient or a result is not finite.
 
         Args:
             old: what is remembered, but for sensitivities. shape: (rows, n)
             tuned: see `update`.
             grad, known: see `gradient` and `Levels.known`. shape: (n,)
-            low, high: the ends of the coordinate. shape: (n,)
+            ends: of the coordinate: the low ones, the high ones. shape of both: (n,)
 
         Returns:
-            what is remembered now, and which steps were made. shapes: (rows, n), (n,)
+            what is remembered now, which steps were made, and which coordinates the ends did not hold.
+            shapes: (rows, n), (n,), (n,)
         """
         raw, unit, _, count, *state = old.unbind()
         step = count + 1
         moved, after = self.update(tuned, raw, grad, step, state)
         new = torch.stack([moved, unit, grad, step, *(after[n] for n in self.state)])
         made = known & finite(new)
-        new[RAW].clamp_(low, high)
-        return torch.where(made, new, old), made
+        new[RAW].clamp_(*ends)
+        return torch.where(made, new, old), made, new[RAW] == moved
 
 
 class Run(NamedTuple):
@@ -222,8 +256,11 @@ class Run(NamedTuple):
         """The sensitivities of what they move to their own hyperparameters. shape: (tuned, n)"""
         return memory[self.first.rows : self.first.rows + len(self.first.own.names), self.place]
 
-    def differentiate(self, memory: Tensor, tuned: Tensor, grad: Tensor, made: Tensor) -> None:
-        """The sensitivities after a step, from the memory before it: ``T = fading T + dU/dh``; see `Level.move`."""
+    def differentiate(self, memory: Tensor, tuned: Tensor, grad: Tensor, made: Tensor, free: Tensor) -> None:
+        """The sensitivities after a step, from the memory before it: ``T = fading T + dU/dh``; see `Level.move`.
+
+        What was held at an end of its coordinate would not have moved otherwise, so it has none.
+        """
         trace, fading = self.trace(memory), self.first.fading
         raw, _, _, count, *state = self.before(memory).unbind()
 
@@ -232,7 +269,7 @@ class Run(NamedTuple):
 
         (found,) = slopes(step, [tuned])[2]
         slope = torch.zeros_like(trace) if found is None else found
-        slope = finite_or_zero(trace * fading + slope if fading else slope)
+        slope = torch.where(free, finite_or_zero(trace * fading + slope if fading else slope), 0.0)
         trace.copy_(torch.where(made, slope, trace))
 
 
@@ -253,8 +290,12 @@ class Levels:
         self.ends = list(accumulate(self.sizes))
         self.memory = like.new_zeros((max((len(level.start) for level in levels), default=COUNT + 1), sum(self.sizes)))
         for level in levels:
-            self.of(level).copy_(level.start)
+            mine = self.of(level).copy_(level.start)
+            for h in level.below:
+                h.recall(mine[:, h.place])
         self.charts = Charts([chart for level in levels for h in level.below for chart in h.charts], like.device)
+        bounds = [h.bounds(self.of(level)[UNIT, h.place]) for level in levels for h in level.below]
+        self.bounds = [torch.cat(side) for side in zip(*bounds, strict=True)]
         self.runs, i, begin = [], 0, 0
         for _, run in groupby(levels, key=lambda level: level.kind):
             first, *more = run
@@ -267,11 +308,6 @@ class Levels:
         """What is remembered of what a level moves. shape: (rows, n)"""
         end = self.ends[self.levels.index(level)]
         return self.memory[: len(level.start), end - len(level.sets) : end]
-
-    def bound(self) -> None:
-        """Find the ends of the coordinates, once the memory is what it will be."""
-        ends = [h.bounds(self.of(level)[UNIT, h.place]) for level in self.levels for h in level.below]
-        self.low, self.high = (torch.cat(side) for side in zip(*ends, strict=True))
 
     def fade(self, here: Tensor) -> None:
         """Let a step pass in which not all that the first level moves are `here`. shape: (n,)"""
@@ -295,7 +331,7 @@ class Levels:
             made = [max(mine, default=0) - 1 for mine in sets] * len(level.own.names)
         return found
 
-    def tune(self, asks: Asks, found: Tensors, known: Tensor, scopes: Tensors, clocks: Tensors) -> list[Tensor]:
+    def tune(self, asks: Asks, found: Tensors, known: Tensor, schedules: Tensors, clocks: Tensors) -> list[Tensor]:
         """One step of all levels.
 
         Upwards, each level takes the hypergradients of what it moves as its gradients and reads its own off its last
@@ -305,7 +341,7 @@ class Levels:
         Args:
             found: for each of the hyperparameters that the first level moves, what was read; see `Step.read`.
             known: see there. shape: (all that is moved,)
-            asks, scopes, clocks: see `numbers`, which has the last word.
+            asks, schedules, clocks: see `numbers`, which has the last word.
         """
         raw, unit, read, *_ = self.memory.unbind()
         slope = self.charts.slope(raw, unit)
@@ -316,56 +352,39 @@ class Levels:
             gradients.append(level.gradient(products, mine))
             products = [level.products(gradients[-1][1], trace)]
         natural, grad = map(joined, zip(*gradients, strict=True))
-        split = (cut(x, self.sizes) for x in (grad, known, self.low, self.high, unit))
+        split = (cut(x, self.sizes) for x in (grad, known, *self.bounds, unit))
         parts = zip(self.levels, self._parts(Run.before), *split, strict=True)
         moved = []
         learned = grad[:0]
         for level, before, mine, moves, low, high, units in reversed(list(parts)):
             tuned = level.columns(learned.view(level.own.shape)).expand(-1, len(mine))
-            after, made = level.move(before, tuned, mine, moves, low, high)
+            after, made, free = level.move(before, tuned, mine, moves, (low, high))
             learned = level.charts.values(after[RAW], units)
-            moved.append((after, tuned, made))
+            moved.append((after, tuned, made, free))
         done = list(zip(*reversed(moved), strict=True))
         for run in self.runs:
-            after, tuned, made = (joined(x[run.levels]) for x in done)
+            after, tuned, made, free = (joined(x[run.levels]) for x in done)
             if run.first.own.names:
-                run.differentiate(self.memory, tuned, grad[run.place], made)
+                run.differentiate(self.memory, tuned, grad[run.place], made, free)
             run.before(self.memory).copy_(after)
         read.copy_(natural.where(known, torch.nan))
-        return numbers(asks, learned, scopes, clocks)
+        return numbers(asks, learned, schedules, clocks)
 
     def _parts(self, rows: Callable[[Run, Tensor], Tensor]) -> list[Tensor]:
         """Rows of the memory, cut into the columns of each level. shape of each: (rows, n)"""
         return [x for run in self.runs for x in cut(rows(run, self.memory), self.sizes[run.levels])]
 
-    def whole(
-        self, asks: Asks, elements: Any, kept: list[Tensor], last: Tensor, known: Tensor, scope: Tensor, clock: Tensor
-    ) -> None:
-        """All of a step in which a single bucket moves: the parts of a small step take less time than to call them.
-
-        Args:
-            elements: parameter, gradient, state, and in a list the gradient to tune along, if that is another.
-            kept, last: see `Step.read`; the rest: see `tune` and `numbers`.
-        """
-        ((_, step),), (param, grad, state, others) = asks, elements
-        found = step.read([(param, (others or [grad])[0], state, kept)], last)
-        (now,) = self.tune(asks, [found], known, [scope], [clock])
-        step.move([(param, grad, state, kept)], now)
-        if len(last):
-            last.copy_(now)
-
-
-def numbers(asks: Asks, learned: Tensor, scopes: Tensors, clocks: Tensors) -> list[Tensor]:
+def numbers(asks: Asks, learned: Tensor, schedules: Tensors, clocks: Tensors) -> list[Tensor]:
     """What is asked for; see `Step.prepare`.
 
     Args:
         learned: what the first level has learned, before schedules. shape: (n,)
-        scopes: for each, what the user says; see `Hyperparameters.values`.
+        schedules: for each, what the user says; see `Hyperparameters.values`.
         clocks: for each, how many steps have been made before; this one is counted. shape: ()
     """
     return [
-        step.prepare(own.values(learned, scope), scope[: len(own.names)], clock.add_(1))
-        for (own, step), scope, clock in zip(asks, scopes, clocks, strict=True)
+        step.prepare(*own.values(learned, schedule), clock.add_(1))
+        for (own, step), schedule, clock in zip(asks, schedules, clocks, strict=True)
     ]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 def sqrt(x: Tensor) -> Tensor:
@@ -51,5 +53,23 @@ def finite_or_zero(x: Tensor) -> Tensor:
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """The real dtype to compute in: half precision cannot hold a change of 1e-4 in a hyperparameter or a long sum."""
+    """The real dtype in which elements of `dtype` are worked on: half precision cannot hold a long sum."""
     return torch.promote_types(dtype.to_real(), torch.float32)
+
+
+def exact(device: torch.device) -> torch.dtype:
+    """The dtype of hyperparameters on `device`: float64 where there is one.
+
+    Of ``1 - beta``, single precision keeps hardly a digit where beta is near 1.
+    """
+    try:
+        return torch.empty((), dtype=torch.float64, device=device).dtype
+    except (TypeError, RuntimeError):
+        return torch.float32
+
+
+@contextmanager
+def on_host() -> Iterator[None]:
+    """For arithmetic whose result is read at once: on the CPU, whatever default device or mode there is."""
+    with torch.inference_mode(False), _disable_current_modes(), torch.device("cpu"):
+        yield

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from copy import deepcopy
 from itertools import chain
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # as torch.compiler.disable, without a second's import of the compiler
 
-from .bucket import Bucket, Family
+from . import memory
+from .bucket import Bucket
 from .engine import Engine
-from .hypergradient import Step
-from .level import COUNT, RAW, READ, Hyperparameters, Level, Levels, numbers, upper
-from .numerics import wide
-from .rule import Rule, check
-from .shards import total
+from .group import LEARNED, Group, settled, values_of
+from .layout import address, overlapping, total
+from .level import Hyperparameters, Level, Levels, upper
+from .numerics import exact
+from .objective import gradients
+from .report import Snapshot, printed
+from .rule import Rule
+from .sensitivity import Step
 from .tower import Tower
 
-BASE = "constructed_"
-"""Groups keep under this prefix what a tuned hyperparameter was when the group was made: what schedules are relative to."""
-STEPS, SINCE = "steps_made", "read_since"
-"""Under these names groups keep how many steps the optimizer has made, and how many of them before the first that left
-something behind to be read."""
+Work = list[tuple[Group, Bucket]]
 
 
 class Hyperoptimizer(torch.optim.Optimizer):
@@ -39,9 +38,13 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
         optimizer = Hyperoptimizer(model.parameters(), Adam(lr=1e-3) / SGD(lr=1e-5))
 
-    A group may override values of the leftmost rule (``{"params": …, "lr": 1e-4}``), or the rule itself
+    A group may override values and flags of the leftmost rule (``{"params": …, "lr": 1e-4}``), or the rule itself
     (``{"params": …, "rule": AdamW(lr=3e-4)}``). ``group["lr"]`` belongs to the user and to schedulers: the value in force
-    is the learned one times ``group["lr"]`` over what it was at construction; likewise for every tuned hyperparameter.
+    is the learned one times ``group["lr"]`` over what it was at construction (``group["initial_lr"]``, if a scheduler has
+    put it there); likewise for every tuned hyperparameter. A group whose lr is 0 is frozen until it is raised.
+
+    `state` holds of each parameter what its rule remembers, and belongs to the user, as in torch: entries may be deleted,
+    emptied, changed, or moved to other parameters. What has been learned is not in it: see `state_dict`.
 
     Args:
         params: parameters, named parameters, or groups, as for every optimizer of torch.
@@ -59,193 +62,149 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def __init__(
         self, params: Any, tower: Rule | Tower, per: str = "group", maximize: bool = False, compile: bool = False
     ) -> None:
-        self.tower, self.compile = Tower.of(tower), compile
+        if isinstance(params, torch.optim.Optimizer):
+            raise TypeError(f"params={type(params).__name__} is an optimizer: write from_torch(optimizer, above=…)")
         if per not in ("all", "group", "tensor"):
             raise ValueError(f"per={per!r} is not allowed; it must be 'all', 'group' or 'tensor'")
-        self.per = per
-        self.rules: list[Rule] = []
-        self._cotangents: dict[Tensor, Tensor] = {}
-        self._forget()
-        values = {n: getattr(self.tower.rules[0], n) for n in self.tower.rules[0].hyperparameters()}
+        self.tower, self.per, self.compile = Tower.of(tower), per, compile
+        self._groups: list[Group] = []
+        self._made = 0
+        self._begin()
+        rule = self.tower.rules[0]
+        values = {n: getattr(rule, n) for n in (*rule.hyperparameters(), *rule.settings())}
         betas = {"betas": (values["beta1"], values["beta2"])} if {"beta1", "beta2"} <= values.keys() else {}
         super().__init__(params, {**values, **betas, "maximize": maximize})
 
-    def _forget(self) -> None:
-        """Drop what follows from `param_groups` and `state`; it is made again when it is needed."""
+    def _begin(self) -> None:
+        """Make what is never saved."""
         self._engine = Engine(self.compile)
-        self._families: list[Family] = []
         self._steps: dict[Any, Step] = {}
-        self._levels = Levels([], torch.empty(0))
-        self._mask: tuple[tuple[int, ...], Tensor, Tensor] = (), torch.empty(0), torch.empty(0)
-        self._marks: list[Any] = []
+        self._above: list[Hyperparameters] = []
+        self._levels = Levels([], torch.empty(0, device="cpu"))
+        self._mask: tuple[Any, Tensor, Tensor] = (), self._levels.memory, self._levels.memory
+        self._seen: tuple[Any, ...] = ()
+        self._built: Any = None
+        self._cotangents: dict[Tensor, Tensor] = {}
 
     # ------------------------------------------------------------------ groups
+
+    @property
+    def rules(self) -> list[Rule]:
+        """The rule of each group."""
+        return [group.rule for group in self._groups]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, also in mid-training; their hyperparameters are fresh, the levels above go on.
 
         Raises:
-            ValueError: an integer parameter, a value outside its constraint, a parameter the rule cannot move.
+            ValueError: a value outside its constraint, a parameter that the rule cannot move.
         """
         where = f"group {len(self.param_groups)}"
         if not isinstance(param_group, dict) or "params" not in param_group:
             raise TypeError(f"{where}: a group is a dict with 'params', got {param_group!r}")
-        group = dict(param_group)
-        rule = group.pop("rule", self.tower.rules[0])
-        Tower((rule, *self.tower.rules[1:]))
-        params = group["params"]
-        group["params"] = [params] if isinstance(params, Tensor) else params if isinstance(params, set) else list(params)
-        for i, entry in enumerate(group["params"]):
-            name, p = entry if isinstance(entry, tuple) else (f"parameter {i} of {where}", entry)
-            if isinstance(p, Tensor) and not (p.is_floating_point() or p.is_complex()):
-                raise ValueError(f"{name} has dtype {p.dtype}; only floating-point and complex parameters can be optimized")
-            if isinstance(p, Tensor) and (why := rule.accepts(p)) is not None:
-                raise ValueError(f"{name} has shape {tuple(p.shape)}: {why}")
-        for n, default in vars(rule).items():
-            if n in rule.hyperparameters():
-                group[n] = check(where, n, group.get(n, default), rule.constraint(n))
-            if n not in rule.numbers() and group.get(n, default) != default:
-                raise ValueError(f"{where}: {n}={group[n]!r} differs from the rule's {default!r}; give the group a rule")
-        if "betas" in group:
-            raise ValueError(f"{where}: betas={group['betas']!r} is not allowed; give beta1 and beta2")
-        siblings = [g for g, r in zip(self.param_groups, self.rules, strict=False) if self.per == "all" and r == rule]
-        for n in rule.tuned() if self.tower.height else ():
-            rule.check_chart(where, n, group[n])
-            group[BASE + n] = siblings[0][BASE + n] if siblings else group[n]
-            if group[n] != 0 == group[BASE + n]:
-                raise ValueError(f"{where}: {n}={group[n]!r} would have to be a multiple of a shared value that starts at 0")
-        if {"beta1", "beta2"} <= group.keys():
-            group["betas"] = group[BASE + "betas"] = group["beta1"], group["beta2"]  # schedulers know this name; see `_listen`
-        group[STEPS], group[SINCE] = self.made(), 0
-        known = set(group)
-        super().add_param_group(group)
+        entry = {n: x for n, x in param_group.items() if n not in (LEARNED, "rule")}
+        params = entry["params"]
+        entry["params"] = [params] if isinstance(params, Tensor) else params if isinstance(params, set) else list(params)
+        given = param_group.get("rule", self.tower.rules[0])
+        self._check(entry["params"], given, where)
+        rule, bases = self._settle(entry, given, where)
+        entry[LEARNED], known = {}, {LEARNED, *entry}
+        super().add_param_group(entry)
         for n in self.defaults.keys() - known - {"maximize"}:  # of the leftmost rule, where this group has one of its own
-            del group[n]
-        self.rules.append(rule)
+            del entry[n]
+        self._groups.append(Group(entry, rule, bases, self._steps))
+
+    def _check(self, params: Iterable[Any], rule: Rule, where: str) -> None:
+        """Raise ValueError for a parameter that `rule` cannot move in this tower."""
+        Tower((rule, *self.tower.rules[1:]))
+        for i, named in enumerate(params):
+            name, p = named if isinstance(named, tuple) else (f"parameter {i} of {where}", named)
+            if not isinstance(p, Tensor) or not p.requires_grad:
+                continue
+            if (why := rule.accepts(p)) is not None:
+                raise ValueError(f"{name} has shape {tuple(p.shape)}: {why}")
+            if self.tower.height and (hasattr(p, "_is_flat_param") or getattr(p, "_fsdp_flattened", False)):
+                raise ValueError(
+                    f"{name} is sharded by FullyShardedDataParallel (FSDP 1), where no process can sum over all elements of a "
+                    "parameter; use FSDP2, torch.distributed.fsdp.fully_shard"
+                )
+
+    def _settle(self, entry: dict[str, Any], rule: Rule, where: str) -> tuple[Rule, dict[str, float]]:
+        """Complete the dict of a group, and find its rule and what its tuned hyperparameters start from."""
+        saved = memory.restore(entry)
+        values_of(entry, rule, where)
+        rule = settled(rule, entry)
+        bases = {n: saved.get(n, float(entry.get(f"initial_{n}", entry[n]))) for n in rule.tuned()} if self.tower.height else {}
+        for n, value in bases.items():
+            rule.check_chart(where, n, value)
+        siblings = (group.bases for group in self._groups if self.per == "all" and group.rule == rule)
+        return rule, next(siblings, bases)
+
+    def _reconcile(self) -> None:
+        """See which groups there are: dicts may have been assigned, appended, and taken away."""
+        entries = self.param_groups
+        if len(entries) == len(self._groups) and all(group.entry is e for group, e in zip(self._groups, entries, strict=True)):
+            return
+        before = {id(group.entry): group for group in self._groups}
+        copied = {id(group.entry[LEARNED]): group for group in self._groups if not any(group.entry is e for e in entries)}
+        kept = [before.get(id(e)) or copied.pop(id(e.get(LEARNED)), None) for e in entries]
+        memory.refresh(self, [group for group in self._groups if group not in kept and hasattr(group, "owner")])
+        self._groups, rules = [group for group in kept if group is not None], [*self.tower.rules[:1], *self.rules]
+        for i, (entry, group) in enumerate(zip(entries, kept, strict=True)):
+            if group is None:
+                if entry.get(LEARNED) in [g.entry[LEARNED] for g in self._groups if g.entry[LEARNED] is entry.get(LEARNED)]:
+                    entry[LEARNED] = {}
+                group = self._revive(entry, rules, f"group {i}")
+                self._groups.append(group)
+            group.entry = entry
+        self._groups.sort(key=lambda group: next(i for i, e in enumerate(entries) if e is group.entry))
+
+    def _revive(self, entry: dict[str, Any], rules: Sequence[Rule], where: str) -> Group:
+        """The group of a dict that was saved, or written by hand: with the first of `rules` that it may be one of."""
+        saved = entry.setdefault(LEARNED, {})
+        kind = saved.get("rule", "").split("[")[0]
+        given = entry.pop("rule", None) or next((rule for rule in rules if type(rule).__name__ == kind), rules[0])
+        self._check(entry["params"], given, where)
+        entry.setdefault("maximize", self.defaults["maximize"])
+        rule, bases = self._settle(entry, given, where)
+        return Group(entry, rule, bases, self._steps)
 
     @torch.inference_mode(False)  # what is made in a validation loop is used in training
-    def _assemble(self) -> list[Family]:
-        """The parameters of each group in buckets, with the hyperparameters that move them, and the levels above."""
-        if len(self.param_groups) != len(self.rules):
-            raise ValueError(
-                f"param_groups has {len(self.param_groups)} groups, of which {len(self.rules)} were added; "
-                "add them with add_param_group, and empty those that are to go"
-            )
-        params = [group["params"] for group in self.param_groups]
-        before, now = [family.params for family in self._families], self._remembered()
-        same = [list(map(id, ps)) for ps in before] == [list(map(id, ps)) for ps in params]
-        if not (same and len(now) == len(self._marks) and all(map(is_, now, self._marks))):  # somebody has put others there
-            for family, new in zip(self._families, params, strict=False):
-                self._replace(family, new)
-            everything = list(chain.from_iterable(params))
-            device = everything[0].device if everything else None
-            double = any(wide(p.dtype) == torch.float64 for p in everything)
-            like = torch.empty((), dtype=torch.float64 if double else torch.float32, device=device)
-            self._forget()
-            for i, group in enumerate(params):
-                self._families.append(Family(self._owner(i, like), group, self.state))
-            below = list(dict.fromkeys(f.owner for f in self._families))
-            levels: list[Level] = []
-            for own in upper(self.tower, like):
-                levels.append(Level(own, below))
-                below = [own]
-            self._levels = Levels(levels, like)
-            for name, h, mine in self._rows():
-                if (saved := self.state.get(self._home(name, h), {}).get(name)) is not None:
-                    if saved.shape != mine.shape:
-                        raise ValueError(
-                            f"{name!r} has shape {tuple(saved.shape)}, and {tuple(mine.shape)} is needed; "
-                            "under per='tensor' no parameter of a group can come or go"
-                        )
-                    mine.copy_(saved)
-            if levels:
-                self._levels.bound()
-            if any(self.state.values()):
-                self._remember()
-            self._marks = self._remembered()
-        for i, (group, family) in enumerate(zip(self.param_groups, self._families, strict=True)):
-            self._listen(i, group, family)
-        return self._families
+    def _assemble(self) -> list[Group]:
+        """All groups as the user has left them, with the hyperparameters that move them, and the levels above."""
+        self._reconcile()
+        groups = self._groups
+        anew = [group.listen(f"group {i}") for i, group in enumerate(groups)]
+        params = (p for group in groups for p in group.entry["params"])
+        first = next((p for p in params if p.requires_grad or p.grad is not None), None)
+        device = torch.device("cpu") if first is None else first.device
+        sets = [list(map(id, group.entry["params"])) for group in groups] if self.per == "tensor" else []
+        built = device, list(map(id, groups)), sets
+        if any(anew) or built != self._built:
+            self._build(torch.empty((), dtype=exact(device), device=device))
+            self._built = built
+        return groups
 
-    def _owner(self, i: int, like: Tensor) -> Hyperparameters:
-        """The hyperparameters that move group `i`."""
-        group, rule = self.param_groups[i], self.rules[i]
-        if self.per == "all":
-            for other, family in zip(self.rules, self._families, strict=False):
-                if other == rule:
-                    return family.owner
-        sets = len(group["params"]) if self.per == "tensor" else 1
-        initial = {n: [group.get(BASE + n, group[n])] * sets for n in rule.hyperparameters()}
-        return Hyperparameters(rule, initial, like, tuned=self.tower.height > 0)
-
-    def _home(self, name: str, h: Hyperparameters) -> Tensor:
-        """The parameter under which `state` remembers `name`, which concerns `h`: one of those that it moves."""
-        everything = [p for f in self._families for p in f.params]
-        mine = [p for f in self._families for p in f.params if f.owner is h] or everything
-        return next(chain((p for p in mine if name in self.state.get(p, {})), (p for p in mine if p.requires_grad), mine))
-
-    def _rows(self) -> Iterator[tuple[str, Hyperparameters, Tensor]]:
-        """What is remembered of each level, where there is a parameter to do so: a name, whose hyperparameters, a view."""
-        moving = {f.owner for f in self._families if f.params}
-        for k, level in enumerate(self._levels.levels, 1):
-            for h in level.below:
-                if h in moving or (moving and k > 1):
-                    yield key(k, level, h), h, self._levels.of(level)[:, h.place]
-
-    def _remember(self) -> None:
-        """Let `state` remember every level. Not before the first step: who finds any state takes it for the whole."""
-        for name, h, mine in self._rows():
-            self.state[self._home(name, h)][name] = mine
-
-    def _replace(self, family: Family, new: list[Tensor]) -> None:
-        """Take what is remembered of parameters that somebody has replaced by others over to those, place by place; and what
-        those that have only gone remember of the levels, to who stays.
-        """
-        gone, come = set(map(id, family.params)) - set(map(id, new)), set(map(id, new)) - set(map(id, family.params))
-        for p, q in zip(family.params, new, strict=False):
-            if id(p) in gone and id(q) in come and p in self.state:
-                self.state[q] = self.state.pop(p)
-        stay = [(f, p) for f, group in zip(self._families, self.param_groups, strict=False) for p in group["params"]]
-        mine = [p for f, p in stay if f.owner is family.owner]
-        for memory in [self.state[p] for p in family.params if id(p) in gone and p in self.state]:
-            for name in [n for n in memory if n.startswith("level ")]:
-                left, heirs = memory.pop(name), mine if name.startswith("level 1:") else [p for _, p in stay]
-                if heirs:
-                    self.state[heirs[0]].setdefault(name, left)
-
-    def _remembered(self) -> list[Any]:
-        """All that is in `state`."""
-        return [x for memory in self.state.values() for x in memory.values()]
-
-    def _listen(self, i: int, group: dict[str, Any], family: Family) -> None:
-        """Take over what group `i` says of the hyperparameters of its rule, where it says something new."""
-        owner = family.owner
-        if "betas" in group:
-            if tuple(group["betas"]) != tuple(group[BASE + "betas"]):
-                group["beta1"], group["beta2"] = group["betas"]
-            group["betas"] = group[BASE + "betas"] = group["beta1"], group["beta2"]
-        said = {n: float(group[n]) for n in owner.order}
-        if said == family.said:
-            return
-        bases = {n: group[BASE + n] for n in owner.names}
-        for n, value in said.items():
-            if not math.isfinite(value):
-                raise ValueError(f"group {i}: {n}={value!r} is not allowed; it must be a finite number")
-            if value != 0 == bases.get(n):
-                raise ValueError(f"group {i}: {n}={value!r} would have to be a multiple of a learned value that starts at 0")
-        factors = [said[n] / base if base else 1.0 for n, base in bases.items()]
-        fixed = {n: min(max(said[n], low), high) for n, (low, high) in zip(said, owner.ends, strict=True) if n not in bases}
-        off = frozenset(n for n in fixed if said[n] == 0)
-        family.said = said
-        family.use(self._step(owner, off), owner.given.new_tensor([*factors, *fixed.values()]).unsqueeze(1))
-
-    def _step(self, owner: Hyperparameters, off: frozenset[str]) -> Step:
-        """What a step with these hyperparameters is; one object for all that are alike, so that it is compiled once."""
-        start = [getattr(owner.rule, n) for n in owner.order if n not in owner.rule.numbers()]  # what enters `init` only
-        what = type(owner.rule), str(owner), off, *start
-        if what not in self._steps:
-            self._steps[what] = Step(owner.rule, owner.names, off)
-        return self._steps[what]
+    def _build(self, like: Tensor) -> None:
+        """Make the hyperparameters of all groups and the levels anew; all that has been learned goes on."""
+        saved = next((group.saved for group in self._groups if group.saved.get("levels")), {})
+        known = [h.memory for h in self._above] or [like.new_tensor(rows) for _, _, rows in saved.get("levels", ())[1:]]
+        self._above = list(upper(self.tower, like))
+        for h, rows in zip(self._above, known, strict=False):
+            h.memory = rows
+        for i, group in enumerate(self._groups):
+            group.fresh = set().union(*(other.fresh for other in self._groups if other.bases is group.bases))
+            shared = next((g for g in self._groups[:i] if self.per == "all" and g.rule == group.rule), None)
+            if shared is None:
+                group.own(like, self.tower.height > 0, self.per == "tensor")
+        for i, group in enumerate(self._groups):
+            if shared := next((g for g in self._groups[:i] if self.per == "all" and g.rule == group.rule), None):
+                group.share(shared.owner)
+        below, levels = list(dict.fromkeys(group.owner for group in self._groups)), []
+        for own in self._above:
+            levels.append(Level(own, below))
+            below = [own]
+        self._levels, self._mask, self._seen = Levels(levels, like), ((), like, like), ()
 
     # -------------------------------------------------------------------- step
 
@@ -259,11 +218,26 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
         Raises:
             RuntimeError: a sparse gradient, before anything has changed.
+            ValueError: a group says what is not allowed, likewise.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._check_gradients()
+        if not (params := [p for group in self.param_groups for p in group["params"]]):
+            return loss
+        device = params[0].device.type
+        with ExitStack() as around:
+            if torch.is_autocast_enabled(device):
+                around.enter_context(torch.autocast(device, enabled=False))
+            if torch.is_anomaly_enabled():  # a derivative that is not finite is none of the model's
+                around.enter_context(torch.autograd.set_detect_anomaly(False))
+            self._move(self._assemble())
+        return loss
+
+    def _check_gradients(self) -> None:
+        """Raise RuntimeError for a sparse gradient."""
         for i, group in enumerate(self.param_groups):
             for k, p in enumerate(group["params"]):
                 if p.grad is not None and p.grad.layout is not torch.strided:
@@ -272,50 +246,77 @@ class Hyperoptimizer(torch.optim.Optimizer):
                         f"{name} has a gradient of layout {p.grad.layout}; only dense gradients can be used: "
                         "construct the embedding with sparse=False, or give it to torch.optim.SparseAdam"
                     )
-        if not (params := [p for group in self.param_groups for p in group["params"]]):
-            return loss
-        device = params[0].device.type
-        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
-            self._move(self._assemble())
-        return loss
 
-    def _move(self, families: Sequence[Family]) -> None:
+    def _move(self, groups: Sequence[Group]) -> None:
         """Move everything: what `step` does when all is as it should be."""
-        if not self._marks:
-            self._remember()
-        active: list[tuple[Family, Bucket]] = []
-        for family, group in zip(families, self.param_groups, strict=True):
-            moving = family.active()
-            group[SINCE] = group[STEPS] if family.lost else group[SINCE]
-            family.lost, family.readable = False, group[STEPS] - group[SINCE]
-            for bucket in moving:
-                bucket.gather(group["maximize"], self._cotangents)
-                active.append((family, bucket))
-        if any(family.filled for family in families):
-            self._marks = self._remembered()
-        if self._rehearsal(active):
+        self._fill(groups)
+        work = [(group, bucket) for group in groups for bucket in group.active()]
+        for group, bucket in work:
+            bucket.gather(group.entry["maximize"], self._cotangents)
+        if self._rehearsal(work):
             return
-        levels, run = self._levels, self._engine
-        pairs = {(id(f), id(b.clock)): (f, b.clock) for f, b in active}
-        asks = tuple((f.owner, f.step) for f, _ in pairs.values())
-        scopes, clocks = [f.scope for f, _ in pairs.values()], [clock for _, clock in pairs.values()]
-        if run.compile and len(active) == 1 and self._alone(active[0][1]):
-            (_, bucket), known = active[0], self._known(active)
-            elements = bucket.param, bucket.grad, bucket.state, bucket.cotangents
-            run(levels.whole, asks, elements, bucket.kept, bucket.numbers, known, *scopes, *clocks, dynamic=None)
-        else:
-            if levels.levels:
-                found = run(levels.tune, asks, self._read(active), self._known(active), scopes, clocks, dynamic=False)
-            else:
-                found = run(numbers, asks, levels.memory[RAW], scopes, clocks, dynamic=False)
-            now = dict(zip(pairs, found, strict=True))
-            for family, bucket in active:
-                bucket.move(run, now[id(family), id(bucket.clock)])
-        for _, bucket in active:
-            bucket.scatter()
-        for group in self.param_groups:
-            group[STEPS] += 1
+        known = self._known(groups) if self._levels.levels else None
+        self._engine.step(self._levels, work, known)
+        for group in groups:
+            group.count([bucket for owner, bucket in work if owner is group])
+        self._made += 1
         self._cotangents = {}
+
+    def _fill(self, groups: Sequence[Group]) -> None:
+        """Put parameters into buckets, if the user has changed anything since the last step that these rest upon: which
+        parameters there are, which have gradients, what `state` holds of them, and where it is.
+        """
+        params = [group.entry["params"] for group in groups]
+        present = [[p.grad is not None for p in mine] for mine in params]
+        lives = [(b.live, b.steps._version == b.version, b.step is g.step) for g in groups for b in g.buckets]
+        now = self._look(params)
+        if self._seen and (present, lives) == self._seen[2:] and _same(now, self._seen[:2]):
+            return
+        moving = [p for mine, here in zip(params, present, strict=True) for p, moves in zip(mine, here, strict=True) if moves]
+        shared = overlapping(moving)
+        for group, here in zip(groups, present, strict=True):
+            group.fill(self.state, here, shared)
+        lives = [(b.live, True, True) for g in groups for b in g.buckets]
+        self._seen = *self._look(params), present, lives
+
+    def _look(self, params: Sequence[Sequence[Tensor]]) -> tuple[list[Any], list[int]]:
+        """All tensors that a step rests upon, and where they are."""
+        seen = [*chain.from_iterable(params), *self.state]
+        for remembered in self.state.values():
+            seen += remembered.values()
+        try:
+            return seen, list(map(Tensor.data_ptr, seen))
+        except (RuntimeError, TypeError):  # not only plain tensors
+            return seen, list(map(address, seen))
+
+    def _rehearsal(self, work: Work) -> bool:
+        """Whether this is no step at all: before every other, along gradients of 0, with a step size of 0.
+
+        That is how `torch.distributed.checkpoint` makes an optimizer have a state; it must not count.
+        """
+        if any(b.count for g in self._groups for b in g.buckets) or any(g.get("lr") for g in self.param_groups):
+            return False
+        moves = [(None, b.layout.processes, b.grad.any().to(g.owner.given)) for g, b in work]
+        return not any(x.item() for x in total(moves).values())
+
+    def _known(self, groups: Sequence[Group]) -> Tensor:
+        """Which of all that the levels move has moved something in this step and before.
+
+        What has not, sees the step pass: its sensitivities to the levels above fade.
+        """
+        made: dict[Any, int] = {}
+        for group in groups:
+            for i, n in group.readable(self.tower.height).items():
+                made[id(group.owner), i] = max(made.get((id(group.owner), i), 0), n)
+        below = self._levels.levels[0].below
+        pattern = tuple(made.get((id(h), i), -1) for h in below for _ in h.names for i in range(h.sets))
+        if pattern != self._mask[0]:
+            masks = [n > 0 for n in pattern], self._levels.known(pattern)
+            self._mask = pattern, *(torch.tensor(mask, device=self._levels.memory.device) for mask in masks)
+        _, here, known = self._mask
+        if min(pattern, default=1) <= 0:
+            self._levels.fade(here)
+        return known
 
     @_disable_dynamo  # its gradient is not for the compiler to take
     def tune_on(self, loss: Tensor) -> None:
@@ -325,13 +326,13 @@ class Hyperoptimizer(torch.optim.Optimizer):
             optimizer.tune_on(loss_fn(model(x_val), y_val))
             optimizer.step()
 
-        The weights still follow ``p.grad``, which is not touched. What is tuned follows the gradient of `loss` at the
-        present weights, so that a weight decay can be learned, which a training loss alone drives to 0.
+        The weights still follow ``p.grad``, which is as it was afterwards. What is tuned follows the gradient of `loss` at
+        the present weights, so that a weight decay can be learned, which a training loss alone drives to 0. That gradient is
+        taken by a backward pass: DDP, FSDP2 and checkpointed layers do with it what they do with any other.
 
         Args:
             loss: of the present weights, with a graph of its own, which is freed; in no other scale than it is meant (of no
-                `GradScaler`). With several processes it is that of this one: where their gradients are to be averaged,
-                average the loss's. With `maximize` it is climbed too. Parameters without a gradient in the next step do not
+                `GradScaler`). With `maximize` it is climbed too. Parameters without a gradient in the next step do not
                 take part.
                 shape: ()
 
@@ -341,60 +342,14 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """
         if not isinstance(loss, Tensor):
             raise TypeError(f"loss={loss!r} is not allowed; it must be a tensor with a graph")
-        params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         if loss.numel() != 1 or not loss.requires_grad:
             raise ValueError(
                 f"loss has shape {tuple(loss.shape)}, requires_grad={loss.requires_grad}; it must be one number with a graph"
             )
-        found = torch.autograd.grad(loss, params, allow_unused=True) if params else ()
-        if all(g is None for g in found):
-            raise ValueError(
-                "loss depends on none of the optimizer's parameters; those that FSDP2 shards are in no graph of a loss"
-            )
-        self._cotangents = {p: g for p, g in zip(params, found, strict=True) if g is not None}
-
-    def _read(self, active: Sequence[tuple[Family, Bucket]]) -> list[Tensor]:
-        """What the last step says of each of the hyperparameters that the first level moves."""
-        like, below = self._levels.memory, self._levels.levels[0].below
-        found = total((f.owner, b.layout.groups, b.read(self._engine).to(like)) for f, b in active)
-        return [found[h] if h in found else like.new_zeros(3 if h.rule.normalize else 1, *h.shape) for h in below]
-
-    def _alone(self, bucket: Bucket) -> bool:
-        """Whether a step in which only `bucket` moves can be one function: its numbers are those of the levels."""
-        if not self._levels.levels or len(self._levels.levels[0].below) != 1:
-            return False
-        like = self._levels.memory
-        alike = bucket.numbers.dtype == like.dtype and bucket.numbers.device == like.device
-        return alike and bucket.compiles and bucket.index is None and not bucket.layout.groups
-
-    def _rehearsal(self, active: Sequence[tuple[Family, Bucket]]) -> bool:
-        """Whether this is no step at all: before every other, along gradients of 0, with a step size of 0.
-
-        That is how `torch.distributed.checkpoint` makes an optimizer have a state; it must not count.
-        """
-        if any(b.made for f in self._families for b in f.buckets) or any(g.get("lr") for g in self.param_groups):
-            return False
-        moves = [(None, b.layout.groups, b.grad.any().to(f.owner.given)) for f, b in active]
-        return not any(x.item() for x in total(moves).values())
-
-    def _known(self, active: Sequence[tuple[Family, Bucket]]) -> Tensor:
-        """Which of all that the levels move has moved anything in this step and before.
-
-        What moves nothing in this step sees it pass: the sensitivities to the levels above fade.
-        """
-        first, made = self._levels.levels[0], defaultdict[Any, int](lambda: -1)
-        for f, b in active:
-            for i in b.positions:
-                made[id(f.owner), i] = max(made[id(f.owner), i], min(b.made, f.readable, self.tower.height))
-        pattern = tuple(made[id(h), i] for h in first.below for _ in h.names for i in range(h.sets))
-        if pattern != self._mask[0]:
-            masks = [n >= 0 for n in pattern], self._levels.known(pattern)
-            here, known = (torch.tensor(mask, device=self._levels.memory.device) for mask in masks)
-            self._mask = pattern, here, known
-        _, here, known = self._mask
-        if min(pattern) < 0:
-            self._levels.fade(here)
-        return known
+        found = gradients(loss, [p for group in self.param_groups for p in group["params"] if p.requires_grad])
+        if not found:
+            raise ValueError("loss depends on none of the optimizer's parameters")
+        self._cotangents = found
 
     # ------------------------------------------------------------ what it does
 
@@ -407,7 +362,6 @@ class Hyperoptimizer(torch.optim.Optimizer):
             a dict of floats by level; on level 0 with ``per="tensor"``, a dict of lists with an entry per parameter of
             the group; on a level with a value per hyperparameter of the level below, a dict of dicts.
         """
-        self._assemble()
         return self.snapshot().hyperparameters(group)
 
     def hypergradients(self, group: int = 0) -> list[dict[str, Any]]:
@@ -416,168 +370,91 @@ class Hyperoptimizer(torch.optim.Optimizer):
         In natural units, with respect to the learned value (a schedule's factor is part of the derivative), before any
         normalization; NaN where none has been read. With `maximize`, L is what is minimized: the negative.
         """
-        self._assemble()
         return self.snapshot().hypergradients(group)
 
     def snapshot(self) -> Snapshot:
-        """What the last step was made with and what was read in it, to be looked at later; does not wait for the device."""
-        groups = [(f.owner, f.scope, f.said) for f in self._families]
-        return Snapshot(self.per, groups, self._levels, self._levels.memory[:COUNT].clone())
+        """What `hyperparameters` and `hypergradients` say now, to be looked at later; does not wait for the device."""
+        self._assemble()
+        return Snapshot.of(self)
 
     def made(self) -> int:
         """How many steps have been made."""
-        return self.param_groups[0][STEPS] if self.param_groups else 0
+        return self._made
 
     def __repr__(self) -> str:
-        lines = []
-        for i, rule in enumerate(self.rules):
-            text = []
-            for r, values in zip((rule, *self.tower.rules[1:]), self.hyperparameters(i), strict=True):
-                defaults = {n: f.default for n, f in r.hyperparameters().items() if n != "lr" and n not in r.tuned()}
-                shown = (f"{n}={_brief(v)}" for n, v in values.items() if n not in defaults or _brief(v) != _brief(defaults[n]))
-                text.append(f"{type(r).__name__}({', '.join(shown)})")
-            lines.append(" / ".join(text))
+        self._assemble()
+        lines = [printed((rule, *self.tower.rules[1:]), self.hyperparameters(i)) for i, rule in enumerate(self.rules)]
         return lines[0] if len(lines) == 1 else "\n".join(f"group {i}: {line}" for i, line in enumerate(lines))
 
     # ------------------------------------------------------------- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """As of every optimizer; what parameters share, each has for itself: it may be loaded in place."""
-        if self.state:
-            self._assemble()
-        found = super().state_dict()
-        own = {k: {n: x.clone() if n in ("step", "numbers") else x for n, x in m.items()} for k, m in found["state"].items()}
-        return {**found, "state": own}
+        """As of every optimizer of torch. In its groups, the values are those in force, for an optimizer of torch to go on
+        with; what has been learned stands beside them under "learned".
+        """
+        memory.refresh(self, self._assemble())
+        return memory.packed(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken, to the last bit.
+        """Go on where `state_dict` was taken, to the last bit; or from one of the optimizer of torch that is like the rule.
+
+        What it says of settings and of the hyperparameters of levels above counts; where somebody has edited a value in one
+        of its groups, that is in force.
 
         Raises:
             ValueError: the `state_dict` of another tower; says which level differs. Nothing has changed then.
         """
         adapted: dict[str, Any] = {}
 
-        def look(_: Any, found: dict[str, Any]) -> None:
-            self._check(found)
-            adapted.update(found)
+        def look(_: Any, found: dict[str, Any]) -> dict[str, Any]:
+            adapted.update(memory.upgraded(found))
+            self._compare(adapted["param_groups"])
+            return adapted
 
         hook = self.register_load_state_dict_pre_hook(look)  # the last one, that sees what others have made of it
         try:
             super().load_state_dict(state_dict)
         finally:
             hook.remove()
-        state_dict = adapted
-        counted = max((int(memory.get("step", 0)) for memory in state_dict["state"].values()), default=0)
-        for group in self.param_groups:  # those of torch do not count
-            group.setdefault(STEPS, counted)
-            group.setdefault(SINCE, 0)
         # torch has cast the state to the dtypes of the parameters; what it remembers of half-precision ones is wider.
-        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        saved = chain.from_iterable(group["params"] for group in adapted["param_groups"])
         for p, key in zip(chain.from_iterable(group["params"] for group in self.param_groups), saved, strict=True):
-            if key in state_dict["state"]:
-                theirs = state_dict["state"][key]  # perhaps those of a living optimizer
-                self.state[p] = {n: x.clone() if isinstance(x, Tensor) else x for n, x in theirs.items()}
+            if key in adapted["state"]:
+                theirs = adapted["state"][key]  # perhaps those of a living optimizer
+                self.state[p] = {n: memory.shaped(n, x, p) for n, x in theirs.items() if x is not None}
+        if not any("made" in group.get(LEARNED, {}) for group in adapted["param_groups"]):  # one of torch
+            self._made = max((int(mine.get("step", 1)) for mine in self.state.values()), default=0)
 
-    def _check(self, state_dict: dict[str, Any]) -> None:
-        """Raise ValueError where `state_dict` is not that of an optimizer with the same tower."""
-        counts = len(self.param_groups), len(state_dict["param_groups"])
-        if counts[0] != counts[1]:
-            raise ValueError(f"state_dict has a different number of parameter groups: {counts[1]}, this optimizer {counts[0]}")
+    def _compare(self, saved: Sequence[dict[str, Any]]) -> None:
+        """Raise ValueError where these are not the groups of an optimizer with the same tower and the same groups."""
         self._assemble()
-        mine = _towers({name: x} for name, _, x in self._rows())
-        theirs = _towers(state_dict["state"].values())
-        if state_dict["state"] and mine.keys() != theirs.keys():
-            here, there = (", ".join(sorted(a.keys() - b.keys())) or "nothing" for a, b in ((mine, theirs), (theirs, mine)))
-            raise ValueError(f"state_dict of another tower: it has {there} where this optimizer has {here}")
-        for level in theirs:
-            if theirs[level] != mine[level]:
-                raise ValueError(
-                    f"state_dict of another optimizer: the shapes of {level} are {theirs[level]}, here {mine[level]}; "
-                    "`per` and the groups have to be the same"
-                )
-        for i, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"], strict=False)):
-            needed = {n for n in group if n.removeprefix(BASE) in self.rules[i].hyperparameters()}
-            if missing := sorted(needed - saved.keys()):
-                raise ValueError(
-                    f"state_dict of another optimizer: its group {i} has no {', '.join(missing)}; "
-                    "an optimizer of torch.optim is taken over by from_torch"
-                )
+        if (there := len(saved)) != (here := len(self._groups)):
+            raise ValueError(f"state_dict has a different number of parameter groups: {there}, this optimizer {here}")
+        for i, (group, entry) in enumerate(zip(self._groups, saved, strict=True)):
+            copied = deepcopy({n: x for n, x in entry.items() if n != "params"})
+            rule, _ = self._settle(copied, group.rule, where := f"group {i}")
+            learned = copied.get(LEARNED) or {}
+            if "levels" in learned and (learned["levels"] or not group.owner.names):
+                memory.check(self.tower, rule, group.owner.sets, where, learned)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "tower": self.tower, "per": self.per, "compile": self.compile, "rules": self.rules}
+        memory.refresh(self, self._assemble())
+        mine = {"tower": self.tower, "per": self.per, "compile": self.compile, "rules": self.rules, "_made": self._made}
+        return {**super().__getstate__(), **mine}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._cotangents = {}
-        self._forget()
+        """Also what `load_state_dict` ends with."""
+        rules = state.get("rules") or self.rules
+        super().__setstate__({n: x for n, x in state.items() if n != "rules"})
+        self._groups = []
+        self._begin()
+        for i, (entry, rule) in enumerate(zip(self.param_groups, rules, strict=True)):
+            self._groups.append(self._revive(entry, [rule], f"group {i}"))
+        saved = next((group.saved for group in self._groups if group.saved.get("levels")), {})
+        self.tower = memory.recalled(self.tower, saved)
+        self._made = max((group.saved.get("made", 0) for group in self._groups), default=0)
 
 
-class Snapshot(NamedTuple):
-    """What an optimizer says of itself at one moment.
-
-    Attributes:
-        per: as the optimizer's.
-        groups: of each, the hyperparameters, and what the user says of them; see `Hyperparameters.values`.
-        levels: those above.
-        memory: what they remember; see `Levels`.
-    """
-
-    per: str
-    groups: list[tuple[Hyperparameters, Tensor, dict[str, float]]]
-    levels: Levels
-    memory: Tensor
-
-    @property
-    def above(self) -> list[Hyperparameters]:
-        """The hyperparameters of every level above."""
-        return [level.own for level in self.levels.levels]
-
-    def hyperparameters(self, group: int) -> list[dict[str, Any]]:
-        """See `Hyperoptimizer.hyperparameters`."""
-        owner, scope, said = self.groups[group]
-        fixed: list[dict[str, Any]] = [{n: getattr(h.rule, n) for n in h.rule.hyperparameters()} for h in self.above]
-        fixed.insert(0, {n: [said[n]] * owner.sets if self.per == "tensor" else said[n] for n in owner.rule.hyperparameters()})
-        learned = self.levels.learned(self.memory)
-        tuned = self._tell(group, [owner.values(learned[0], scope)[: len(owner.names)], *learned[1:]] if learned else [])
-        return [{**f, **t} for f, t in zip(fixed, tuned, strict=True)]
-
-    def hypergradients(self, group: int) -> list[dict[str, Any]]:
-        """See `Hyperoptimizer.hypergradients`."""
-        moved = self.groups[group][0], *self.above
-        read = self.memory[READ].split(self.levels.sizes)
-        return self._tell(group, [x[h.place] for x, h in zip(read, moved, strict=False)])
-
-    def _tell(self, group: int, said: Sequence[Tensor]) -> list[dict[str, Any]]:
-        """Of each level what is `said` of its tuned hyperparameters, as numbers in the shape of `hyperparameters`."""
-        levels: list[dict[str, Any]] = []
-        for k, h in enumerate((self.groups[group][0], *self.above)):
-            numbers = dict(zip(h.names, said[k].view(h.shape).tolist(), strict=True)) if h.names else {}
-            if k or self.per != "tensor":
-                numbers = {n: dict(zip(h.below, row, strict=True)) if h.below else row[0] for n, row in numbers.items()}
-            levels.append(numbers)
-        return levels
-
-
-def key(number: int, level: Level, h: Hyperparameters) -> str:
-    """The name under which `state` remembers what a level does to `h`. (Distributed checkpoints split names at dots.)"""
-    return f"level {number}: {level.own} moves {h}".replace(".", "_")
-
-
-def _towers(memories: Iterable[Mapping[str, Tensor]]) -> dict[str, list[tuple[int, ...]]]:
-    """What is remembered of each level of a tower: the shapes, one entry per group where they have their own."""
-    found: dict[str, list[tuple[int, ...]]] = {}
-    for memory in memories:
-        for name, tensor in memory.items():
-            if name.startswith("level "):
-                found.setdefault(name, []).append(tuple(tensor.shape))
-    return {level: sorted(shapes) for level, shapes in found.items()}
-
-
-def _brief(value: Any) -> str:
-    """A value with four digits; of many, the range."""
-    if isinstance(value, list) and value:
-        low, high = _brief(min(value)), _brief(max(value))
-        return low if low == high else f"{low}…{high}"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{k!r}: {_brief(v)}" for k, v in value.items()) + "}"
-    return f"{value:.4g}" if value != [] else "none"
+def _same(now: Sequence[Any], before: Sequence[Any]) -> bool:
+    (seen, where), (then, there) = now, before
+    return where == there and len(seen) == len(then) and all(map(is_, seen, then))

@@ -8,18 +8,16 @@ A rule is a frozen dataclass. It says what its hyperparameters are, what state i
 
 Inside `coefficients` and `update` every hyperparameter (``self.lr``) is a tensor, so that everything can be
 differentiated with respect to it. Both are pure: they return new tensors and change none. That is all a rule needs to be
-stacked in towers, checkpointed and differentiated.
-
-For the derivative of a step, ``dU/dh``, an optimizer has to keep one tensor per tuned hyperparameter until the next
-gradient arrives. A rule whose state is exponential averages, such as Adam, spares it that: its step can be replayed from
-what it has left behind. Such a rule is written as `averages` and `displacement` in the place of `update`.
+stacked in towers, checkpointed and differentiated. One whose state is exponential averages is better written as
+`averages.Averages`, which spares the memory of its derivatives.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Collection, Iterable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
@@ -27,12 +25,23 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from .charts import REAL, UNIT, Chart, describe, nonnegative, positive, real, unit_interval
+from .charts import REAL, UNIT, Chart, closed_unit_interval, describe, nonnegative, positive, real, unit_interval
+from .normalize import NORMALIZATIONS
 
 if TYPE_CHECKING:
     from .tower import Tower
 
-__all__ = ["Number", "Rule", "State", "hyperparameter", "nonnegative", "positive", "real", "unit_interval"]
+__all__ = [
+    "Number",
+    "Rule",
+    "State",
+    "closed_unit_interval",
+    "hyperparameter",
+    "nonnegative",
+    "positive",
+    "real",
+    "unit_interval",
+]
 
 Number: TypeAlias = Any
 """A hyperparameter: a float, or on an upper level a dict of floats; a tensor inside `coefficients` and `update`."""
@@ -55,16 +64,35 @@ def hyperparameter(default: float, constraint: Constraint, tuned: bool | None = 
 
 def check(owner: str, name: str, value: Any, constraint: Constraint) -> float:
     """`value` as a float. Raises ValueError where it is not a number that satisfies `constraint`."""
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if number or (isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()):
-        known = torch.tensor(float(value), dtype=torch.float64)
-        if known.isfinite() and constraint.check(known):
-            return known.item()
-    raise ValueError(f"{owner}: {name}={value!r} is not allowed; it must be {describe(constraint)}")
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        known = float(value)
+        if math.isfinite(known) and constraint.check(known):
+            return known
+    more = f"; it would be read once: write a number, and change group[{name!r}]" if isinstance(value, Tensor) else ""
+    raise ValueError(f"{owner}: {name}={value!r} is not allowed; it must be {describe(constraint)}{more}")
+
+
+class Notation(type):
+    """The class of rule classes: says what to write where an operation or an argument is not one of a rule's."""
+
+    def __truediv__(cls, above: Any) -> Any:
+        raise TypeError(f"{cls.__name__} is a class; a tower is made of rules: write {cls.__name__}() / …")
+
+    __rtruediv__ = __truediv__
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        """A rule. Raises TypeError where the class is no dataclass or an argument is unknown."""
+        if "__dataclass_fields__" not in vars(cls) and any(isinstance(x, Field) for x in vars(cls).values()):
+            raise TypeError(f"{cls.__name__} has fields but is no dataclass: write @dataclass(frozen=True) above the class")
+        known = cls.__dataclass_fields__  # type: ignore[attr-defined]
+        if unknown := [n for n in kwargs if n not in known]:
+            hint = "betas=(b1, b2) is written beta1=b1, beta2=b2; " if unknown[0] == "betas" and "beta1" in known else ""
+            raise TypeError(f"{cls.__name__} has no argument {unknown[0]!r}; {hint}allowed: {', '.join(known)}")
+        return super().__call__(*args, **kwargs)
 
 
 @dataclass(frozen=True)
-class Rule:
+class Rule(metaclass=Notation):
     """An update rule and its hyperparameters.
 
     Every rule has four keyword-only fields that say how its hyperparameters are tuned by a rule above it:
@@ -79,6 +107,7 @@ class Rule:
 
     Raises:
         ValueError: a value outside its constraint, an unknown name.
+        TypeError: an unknown argument.
     """
 
     tune: tuple[str, ...] | None = field(default=None, kw_only=True)
@@ -87,10 +116,7 @@ class Rule:
     normalize: str | None = field(default=None, kw_only=True)
 
     off: ClassVar[frozenset[str]] = frozenset()
-    """Hyperparameters that are 0 and not tuned, whose terms may be left out; but not of `displacement` and `decay`, for the
-    next step replays them, and may have others."""
-    in_place: ClassVar[bool] = False
-    """Whether parameters and averages are written over; who has an `update` of its own need not know of it."""
+    """Hyperparameters that are 0 and that nothing tunes; see `uses`."""
     elementwise: ClassVar[bool] = True
     """Whether each element moves by itself; otherwise the rule is run parameter by parameter, in its shape."""
 
@@ -99,78 +125,33 @@ class Rule:
         return {}
 
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
-        """Numbers (not truth values) for `update` that depend on hyperparameters and the step count (1, 2, …) alone."""
+        """Numbers (not truth values) for `update` that depend on hyperparameters and the step count (1, 2, …) alone.
+
+        They are computed in double precision, so that ``1 - beta`` belongs here.
+        """
         return ()
 
+    @abstractmethod
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         """The parameter and the state after one step; elementwise unless the class says otherwise."""
-        state, decay = self.advance(self.gradient(param, grad), state, c), self.decay(c)
-        times, less = (Tensor.mul_, Tensor.sub_) if self.in_place else (Tensor.mul, Tensor.sub)
-        return less(param if decay is None else times(param, decay), self.displacement(state, c)), state
-
-    # --------------------------------------------- a rule of averages has these in the place of `update`
-
-    def gradient(self, param: Tensor, grad: Tensor) -> Tensor:
-        """The gradient with its penalty."""
-        return self.penalized(param, grad)
-
-    def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, tuple[Tensor, Tensor]]:
-        """What is averaged over time, and the weight of the new: ``state = (1 - weight) state + weight x``.
-
-        The step can be replayed where every weight that is tuned is one of `c` and the gradient has no penalty.
-        """
-        return {}
-
-    def advance(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> State:
-        """The state after one step: its averages, and what follows from them."""
-        lerp = Tensor.lerp_ if self.in_place else Tensor.lerp
-        new = {n: lerp(state[n], x, weight) for n, (x, weight) in self.averages(grad, c).items()}
-        return {**new, **self.follows({n: x for n, x in state.items() if n not in new}, new)}
-
-    def follows(self, others: State, averages: State) -> State:
-        """What else is remembered, such as the greatest of all averages: from what that was before and the averages after."""
-        return {}
-
-    def displacement(self, state: State, c: tuple[Tensor, ...]) -> Tensor:
-        """How far a parameter moves, from the state after the step."""
         raise NotImplementedError
 
-    def decay(self, c: tuple[Tensor, ...]) -> Tensor | None:
-        """The factor by which a parameter shrinks before it moves; None: it does not."""
-        return None
-
-    # ------------------------- what these two are derived to, in closed form: if a class has them it saves time
-
-    def coefficients_slopes(self, step: Tensor, c: tuple[Tensor, ...]) -> dict[tuple[int, str], Tensor]:
-        """``dc[i]/dh`` under ``(i, h)``, where it is not 0 for every value; shaped like a hyperparameter."""
-        raise NotImplementedError
-
-    def displacement_slopes(
-        self, u: Tensor | float, state: State, c: tuple[Tensor, ...], wanted: Collection[int | str]
-    ) -> dict[int | str, Tensor]:
-        """``u`` times the derivatives of `displacement`, at least those that are `wanted` and not 0 for every value: under i
-        with respect to ``c[i]``, under its name to an average. Hyperparameters must enter it by these alone.
-        """
-        raise NotImplementedError
-
-    @classmethod
-    def closed(cls, name: str) -> bool:
-        """Whether there is a closed form for the method `name`: in the class that defines it, or in one derived from that."""
-        own = next(c for c in cls.__mro__ if {name, f"{name}_slopes"} & vars(c).keys())
-        return own is not Rule and f"{name}_slopes" in vars(own)
+    def uses(self, name: str) -> bool:
+        """Whether the term of a hyperparameter takes part: not where it is 0 and nothing tunes it, for 0 * inf is not 0."""
+        return name not in self.off
 
     def penalized(self, param: Tensor, grad: Tensor) -> Tensor:
         """The gradient of the loss with its penalty ``weight_decay / 2 |param|^2``."""
-        if "weight_decay" in self.off or not hasattr(self, "weight_decay"):
+        if not (hasattr(self, "weight_decay") and self.uses("weight_decay")):
             return grad
         return torch.addcmul(grad, self.weight_decay, param)
-
-    # ------------------------------------------------------------------------------------------------------
 
     @classmethod
     def accepts(cls, param: Tensor) -> str | None:
         """None, or why this rule cannot move `param` and what to do about it."""
         return None
+
+    # ------------------------------------------------------------- its fields
 
     @classmethod
     def hyperparameters(cls) -> dict[str, Field[Any]]:
@@ -178,9 +159,14 @@ class Rule:
         return {f.name: f for f in fields(cls) if "constraint" in f.metadata}
 
     @classmethod
-    def numbers(cls) -> tuple[str, ...]:
-        """The names of those that can be tuned, and can differ between groups."""
+    def tunable(cls) -> tuple[str, ...]:
+        """The names of those that can be tuned."""
         return tuple(n for n, f in cls.hyperparameters().items() if f.metadata["tuned"] is not None)
+
+    @classmethod
+    def settings(cls) -> tuple[str, ...]:
+        """The names of all that cannot be tuned and has no number to be moved: flags, and what enters `init` only."""
+        return tuple(f.name for f in fields(cls) if not f.kw_only and f.name not in cls.tunable())
 
     @classmethod
     def constraint(cls, name: str) -> Constraint:
@@ -191,7 +177,7 @@ class Rule:
     def tuned(self) -> tuple[str, ...]:
         """The names that a rule above moves."""
         if self.tune is not None:
-            return tuple(n for n in self.numbers() if n in self.tune)
+            return tuple(n for n in self.tunable() if n in self.tune)
         marked = [n for n, f in self.hyperparameters().items() if f.metadata["tuned"]]
         return tuple(n for n in marked if n == "lr" or getattr(self, n) != 0)
 
@@ -199,70 +185,66 @@ class Rule:
         """The coordinate in which the hyperparameter `name` is moved."""
         if name in self.charts:
             return Chart.of(self.charts[name])
-        value = getattr(self, name)
-        inside = all(0 < v < 1 for v in (value.values() if isinstance(value, Mapping) else [value]))
-        return UNIT if inside and self.constraint(name) is unit_interval else REAL
+        inside = all(0 < v < 1 for v in each(getattr(self, name)))
+        return UNIT if inside and self.constraint(name) in (unit_interval, closed_unit_interval) else REAL
 
-    def at(self: Self, values: Mapping[str, Tensor], **options: Any) -> Self:
-        """This rule with tensors in the place of its numbers.
-
-        Args:
-            options: `off`, `in_place`.
-        """
+    def at(self: Self, values: Mapping[str, Any]) -> Self:
+        """This rule with `values`, tensors above all, in the place of its own."""
         rule = object.__new__(type(self))
-        rule.__dict__.update(self.__dict__, **values, **options)
+        rule.__dict__.update(self.__dict__, **values)
         return rule
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.__repr__ = Rule.__repr__  # type: ignore[method-assign]  # or the dataclass would make another
 
-    def __truediv__(self, above: Rule | Tower) -> Tower:
-        from .tower import Tower
+    if TYPE_CHECKING:  # tower.py gives it
 
-        return Tower((self,)) / above
+        def __truediv__(self, above: Rule | Tower) -> Tower: ...
+
+    # ------------------------------------------------------------- validation
 
     def __post_init__(self) -> None:
         owner, known = type(self).__name__, self.hyperparameters()
-        if type(self).update is Rule.update and type(self).displacement is Rule.displacement:
-            raise TypeError(f"{owner} has no update: a rule has `update`, or `averages` and `displacement`")
-        for name in known:
-            value = getattr(self, name)
-            if isinstance(value, Mapping) and value and known[name].metadata["tuned"] is not None:
-                checked: Any = {k: check(owner, f"{name}[{k!r}]", v, self.constraint(name)) for k, v in value.items()}
+        needed = {n: getattr(type(self), n, None) for n in ("update", "averages", "displacement")}
+        if missing := [n for n, method in needed.items() if getattr(method, "__isabstractmethod__", False)]:
+            raise TypeError(f"{owner} has no {missing[0]}: a rule has `update`, one of `Averages` `averages` and `displacement`")
+        for name, f in known.items():
+            value, constraint = getattr(self, name), self.constraint(name)
+            if isinstance(value, Mapping) and value and f.metadata["tuned"] is not None:
+                checked: Any = {k: check(owner, f"{name}[{k!r}]", v, constraint) for k, v in value.items()}
             else:
-                checked = check(owner, name, value, self.constraint(name))
+                checked = check(owner, name, value, constraint)
             object.__setattr__(self, name, checked)
-        tunable = self.numbers()
-        if not isinstance(self.tune, (Iterable, type(None))):
-            raise TypeError(f"{owner}: tune={self.tune!r} is not allowed; it must be names of hyperparameters, or None")
-        if not isinstance(self.charts, Mapping):
-            raise TypeError(f"{owner}: charts={self.charts!r} is not allowed; it must be a dict of charts by name")
+        for name, (allowed, words) in ALLOWED.items():
+            if not allowed(getattr(self, name)):
+                error = TypeError if name in ("tune", "charts") else ValueError
+                raise error(f"{owner}: {name}={getattr(self, name)!r} is not allowed; it must be {words}")
+        for f in fields(self):
+            if isinstance(f.default, bool) and not isinstance(getattr(self, f.name), bool):
+                raise ValueError(f"{owner}: {f.name}={getattr(self, f.name)!r} is not allowed; it must be True or False")
         if self.tune is not None:  # one name may stand for itself
             object.__setattr__(self, "tune", (self.tune,) if isinstance(self.tune, str) else tuple(self.tune))
         for argument, names in {"tune": self.tune or (), "charts": self.charts}.items():
-            if len(set(names)) < len(names):
-                raise ValueError(f"{owner}: {argument}={names!r} names a hyperparameter twice")
-            if unknown := [n for n in names if n not in tunable]:
-                raise ValueError(
-                    f"{owner}: {argument} names {unknown[0]!r}, which is not one of its hyperparameters; "
-                    f"allowed: {', '.join(tunable)}"
-                )
+            self._check_names(argument, tuple(names))
         object.__setattr__(self, "charts", {n: Chart.of(c) for n, c in self.charts.items()})
         for name in self.tuned():
             self.check_chart(owner, name, getattr(self, name))
-        if not (isinstance(self.horizon, (int, float)) and 1 <= self.horizon < math.inf):
-            raise ValueError(f"{owner}: horizon={self.horizon!r} is not allowed; it must be a number of steps in [1, inf)")
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(f.default, bool) and not isinstance(value, bool):
-                raise ValueError(f"{owner}: {f.name}={value!r} is not allowed; it must be True or False")
-        if self.normalize not in (None, "cosine"):
-            raise ValueError(f"{owner}: normalize={self.normalize!r} is not allowed; it must be None or 'cosine'")
+
+    def _check_names(self, argument: str, names: tuple[str, ...]) -> None:
+        """Raise ValueError where `argument` names what cannot be tuned, or one twice."""
+        owner, tunable = type(self).__name__, self.tunable()
+        if len(set(names)) < len(names):
+            raise ValueError(f"{owner}: {argument}={names!r} names a hyperparameter twice")
+        if unknown := [n for n in names if n not in tunable]:
+            raise ValueError(
+                f"{owner}: {argument} names {unknown[0]!r}, which is not one of its hyperparameters; "
+                f"allowed: {', '.join(tunable)}"
+            )
 
     def check_chart(self, owner: str, name: str, value: Any) -> None:
         """Raise ValueError where the chart of the hyperparameter `name` has no place for `value`."""
-        for v in value.values() if isinstance(value, Mapping) else [value]:
+        for v in each(value):
             if not self.chart(name).holds(v):
                 raise ValueError(f"{owner}: the chart {self.chart(name)!r} cannot hold {name}={v!r}; give another in `charts`")
 
@@ -270,3 +252,17 @@ class Rule:
         shown = [(f.name, getattr(self, f.name), f) for f in sorted(fields(self), key=lambda f: bool(f.kw_only))]
         body = (f"{n}={v!r}" for n, v, f in shown if n == "lr" or v != (f.default if n != "charts" else {}))
         return f"{type(self).__name__}({', '.join(body)})"
+
+
+ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "tune": (lambda x: isinstance(x, (Iterable, type(None))), "names of hyperparameters, or None"),
+    "charts": (lambda x: isinstance(x, Mapping), "a dict of charts by name"),
+    "horizon": (lambda x: isinstance(x, (int, float)) and 1 <= x < math.inf, "a number of steps in [1, inf)"),
+    "normalize": (lambda x: x in NORMALIZATIONS, " or ".join(map(repr, NORMALIZATIONS))),
+}
+"""What the options of every rule may be: a test, and the words for it."""
+
+
+def each(value: Any) -> Iterator[float]:
+    """The values of a hyperparameter: of a dict all, else the one."""
+    yield from value.values() if isinstance(value, Mapping) else (value,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from .probe import elementwise
 from .rule import Rule
 
 
@@ -26,21 +27,12 @@ class Tower:
             raise ValueError("a tower has at least one rule, such as Adam(lr=1e-3)")
         for rule in self.rules:
             if not isinstance(rule, Rule):
-                raise TypeError(f"a tower is made of rules such as Adam(lr=1e-3); got {rule!r}")
+                hint = f": write {rule.__name__}()" if isinstance(rule, type) and issubclass(rule, Rule) else ""
+                raise TypeError(f"a tower is made of rules such as Adam(lr=1e-3); got {rule!r}{hint}")
             if not rule.hyperparameters():
                 raise TypeError(f"{type(rule).__name__} has no hyperparameters: a rule is a @dataclass(frozen=True) with some")
         for below, rule in zip(self.rules, self.rules[1:], strict=False):
-            if not below.tuned():
-                raise ValueError(f"{rule!r} has nothing to tune: {below!r} names no hyperparameter in `tune`")
-            if not rule.elementwise:
-                raise ValueError(f"{rule!r} cannot tune another rule: it moves matrices, and hyperparameters are numbers")
-            for name in rule.hyperparameters():
-                value = getattr(rule, name)
-                if isinstance(value, Mapping) and set(value) != set(below.tuned()):
-                    raise ValueError(
-                        f"{rule!r}: {name} has values for {', '.join(value)}; it needs one for each hyperparameter "
-                        f"that {below!r} lets be tuned: {', '.join(below.tuned())}"
-                    )
+            _check(below, rule)
 
     @classmethod
     def of(cls, rules: Rule | Tower) -> Tower:
@@ -60,3 +52,28 @@ class Tower:
 
     def __repr__(self) -> str:
         return " / ".join(map(repr, self.rules))
+
+
+def _check(below: Rule, rule: Rule) -> None:
+    """Raise ValueError where `rule` cannot tune `below`."""
+    if not (tuned := below.tuned()):
+        raise ValueError(f"{rule!r} has nothing to tune: {below!r} names no hyperparameter in `tune`")
+    if not elementwise(rule):
+        raise ValueError(
+            f"{rule!r} cannot tune another rule: it is not elementwise, and hyperparameters do not belong together as "
+            "the elements of a tensor do"
+        )
+    for name in rule.hyperparameters():
+        value = getattr(rule, name)
+        if isinstance(value, Mapping) and set(value) != set(tuned):
+            raise ValueError(
+                f"{rule!r}: {name} has values for {', '.join(value)}; it needs one for each hyperparameter "
+                f"that {below!r} lets be tuned: {', '.join(tuned)}"
+            )
+
+
+def _over(rule: Rule, above: Rule | Tower) -> Tower:
+    return Tower((rule,)) / above
+
+
+Rule.__truediv__ = _over  # type: ignore[method-assign]

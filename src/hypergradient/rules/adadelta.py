@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..numerics import sqrt
-from ..rule import Number, Rule, State, hyperparameter, nonnegative, unit_interval
+from ..rule import Number, Rule, State, closed_unit_interval, hyperparameter, nonnegative
 
 
 @dataclass(frozen=True)
@@ -14,16 +14,20 @@ class Adadelta(Rule):
     """Zeiler 2012, Algorithm 1 (arXiv 1212.5701), times a step size."""
 
     lr: Number = hyperparameter(1.0, nonnegative)
-    rho: Number = hyperparameter(0.9, unit_interval)
+    rho: Number = hyperparameter(0.9, closed_unit_interval)
     eps: Number = hyperparameter(1e-6, nonnegative, tuned=False)
     weight_decay: Number = hyperparameter(0.0, nonnegative, tuned=False)
 
     def init(self, param: Tensor) -> State:
         return {"square_avg": torch.zeros_like(param), "acc_delta": torch.zeros_like(param)}
 
+    def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
+        return (1 - self.rho,)
+
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         g = self.penalized(param, grad)
-        s = self.rho * state["square_avg"] + (1 - self.rho) * g * g
+        (new,) = c
+        s = self.rho * state["square_avg"] + new * g * g
         delta = sqrt(state["acc_delta"] + self.eps) / sqrt(s + self.eps) * g
-        u = self.rho * state["acc_delta"] + (1 - self.rho) * delta * delta
+        u = self.rho * state["acc_delta"] + new * delta * delta
         return param - self.lr * delta, {"square_avg": s, "acc_delta": u}

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..averages import Average, Averages
 from ..numerics import sqrt
-from ..rule import Number, Rule, State, hyperparameter, nonnegative, unit_interval
+from ..rule import Number, State, hyperparameter, nonnegative, unit_interval
 
 
 @dataclass(frozen=True)
-class Adam(Rule):
+class Adam(Averages):
     """Kingma & Ba 2015, Algorithm 1 (arXiv 1412.6980); `amsgrad`: Reddi, Kale & Kumar 2018, Algorithm 2."""
 
     lr: Number = hyperparameter(1e-3, nonnegative)
@@ -29,8 +30,8 @@ class Adam(Rule):
         root = (1 - self.beta2**step).sqrt()  # of more than 0, for beta2 < 1
         return self.lr / (1 - self.beta1**step) * root, self.eps * root, 1 - self.beta1, 1 - self.beta2
 
-    def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, tuple[Tensor, Tensor]]:
-        return {"exp_avg": (grad, c[2]), "exp_avg_sq": (grad * grad, c[3])}
+    def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, Average]:
+        return {"exp_avg": (c[2], grad), "exp_avg_sq": (c[3], grad, grad)}
 
     def follows(self, others: State, averages: State) -> State:
         return {"max_exp_avg_sq": torch.maximum(others["max_exp_avg_sq"], averages["exp_avg_sq"])} if self.amsgrad else {}
@@ -52,6 +53,8 @@ class Adam(Rule):
     ) -> dict[int | str, Tensor]:
         m, name = state["exp_avg"], "max_exp_avg_sq" if self.amsgrad else "exp_avg_sq"
         root = sqrt(state[name])
+        if not {1, name, "exp_avg"} & set(wanted):
+            return {0: (u * m).div_(root.add_(c[1]))}
         inverse = (root + c[1]).reciprocal_()
         along = u * inverse
         found: dict[int | str, Tensor] = {0: along * m}

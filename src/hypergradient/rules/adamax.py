@@ -22,11 +22,11 @@ class Adamax(Rule):
         return {"exp_avg": torch.zeros_like(param), "exp_inf": torch.zeros_like(param)}
 
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
-        return (self.lr / (1 - self.beta1**step),)
+        return self.lr / (1 - self.beta1**step), 1 - self.beta1
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
-        (step_size,) = c
+        step_size, new = c
         g = self.penalized(param, grad)
-        m = self.beta1 * state["exp_avg"] + (1 - self.beta1) * g
+        m = self.beta1 * state["exp_avg"] + new * g
         u = torch.maximum(self.beta2 * state["exp_inf"], g.abs() + self.eps)
         return param - step_size * m / u, {"exp_avg": m, "exp_inf": u}

@@ -23,8 +23,11 @@ class Lion(Rule):
     def init(self, param: Tensor) -> State:
         return {"exp_avg": torch.zeros_like(param)}
 
+    def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
+        return 1 - self.beta1, 1 - self.beta2
+
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         m = state["exp_avg"]
-        direction = torch.sign(self.beta1 * m + (1 - self.beta1) * grad)
-        m = self.beta2 * m + (1 - self.beta2) * grad
+        direction = torch.sign(self.beta1 * m + c[0] * grad)
+        m = self.beta2 * m + c[1] * grad
         return param * (1 - self.lr * self.weight_decay) - self.lr * direction, {"exp_avg": m}

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..rule import Number, Rule, State, hyperparameter, nonnegative, unit_interval
+from ..rule import Number, Rule, State, closed_unit_interval, hyperparameter, nonnegative
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Muon(Rule):
 
     lr: Number = hyperparameter(1e-3, nonnegative)
     weight_decay: Number = hyperparameter(0.1, nonnegative, tuned=False)
-    momentum: Number = hyperparameter(0.95, unit_interval)
+    momentum: Number = hyperparameter(0.95, closed_unit_interval)
     nesterov: bool = True
     eps: Number = hyperparameter(1e-7, nonnegative, tuned=False)
     ns_coefficients: tuple[float, ...] = (3.4445, -4.775, 2.0315)
@@ -44,9 +44,12 @@ class Muon(Rule):
     def init(self, param: Tensor) -> State:
         return {"momentum_buffer": torch.zeros_like(param)}
 
+    def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
+        return (1 - self.momentum,)
+
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
-        buffer = self.momentum * state["momentum_buffer"] + (1 - self.momentum) * grad
-        x = (1 - self.momentum) * grad + self.momentum * buffer if self.nesterov else buffer
+        buffer = self.momentum * state["momentum_buffer"] + c[0] * grad
+        x = c[0] * grad + self.momentum * buffer if self.nesterov else buffer
         tall = x.shape[0] > x.shape[1]
         x = x.T if tall else x
         x = x / torch.maximum(x.norm(), self.eps)

@@ -27,14 +27,14 @@ class NAdam(Rule):
 
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
         mu, mu_next = (self.beta1 * (1 - 0.5 * 0.96 ** (t * self.momentum_decay)) for t in (step, step + 1))
-        return mu, mu_next, sqrt(1 - self.beta2**step)
+        return mu, mu_next, sqrt(1 - self.beta2**step), 1 - self.beta1, 1 - self.beta2
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
-        mu, mu_next, root = c
+        mu, mu_next, root, new1, new2 = c
         g = grad if self.decoupled_weight_decay else self.penalized(param, grad)
         shrink = 1 - self.lr * self.weight_decay if self.decoupled_weight_decay else 1.0
-        m = self.beta1 * state["exp_avg"] + (1 - self.beta1) * g
-        v = self.beta2 * state["exp_avg_sq"] + (1 - self.beta2) * g * g
+        m = self.beta1 * state["exp_avg"] + new1 * g
+        v = self.beta2 * state["exp_avg_sq"] + new2 * g * g
         product = state["mu_product"] * mu
         nesterov = (1 - mu) / (1 - product) * g + mu_next / (1 - product * mu_next) * m
         new = {"exp_avg": m, "exp_avg_sq": v, "mu_product": product}

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..averages import Average, Averages
 from ..numerics import power_less_1, sqrt
-from ..rule import Number, Rule, State, hyperparameter, nonnegative, unit_interval
+from ..rule import Number, State, hyperparameter, nonnegative, unit_interval
 
 
 @dataclass(frozen=True)
-class RAdam(Rule):
+class RAdam(Averages):
     """Liu et al. 2020, Algorithm 2 (arXiv 1908.03265), with torch's threshold of 5."""
 
     lr: Number = hyperparameter(1e-3, nonnegative)
@@ -37,8 +38,8 @@ class RAdam(Rule):
     def gradient(self, param: Tensor, grad: Tensor) -> Tensor:
         return grad if self.decoupled_weight_decay else self.penalized(param, grad)
 
-    def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, tuple[Tensor, Tensor]]:
-        return {"exp_avg": (grad, c[3]), "exp_avg_sq": (grad * grad, c[4])}
+    def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, Average]:
+        return {"exp_avg": (c[3], grad), "exp_avg_sq": (c[4], grad, grad)}
 
     def decay(self, c: tuple[Tensor, ...]) -> Tensor | None:
         return c[5] if self.decoupled_weight_decay else None

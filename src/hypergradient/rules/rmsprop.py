@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..numerics import sqrt
-from ..rule import Number, Rule, State, hyperparameter, nonnegative, unit_interval
+from ..rule import Number, Rule, State, closed_unit_interval, hyperparameter, nonnegative
 
 
 @dataclass(frozen=True)
@@ -14,22 +14,27 @@ class RMSprop(Rule):
     """Tieleman & Hinton 2012, lecture 6.5; `centered`: Graves 2013 (arXiv 1308.0850), equations 38–45."""
 
     lr: Number = hyperparameter(1e-2, nonnegative)
-    alpha: Number = hyperparameter(0.99, unit_interval)
+    alpha: Number = hyperparameter(0.99, closed_unit_interval)
     eps: Number = hyperparameter(1e-8, nonnegative, tuned=False)
     weight_decay: Number = hyperparameter(0.0, nonnegative, tuned=False)
-    momentum: Number = hyperparameter(0.0, unit_interval)
+    momentum: Number = hyperparameter(0.0, closed_unit_interval)
     centered: bool = False
 
     def init(self, param: Tensor) -> State:
         names = ["square_avg", "momentum_buffer"] + ["grad_avg"] * self.centered
         return {name: torch.zeros_like(param) for name in names}
 
+    def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
+        return (1 - self.alpha,)
+
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         g = self.penalized(param, grad)
-        variance = s = self.alpha * state["square_avg"] + (1 - self.alpha) * g * g
+        variance = s = self.alpha * state["square_avg"] + c[0] * g * g
         new = {"square_avg": s}
         if self.centered:
-            new["grad_avg"] = self.alpha * state["grad_avg"] + (1 - self.alpha) * g
+            new["grad_avg"] = self.alpha * state["grad_avg"] + c[0] * g
             variance = (s - new["grad_avg"].square()).clamp_min(0)
-        b = self.momentum * state["momentum_buffer"] + g / (sqrt(variance) + self.eps)
-        return param - self.lr * b, {**new, "momentum_buffer": b}
+        b, new["momentum_buffer"] = g / (sqrt(variance) + self.eps), state["momentum_buffer"]
+        if self.uses("momentum"):
+            b = new["momentum_buffer"] = self.momentum * state["momentum_buffer"] + b
+        return param - self.lr * b, new

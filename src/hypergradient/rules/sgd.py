@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..rule import Number, Rule, State, hyperparameter, nonnegative, real, unit_interval
+from ..rule import Number, Rule, State, closed_unit_interval, hyperparameter, nonnegative, real
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class SGD(Rule):
     """
 
     lr: Number = hyperparameter(1e-3, nonnegative)
-    momentum: Number = hyperparameter(0.0, unit_interval)
+    momentum: Number = hyperparameter(0.0, closed_unit_interval)
     dampening: Number = hyperparameter(0.0, real, tuned=False)
     weight_decay: Number = hyperparameter(0.0, nonnegative, tuned=False)
     nesterov: bool = False
@@ -37,6 +37,8 @@ class SGD(Rule):
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         (weight,) = c
         g = self.penalized(param, grad)
+        if not self.uses("momentum"):
+            return param - self.lr * g, state
         b = self.momentum * state["momentum_buffer"] + weight * g
         direction = g + self.momentum * b if self.nesterov else b
         return param - self.lr * direction, {"momentum_buffer": b}

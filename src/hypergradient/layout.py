@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 Key = TypeVar("Key")
-Groups = tuple[Any, ...]
+Processes = tuple[Any, ...]
 
 
 class Layout(NamedTuple):
@@ -39,21 +39,21 @@ class Layout(NamedTuple):
 
     def local(self, x: Any) -> Tensor:
         """The part of `x` that is here; it shares the memory of `x` if that has this layout."""
-        part: Tensor = x
         if self.mesh is None:
-            return part
+            whole: Tensor = x.detach()
+            return whole
         if not hasattr(x, "placements"):
             from torch.distributed.tensor import distribute_tensor
 
             x = distribute_tensor(x, self.mesh, self.placements, src_data_rank=None)
         if tuple(x.placements) != self.placements:  # also gradients that are still to be summed
             x = x.redistribute(self.mesh, self.placements)
-        part = x.detach().to_local()
+        part: Tensor = x.detach().to_local()
         return part
 
     def parts(self, tensors: list[Any]) -> list[Tensor]:
         """`local` of each."""
-        return tensors if self.mesh is None else [self.local(x) for x in tensors]
+        return [self.local(x) for x in tensors]
 
     def join(self, part: Tensor, like: Tensor) -> Tensor:
         """The tensor, shaped like `like`, of which `part` is here; it shares the memory of `part`."""
@@ -64,14 +64,14 @@ class Layout(NamedTuple):
         return DTensor.from_local(part, self.mesh, self.placements, shape=like.shape, stride=like.stride())
 
     @property
-    def groups(self) -> Groups:
+    def processes(self) -> Processes:
         """Those among which the elements are spread: replicas count once."""
         return tuple(self.mesh.get_group(i) for i, x in enumerate(self.placements) if not x.is_replicate())
 
 
-def total(parts: Iterable[tuple[Key, Groups, Tensor]]) -> dict[Key, Tensor]:
+def total(parts: Iterable[tuple[Key, Processes, Tensor]]) -> dict[Key, Tensor]:
     """For each key the sum, each part over the processes of its groups; one all-reduce per group in all."""
-    sums: dict[tuple[Key, Groups], Tensor] = {}
+    sums: dict[tuple[Key, Processes], Tensor] = {}
     for key, groups, x in parts:  # processes may cut differently into parts what is spread alike
         sums[key, groups] = sums[key, groups] + x if (key, groups) in sums else x
     for group in dict.fromkeys(chain.from_iterable(groups for _, groups in sums)):
@@ -83,4 +83,30 @@ def total(parts: Iterable[tuple[Key, Groups, Tensor]]) -> dict[Key, Tensor]:
     found: dict[Key, Tensor] = {}
     for (key, _), x in sums.items():
         found[key] = found[key] + x if key in found else x
+    return found
+
+
+def address(x: Any) -> int:
+    """Where the elements of `x` that are here begin; 0 where there are none."""
+    try:
+        found: int = getattr(x, "_local_tensor", x).data_ptr()
+    except RuntimeError:  # of a tensor without storage, as in a FakeTensorMode
+        return 0
+    return found
+
+
+def overlapping(tensors: Iterable[Any]) -> set[int]:
+    """The ids of those whose elements share memory, or may. One of them twice is two."""
+    spans = []
+    for x in tensors:
+        here = getattr(x, "_local_tensor", x)
+        if (begin := address(x)) and here.numel():
+            reach = sum((n - 1) * step for n, step in zip(here.shape, here.stride(), strict=True))
+            spans.append((begin, begin + (reach + 1) * here.element_size(), id(x)))
+    found, last, end = set(), 0, 0
+    for begin, stop, name in sorted(spans):
+        if begin < end:
+            found |= {last, name}
+        if stop > end:
+            last, end = name, stop
     return found

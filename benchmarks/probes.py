@@ -49,7 +49,7 @@ def ours() -> list[Contestant]:
     found = []
     rules = {c for c in vars(hg).values() if isinstance(c, type) and issubclass(c, hg.Rule) and c is not hg.Rule}
     for kind in sorted(rules, key=lambda c: c.__name__):
-        rule = kind(lr=1.0 if kind is hg.Adadelta else 0.01)
+        rule = kind(lr=max(kind().lr, 0.01))
         above = kind(lr=1e-4) if rule.elementwise else hg.Adam(lr=1e-4)
         refuses = {} if rule.elementwise else {"complex parameter": "real matrices only"}
         for tower in (hg.Tower.of(rule), rule / above / hg.SGD(lr=1e-6)):

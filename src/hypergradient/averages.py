@@ -1,0 +1,100 @@
+"""Rules of averages: those whose state is exponential averages of functions of the gradient, such as Adam.
+
+For the derivative of a step, ``dU/dh``, an optimizer has to keep one tensor per tuned hyperparameter until the next gradient
+arrives. Here it need not: the step can be replayed from what it has left behind. Of an average ``m = m' + w (x - m')`` the
+old m' is gone, but its derivatives are known: ``dm/dw = (x - m) / (1 - w)`` and ``dm/dx = w``.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .rule import Rule, State
+
+Average: TypeAlias = tuple[Tensor, ...]
+"""The weight of the new, and one factor or two of which the new is the product."""
+
+
+@dataclass(frozen=True)
+class Averages(Rule):
+    """A rule whose state is exponential averages, and whose parameters move by what these say.
+
+    In the place of `update` it has `averages` and `displacement`. The step can be replayed where every weight that is tuned
+    is one of the coefficients.
+    """
+
+    in_place: ClassVar[bool] = False
+    """Whether parameters and averages are written over."""
+
+    def gradient(self, param: Tensor, grad: Tensor) -> Tensor:
+        """The gradient with its penalty: what is averaged."""
+        return self.penalized(param, grad)
+
+    @abstractmethod
+    def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, Average]:
+        """What is averaged over time: ``state = (1 - weight) state + weight x``, with x the product of one factor or two."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def displacement(self, state: State, c: tuple[Tensor, ...]) -> Tensor:
+        """How far a parameter moves, from the state after the step."""
+        raise NotImplementedError
+
+    def decay(self, c: tuple[Tensor, ...]) -> Tensor | None:
+        """The factor by which a parameter shrinks before it moves; None: it does not."""
+        return None
+
+    def follows(self, others: State, averages: State) -> State:
+        """What else is remembered, such as the greatest of all averages: from what that was before and the averages after."""
+        return {}
+
+    # ------------------------- what these are derived to, in closed form: if a class has them it saves time
+
+    def coefficients_slopes(self, step: Tensor, c: tuple[Tensor, ...]) -> dict[tuple[int, str], Tensor]:
+        """``dc[i]/dh`` under ``(i, h)``, where it is not 0 for every value; shaped like a hyperparameter."""
+        raise NotImplementedError
+
+    def displacement_slopes(
+        self, u: Tensor | float, state: State, c: tuple[Tensor, ...], wanted: Collection[int | str]
+    ) -> dict[int | str, Tensor]:
+        """``u`` times the derivatives of `displacement`, at least those that are `wanted` and not 0 for every value: under i
+        with respect to ``c[i]``, under its name to an average. Hyperparameters must enter it by these alone.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def closed(cls, name: str) -> bool:
+        """Whether there is a closed form for the method `name`: in the class that defines it, or in one derived from that."""
+        own = next(c for c in cls.__mro__ if {name, f"{name}_slopes"} & vars(c).keys())
+        return own not in (Rule, Averages) and f"{name}_slopes" in vars(own)
+
+    # ------------------------------------------------------------------------------------------- the step
+
+    def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
+        """The parameter and the state after one step."""
+        state = self.advance(self.gradient(param, grad), state, c)
+        return self.apply(param, state, c), state
+
+    def advance(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> State:
+        """The state after one step, along a gradient with its penalty."""
+        new = {n: self.average(state[n], *average) for n, average in self.averages(grad, c).items()}
+        return {**new, **self.follows({n: x for n, x in state.items() if n not in new}, new)}
+
+    def average(self, old: Tensor, weight: Tensor, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """One average after one step. Of a product the weight is a factor first: a square may be too large for itself."""
+        if other is None:
+            return (Tensor.lerp_ if self.in_place else torch.lerp)(old, x, weight)
+        times, plus = (Tensor.mul_, Tensor.addcmul_) if self.in_place else (Tensor.mul, Tensor.addcmul)
+        return plus(times(old, 1 - weight), x * weight, other)
+
+    def apply(self, param: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor:
+        """The parameter after one step, from the state after it."""
+        times, less = (Tensor.mul_, Tensor.sub_) if self.in_place else (Tensor.mul, Tensor.sub)
+        decay = self.decay(c)
+        return less(param if decay is None else times(param, decay), self.displacement(state, c))

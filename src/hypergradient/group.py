@@ -1,0 +1,269 @@
+"""A param group: its hyperparameters, its schedule, and its parameters in buckets."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .bucket import Bucket, Memory
+from .layout import Layout
+from .level import Hyperparameters
+from .probe import KEPT
+from .rule import Rule, check
+from .sensitivity import Step
+
+ALONE = 1 << 17
+"""From so many elements on a parameter is a bucket by itself."""
+BUCKET = 1 << 20
+"""Elements gathered at the most."""
+LEARNED = "learned"
+"""The key under which the dict of a group holds what `memory` saves of it."""
+
+
+def values_of(entry: MutableMapping[str, Any], rule: Rule, where: str) -> None:
+    """Fill in and check what the dict of a group says of `rule`: its numbers, its settings, and `betas` for schedulers.
+
+    Raises:
+        ValueError: a value that is not allowed.
+    """
+    pair = {"beta1", "beta2"} <= rule.hyperparameters().keys()
+    if pair and "betas" in entry and not {"beta1", "beta2"} <= entry.keys():
+        entry["beta1"], entry["beta2"] = entry["betas"]
+    for n in rule.hyperparameters():
+        value = entry.setdefault(n, getattr(rule, n))
+        number = check(where, n, value.item() if isinstance(value, Tensor) and value.numel() == 1 else value, rule.constraint(n))
+        entry[n] = value if isinstance(value, Tensor) else number
+    for n in rule.settings():
+        entry.setdefault(n, getattr(rule, n))
+    if pair:
+        entry["betas"] = float(entry["beta1"]), float(entry["beta2"])
+
+
+def settled(rule: Rule, entry: Mapping[str, Any]) -> Rule:
+    """`rule` with the settings that the dict of a group says; what is tuned, and in which coordinate, stays.
+
+    Raises:
+        ValueError: settings that do not go together with the values.
+    """
+    if all(entry[n] == getattr(rule, n) for n in rule.settings()):
+        return rule
+    said = {n: float(entry[n]) for n in rule.hyperparameters()}
+    charts = {**rule.charts, **{n: rule.chart(n) for n in rule.tuned()}}
+    return replace(rule, **{**said, **{n: entry[n] for n in rule.settings()}}, tune=rule.tuned(), charts=charts)
+
+
+class Group:
+    """One dict of `param_groups`, which belongs to the user, and what follows from it.
+
+    Args:
+        entry: the dict.
+        rule: the rule it was given; what the dict says of its numbers and settings counts.
+        bases: by name, what a tuned hyperparameter was at the start, which is what schedules are relative to: groups that
+            share their hyperparameters share it.
+        steps: those that there are already: alike groups share one, so that it is compiled once.
+
+    Attributes:
+        rule: with the settings that are in force.
+        params: the parameters that the buckets are made of.
+        said: what the dict says of each hyperparameter.
+        schedule: of what is tuned a factor, the values of all others, in the order of the owner. shape: (hyperparameters, 1)
+        owner: the hyperparameters that the parameters are moved with.
+        step: what is done with them.
+        buckets: where they are.
+        fresh: which tuned hyperparameters begin anew.
+        followed: how many steps have been made, one after the other, each with something to be read of the one before.
+        last: the scalars of the last step, by the number of steps made with it. shape of each: (rows, sets)
+        saved: what a checkpoint says, see `memory.learned`, until there are levels to take it over.
+        resting: after a checkpoint, the positions of parameters that had not moved in the last step.
+    """
+
+    owner: Hyperparameters
+    step: Step
+    schedule: Tensor
+
+    def __init__(self, entry: dict[str, Any], rule: Rule, bases: dict[str, float], steps: dict[Any, Step]) -> None:
+        self.entry, self.rule, self.bases, self.steps = entry, rule, bases, steps
+        self.params: list[Tensor] = list(entry["params"])
+        self.said: dict[str, float] = {}
+        self.settings: list[Any] = [getattr(rule, n) for n in rule.settings()]
+        self.betas = entry.get("betas")
+        self.buckets: list[Bucket] = []
+        self.fresh: set[str] = set()
+        self.saved: dict[str, Any] = dict(entry.get(LEARNED) or {})
+        self.followed: int = self.saved.get("followed", 0)
+        self.resting: set[int] = set(self.saved.get("resting", ()))
+        self.last: dict[int, Tensor] = {}
+
+    # ------------------------------------------------------------ what the user says
+
+    def listen(self, where: str) -> bool:
+        """Take over what the dict says of the hyperparameters, where it says something new.
+
+        Returns:
+            whether the hyperparameters have to be made anew.
+
+        Raises:
+            ValueError: it says what is not allowed. Nothing has changed then.
+        """
+        entry, rule = self.entry, self.rule
+        if self.betas is not None and tuple(entry["betas"]) != self.betas:
+            entry["beta1"], entry["beta2"] = entry["betas"]
+        said = {n: float(entry[n]) for n in rule.hyperparameters()}
+        settings = [entry[n] for n in rule.settings()]
+        if said == self.said and settings == self.settings:
+            return False
+        for n, value in said.items():
+            if value != self.said.get(n):
+                check(where, n, value, rule.constraint(n))
+        self.rule = settled(rule, entry) if settings != self.settings else rule
+        fresh = {n for n, base in self.bases.items() if base == 0 != said[n]}
+        for n in fresh:
+            rule.check_chart(where, n, said[n])
+        self.bases.update({n: said[n] for n in fresh})
+        self.fresh |= fresh
+        anew = bool(fresh) or settings != self.settings
+        self.said, self.settings = said, settings
+        if self.betas is not None:
+            self.betas = entry["betas"] = said["beta1"], said["beta2"]
+        if not anew and hasattr(self, "owner"):
+            self._schedule()
+        return anew
+
+    def _schedule(self) -> None:
+        """What the dict says, as the step needs it. A step size that starts at 0 is frozen until it is raised."""
+        bases, owner = self.bases, self.owner
+        factors = [self.said[n] / bases[n] if bases[n] else float(n != "lr") for n in owner.names]
+        fixed = {n: self.said[n] for n in owner.order[len(owner.names) :]}
+        off = frozenset(n for n, value in fixed.items() if value == 0 and n != "lr")
+        self.schedule = owner.given.new_tensor([*factors, *fixed.values()]).unsqueeze(1)
+        kind = type(owner.rule), str(owner), off, *self.settings
+        if kind not in self.steps:
+            self.steps[kind] = Step(owner.rule, owner.names, off)
+        self.step = self.steps[kind]
+
+    # ----------------------------------------------------------- its hyperparameters
+
+    def own(self, like: Tensor, tuned: bool, tensor: bool) -> None:
+        """Make the hyperparameters anew, in dtype and on the device of `like`, and go on with what was learned.
+
+        Args:
+            tuned: whether there is a level above.
+            tensor: whether each parameter has a set of its own.
+        """
+        params = list(self.entry["params"])
+        sets = len(params) if tensor else 1
+        initial = {n: [self.bases.get(n, self.said[n])] * sets for n in self.rule.hyperparameters()}
+        owner, old = Hyperparameters(self.rule, initial, like, tuned), getattr(self, "owner", None)
+        if self.saved.get("levels"):
+            owner.memory = like.new_tensor(self.saved["levels"][0][2])
+        elif old is not None and old.names == owner.names:
+            columns = list(self._columns(params)) if tensor else [0]
+            if tensor:
+                self.last = {count: rows[:, [column or 0 for column in columns]] for count, rows in self.last.items()}
+            owner.memory = old.memory
+            owner.source = [
+                None if column is None or n in self.fresh else k * old.sets + column
+                for k, n in enumerate(owner.names)
+                for column in columns
+            ]
+        self.params = params
+        self.share(owner)
+
+    def share(self, owner: Hyperparameters) -> None:
+        """Use these hyperparameters, from here on or from where a checkpoint left them."""
+        self.last = {count: owner.given.new_tensor(rows) for count, rows in self.saved.get("last", ())} or self.last
+        self.owner, self.fresh, self.saved = owner, set(), {}
+        self._schedule()
+
+    def _columns(self, params: Sequence[Tensor]) -> Iterator[int | None]:
+        """For each parameter, whose set it goes on with: its own, or that of one whose place it has taken."""
+        before, now = {id(p): i for i, p in enumerate(self.params)}, set(map(id, params))
+        for i, p in enumerate(params):
+            gone = i < len(self.params) and id(self.params[i]) not in now
+            yield before.get(id(p), i if gone else None)
+
+    # ------------------------------------------------------------------ its buckets
+
+    def fill(self, memory: Memory, present: Sequence[bool], shared: Collection[int]) -> None:
+        """Put the parameters that have moved or will move into buckets, alike in dtype, device, layout, number of steps made,
+        whether they have a gradient, and whether the last step can be read. Which go together follows from that alone, as it
+        has to for an exact resume.
+
+        Args:
+            memory: `optimizer.state`.
+            present: which have a gradient.
+            shared: the ids of parameters that share memory with others.
+        """
+        self.params, rule = list(self.entry["params"]), self.step.facts
+        past, known = dict(self._past(memory)), {tuple(map(id, b.members)): b for b in self.buckets if b.intact(memory)}
+        alike: dict[Any, list[int]] = defaultdict(list)
+        filled: Counter[Any] = Counter()
+        clocks: dict[int, Tensor] = {}
+        for i, p in enumerate(self.params):
+            if present[i] or i in past:
+                size = Layout.of(p).local(p).numel()
+                alone = size >= ALONE or not rule.elementwise or id(p) in shared
+                layout = Layout.of(p, whole=not rule.elementwise)
+                kind = p.dtype, p.device, layout, *past.get(i, (0, False)), present[i], i if alone else None
+                filled[kind] += size
+                alike[kind, filled[kind] // (BUCKET if self.owner.sets == 1 else ALONE)].append(i)
+        self.buckets, self.resting = [], set()
+        for ((*_, count, live, _, _), _), positions in alike.items():
+            members = [self.params[i] for i in positions]
+            bucket, sets = known.get(tuple(map(id, members))), positions if self.owner.sets > 1 else []
+            if bucket is None or (bucket.step, bucket.count, bucket.positions) != (self.step, count, sets or [0]):
+                bucket = Bucket(self.step, members, sets, count, memory)
+                bucket.live = live
+                if live and self.step.replays:
+                    bucket.scalars = bucket.use(self.last[count])
+            bucket.shared = any(id(p) in shared for p in members)
+            bucket.clock = clocks.setdefault(count, self.owner.given.new_tensor(float(count)))
+            self.buckets.append(bucket)
+
+    def _past(self, memory: Memory) -> Iterator[tuple[int, tuple[int, bool]]]:
+        """Of each parameter that has moved before: how many steps it has made, and whether the last can be read."""
+        found: dict[int, tuple[int, bool]] = {}
+        idle = {id(p) for b in self.buckets if b.count and not b.live for p in b.members}
+        for bucket in self.buckets:
+            if bucket.intact(memory):
+                found.update((id(p), (bucket.count, bucket.live)) for p in bucket.members)
+        times: Counter[int] = Counter()
+        for i, p in enumerate(self.params):
+            times[id(p)] += 1
+            if (entry := memory.get(p)) and id(p) not in found:
+                count = int(entry.get("step", 1))
+                left = all(getattr(entry.get(KEPT + n), "shape", None) == p.shape for n in self.step.kept)
+                known = count in self.last or not self.step.replays
+                found[id(p)] = count, count > 0 and left and known and i not in self.resting and id(p) not in idle
+            if id(p) in found:  # one parameter twice moves twice
+                count, live = found[id(p)]
+                yield i, (count + times[id(p)] - 1, live)
+
+    def active(self) -> list[Bucket]:
+        """The buckets whose parameters have gradients; those of the others see a step pass."""
+        for bucket in self.buckets:
+            if bucket.members[0].grad is None:
+                bucket.rest()
+        return [b for b in self.buckets if b.members[0].grad is not None]
+
+    def count(self, moved: Sequence[Bucket]) -> None:
+        """The end of a step in which these have moved."""
+        if moved:
+            self.followed = self.followed + 1 if any(b.live for b in moved) else 1
+            torch._foreach_add_([b.steps for b in moved], 1)
+        for bucket in moved:
+            bucket.count, bucket.live, bucket.version = bucket.count + 1, True, bucket.steps._version
+
+    def readable(self, height: int) -> Mapping[int, int]:
+        """Of each set that moves now: how many levels can read something; 0 where nothing is left of a step before."""
+        found: dict[int, int] = {}
+        for b in self.buckets:
+            if b.members[0].grad is not None:
+                for i in b.positions:
+                    found[i] = max(found.get(i, 0), min(self.followed, height) if b.live else 0)
+        return found

@@ -1,0 +1,194 @@
+"""What is saved, under which names; and how it comes back.
+
+What the levels have learned is no part of `optimizer.state`. In a `state_dict` it stands in each param group under "learned",
+as plain numbers and lists, which a distributed checkpoint can flatten and load on any number of processes; the group says
+beside it what is in force, so that an optimizer of torch can go on from there. Pickles and copies go the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .group import LEARNED, Group
+from .level import title
+from .rule import Rule
+from .tower import Tower
+
+if TYPE_CHECKING:
+    from .optimizer import Hyperoptimizer
+
+OLD = "constructed_"
+"""Version 0.1.0 kept under this prefix what a tuned hyperparameter was at the start, and in `state` what levels remember."""
+
+
+def signatures(tower: Tower, rule: Rule) -> list[str]:
+    """What each level does, by which a checkpoint recognizes it. (Distributed checkpoints split names at dots.)
+
+    Args:
+        rule: that of the group, in the place of the leftmost.
+    """
+    titles = [title(r, r.tuned() if k < tower.height else ()) for k, r in enumerate((rule, *tower.rules[1:]))]
+    return [f"level {k}: {titles[k]} moves {titles[k - 1]}".replace(".", "_") for k in range(1, len(titles))]
+
+
+# ------------------------------------------------------------------------------ to be saved
+
+
+def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
+    """All that belongs to `group` and stands neither in its dict nor in `state`.
+
+    Returns:
+        `made`: how many steps the optimizer has made. `rule`: its title. `followed`, `resting`: see `Group`. `said`: of each
+        hyperparameter its name, what it was at the start if it is tuned, what the user says, and what is in force. `levels`: of each
+        its signature, its own hyperparameters, and its memory. `last`: by count, the scalars of the last step.
+    """
+    owners, force = [group.owner, *(level.own for level in optimizer._levels.levels)], in_force(optimizer, group)
+    tower = optimizer.tower
+    kept = zip(signatures(tower, group.rule), tower.rules[1:], owners, strict=False)
+    idle = {id(p) for b in group.buckets if b.count and not b.live for p in b.members}
+    resting = [i for i, p in enumerate(group.params) if id(p) in idle]
+    return {
+        "made": optimizer.made(),
+        "rule": title(group.rule, group.owner.names),
+        "followed": group.followed,
+        "resting": resting if group.buckets else sorted(group.resting),
+        "said": [[n, group.bases.get(n), said, force.get(n, said)] for n, said in group.said.items()],
+        "levels": [[name, _values(rule), h.memory.tolist()] for name, rule, h in kept if readable(h.memory)],
+        "last": [[count, rows.tolist()] for count, rows in group.last.items() if readable(rows)],
+    }
+
+
+def in_force(optimizer: Hyperoptimizer, group: Group) -> dict[str, float]:
+    """By name, what of the tuned hyperparameters is in force; of several sets the median."""
+    owner, levels = group.owner, optimizer._levels
+    if not owner.names or not readable(levels.memory):
+        return {n: group.said[n] for n in owner.names}
+    values = owner.values(levels.learned(levels.memory)[0], group.schedule)[0].tolist()
+    return {n: median(row) if row else group.said[n] for n, row in zip(owner.names, values, strict=False)}
+
+
+def refresh(optimizer: Hyperoptimizer, groups: Sequence[Group]) -> None:
+    """Write down in the dicts of `groups` what has been learned."""
+    for group in groups:
+        found = learned(optimizer, group)
+        group.entry[LEARNED].clear()
+        group.entry[LEARNED].update(found)
+
+
+def packed(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """`state_dict` with the values in force in its groups."""
+    for entry in state_dict["param_groups"]:
+        entry[LEARNED] = dict(entry[LEARNED])
+        entry.update({n: value for n, _, _, value in entry[LEARNED]["said"]})
+        if "betas" in entry:
+            entry["betas"] = entry["beta1"], entry["beta2"]
+    return state_dict
+
+
+def readable(x: Tensor | None) -> bool:
+    """Whether the host can read `x`: it is there, and it has numbers."""
+    return x is not None and not x.is_meta and type(x) is Tensor
+
+
+def _values(rule: Rule) -> list[list[Any]]:
+    """The hyperparameters of a rule above, by name; where it has one for each name below, pairs of these."""
+    values = {n: getattr(rule, n) for n in rule.hyperparameters()}
+    return [[n, [list(pair) for pair in v.items()] if isinstance(v, Mapping) else v] for n, v in values.items()]
+
+
+# ----------------------------------------------------------------------------- and to come back
+
+
+def restore(entry: dict[str, Any]) -> dict[str, float]:
+    """Give the saved dict of a group the values that the user had said; where somebody has edited what was in force, such
+    that the edited value is.
+
+    Returns:
+        what the tuned hyperparameters were at the start.
+    """
+    said = {n: (base, old, force) for n, base, old, force in (entry.get(LEARNED) or {}).get("said", ())}
+    if "betas" in entry:  # in a dict of torch, or edited
+        for n, value in zip(("beta1", "beta2"), entry["betas"], strict=True):
+            entry[n] = value if n not in entry or (n in said and entry[n] == said[n][2]) else entry[n]
+    for n, (_, old, force) in said.items():
+        now = float(entry[n])
+        entry[n] = old if now in (old, force) else old * now / force if force else now
+    entry.pop("betas", None)
+    return {n: base for n, (base, _, _) in said.items() if base is not None}
+
+
+def recalled(tower: Tower, saved: Mapping[str, Any]) -> Tower:
+    """`tower` with the values above that a checkpoint says."""
+    rules = list(tower.rules)
+    for k, (_, values, _) in enumerate(saved.get("levels", ()), 1):
+        given = {n: dict(v) if isinstance(v, list) else v for n, v in values or ()}
+        rules[k] = replace(rules[k], **given)
+    return Tower(tuple(rules))
+
+
+def check(tower: Tower, rule: Rule, sets: int, where: str, saved: Mapping[str, Any]) -> None:
+    """Raise ValueError where what was `saved` of a group is not that of the same tower, with as many sets of values."""
+    mine, theirs = signatures(tower, rule), [name for name, *_ in saved["levels"]]
+    if mine != theirs:
+        here, there = (", ".join(n for n in a if n not in b) or "nothing" for a, b in ((mine, theirs), (theirs, mine)))
+        raise ValueError(f"state_dict of another tower: {where} has {there} where this optimizer has {here}")
+    for name, _, rows in saved["levels"][:1]:
+        shape, needed = (len(rows), len(rows[0])), (len(rows), sets * len(rule.tuned()))
+        if shape != needed:
+            raise ValueError(
+                f"state_dict of another optimizer: the shapes of {name} are {shape}, here {needed}; "
+                "`per` and the groups have to be the same"
+            )
+
+
+def shaped(name: str, value: Any, param: Tensor) -> Any:
+    """A copy of what is remembered of `param`; a number of an optimizer of torch, such as NAdam's product, in its shape."""
+    if name == "step" or not isinstance(value, Tensor):
+        return value.clone() if isinstance(value, Tensor) else value
+    if value.ndim == 0 and param.ndim and param.is_complex() and not value.is_complex():
+        value = torch.complex(value, value)  # for both parts
+    return value.expand(param.shape).clone() if value.ndim == 0 else value.clone()
+
+
+def upgraded(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """`state_dict` as it would be today, if it is one of version 0.1.0."""
+    groups = state_dict["param_groups"]
+    if not any("steps_made" in group for group in groups):
+        return state_dict
+    state = state_dict["state"]
+    everywhere = {n: x for memory in state.values() for n, x in memory.items() if n.startswith("level ")}
+    found = [_upgraded(dict(group), [state.get(key, {}) for key in group["params"]], everywhere) for group in groups]
+    kept = {k: {n: x for n, x in memory.items() if n != "numbers" and n not in everywhere} for k, memory in state.items()}
+    return {**state_dict, "param_groups": found, "state": kept}
+
+
+def _upgraded(group: dict[str, Any], mine: list[dict[str, Any]], everywhere: dict[str, Tensor]) -> dict[str, Any]:
+    """One group; `mine`: what was remembered of each of its parameters."""
+    bases = {n.removeprefix(OLD): group.pop(n) for n in list(group) if n.startswith(OLD)}
+    bases.pop("betas", None)
+    rows = {**everywhere, **{n: x for memory in mine for n, x in memory.items() if n in everywhere}}
+    theirs = {n: x for n, x in rows.items() if not n.startswith("level 1:") or any(n in m for m in mine) or len(everywhere) == 1}
+    sets = next((x.shape[1] // len(bases) for n, x in theirs.items() if n.startswith("level 1:")), 1)
+    last: dict[int, list[list[float]]] = {}
+    for i, memory in enumerate(mine):
+        if "numbers" in memory and memory["numbers"][0] > 0:
+            numbers = memory["numbers"].tolist()
+            table = last.setdefault(int(numbers[0]), [[x] * sets for x in numbers])
+            for row, x in zip(table, numbers, strict=True):
+                row[i if sets > 1 else 0] = x
+    made = group.pop("steps_made")
+    group[LEARNED] = {
+        "made": made,
+        "followed": made - group.pop("read_since"),
+        "resting": [i for i, memory in enumerate(mine) if "numbers" in memory and not memory["numbers"][0] > 0],
+        "said": [[n, base, group[n], group[n]] for n, base in bases.items()],
+        "levels": [[n, None, x.tolist()] for n, x in sorted(theirs.items(), key=lambda item: int(item[0].split(":")[0][6:]))],
+        "last": [[count, table] for count, table in last.items()],
+    }
+    return group

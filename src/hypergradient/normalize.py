@@ -1,0 +1,43 @@
+"""What a hypergradient is divided by: an entry in `NORMALIZATIONS` is all there is to one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .numerics import ratio
+
+
+class Normalization(NamedTuple):
+    """How a hypergradient is put together.
+
+    Args:
+        products: functions of gradient u and sensitivity T, element by element, whose sums are needed.
+        combine: from these sums and the derivative of the value with respect to its coordinate (None: 1) to the
+            hypergradient in the coordinate. The first sum is ``<u, T>``, the hypergradient in natural units.
+    """
+
+    products: tuple[Callable[[Tensor, Tensor], Tensor], ...]
+    combine: Callable[..., Tensor]
+
+
+def _plain(product: Tensor, slope: Tensor | None) -> Tensor:
+    return product if slope is None else product * slope
+
+
+def _cosine(product: Tensor, gradient: Tensor, sensitivity: Tensor, slope: Tensor | None) -> Tensor:
+    """``<u, T> / (|u| |T|)``; 0 where one of them vanishes."""
+    cosine = ratio(product, gradient.sqrt() * sensitivity.sqrt()).clamp(-1, 1)  # beyond it the squares have underflown
+    return cosine if slope is None else cosine * slope.sign()
+
+
+def _product(u: Tensor, t: Tensor) -> Tensor:
+    return u * t
+
+
+NORMALIZATIONS: dict[str | None, Normalization] = {
+    None: Normalization((_product,), _plain),
+    "cosine": Normalization((_product, lambda u, t: u * u, lambda u, t: t * t), _cosine),
+}

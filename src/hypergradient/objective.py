@@ -1,0 +1,55 @@
+"""Gradients of another loss than the one the weights follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def gradients(loss: Tensor, params: Sequence[Tensor]) -> dict[Tensor, Tensor]:
+    """The gradient of `loss`, by a backward pass that leaves every ``grad`` as it was.
+
+    `torch.autograd.grad` would pass by the hooks by which DDP averages, FSDP2 finds its shards, and reentrant checkpoints
+    reach what is inside them.
+
+    Args:
+        params: leaves of which the gradient is asked for.
+
+    Returns:
+        by parameter, of those that `loss` depends on.
+    """
+    leaves = list({id(p): p for p in (*params, *_leaves(loss))}.values())
+    before = [p.grad for p in leaves]
+    held = [g.clone() if g is not None and _viewed(g) else g for g in before]
+    for p in leaves:
+        p.grad = None
+    try:
+        with torch.enable_grad():
+            loss.backward()  # type: ignore[no-untyped-call]
+        return {p: p.grad for p in params if p.grad is not None}
+    finally:
+        for p, g, kept in zip(leaves, before, held, strict=True):
+            if g is not None and kept is not g:
+                g.copy_(kept)
+            p.grad = g
+
+
+def _leaves(loss: Tensor) -> list[Tensor]:
+    """The leaves in the graph of `loss`: also those that another optimizer moves."""
+    found, seen, ahead = [], {loss.grad_fn}, [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found.append(leaf)
+        more = {n for n, _ in (node.next_functions if node is not None else ()) if n is not None} - seen
+        seen |= more
+        ahead += more
+    return found
+
+
+def _viewed(grad: Tensor) -> bool:
+    """Whether `grad` lies in a larger piece of memory, as in a bucket of DDP, which the next backward pass writes over."""
+    here = getattr(grad, "_local_tensor", grad)
+    return here.untyped_storage().nbytes() > here.numel() * here.element_size()

@@ -1,0 +1,166 @@
+"""What is found out about a rule before its first step, by steps of two elements on the host."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .averages import Averages
+from .charts import UNIT
+from .numerics import on_host
+from .rule import Rule, each
+
+RESERVED = "step", "numbers"
+"""Names that the state of a rule cannot have, besides those that begin with `KEPT` or "level "."""
+KEPT = "last_"
+"""How the names begin under which is remembered what is kept of the last step."""
+_mixes: dict[Any, bool] = {}
+
+
+class Facts(NamedTuple):
+    """What is known of a rule of which some hyperparameters are tuned.
+
+    Attributes:
+        state: the names of what it remembers.
+        elementwise: whether each element moves by itself.
+        coefficients: how many there are.
+        links: which coefficient depends on which tuned hyperparameter.
+        weights: of which averages the weight depends on what is tuned; which coefficient it is.
+        averages: whether it is a rule of averages whose steps are made as `Averages` makes them.
+        keeps: what is kept of a step until its hypergradient is read: "sensitivity", "gradient" or "nothing".
+        closed_scalars, closed_elements: whether the derivatives of coefficients and of elements are had in closed form.
+    """
+
+    state: tuple[str, ...]
+    elementwise: bool
+    coefficients: int
+    links: tuple[tuple[int, str], ...]
+    weights: dict[str, int]
+    averages: bool
+    keeps: str
+    closed_scalars: bool
+    closed_elements: bool
+
+
+def remembered(rule: Rule) -> tuple[str, ...]:
+    """The names of what `rule` remembers. Raises TypeError where that is not tensors like the parameter, ValueError for a
+    name that is not free.
+    """
+    owner, like = type(rule).__name__, torch.zeros((1, 1))
+    for name, x in (state := rule.init(like)).items():
+        if not isinstance(x, Tensor) or x.shape != like.shape:
+            raise TypeError(f"{owner}: the state {name!r} is {x!r}; it must be shaped like the parameter: torch.zeros_like(param)")
+        if name in RESERVED or name.startswith((KEPT, "level ")):
+            raise ValueError(f"{owner}: the state {name!r} has a name that is kept for the optimizer")
+    return tuple(state)
+
+
+def elementwise(rule: Rule) -> bool:
+    """Whether each element moves by itself: two move together as they do apart. Found once for a class and its settings."""
+    if not rule.elementwise:
+        return False
+    kind = type(rule), *(getattr(rule, n) for n in rule.settings())
+    if kind not in _mixes:
+        with on_host(), torch.no_grad():
+            _mixes[kind] = _moves_apart(rule)
+    return _mixes[kind]
+
+
+def _moves_apart(rule: Rule) -> bool:
+    params, grads = torch.tensor([0.7, -30.0], dtype=torch.float64), torch.tensor([50.0, -2e-3], dtype=torch.float64)
+    given = {n: torch.tensor(next(each(getattr(rule, n))), dtype=torch.float64) for n in rule.hyperparameters()}
+
+    def walk(param: Tensor, grad: Tensor) -> Tensor:
+        at, state = rule.at(given), rule.init(param)
+        for count in (1.0, 2.0, 3.0):
+            names = state.keys()
+            param, state = at.update(param, grad * count, state, at.coefficients(torch.tensor(count, dtype=torch.float64)))
+            if state.keys() != names:
+                raise ValueError(
+                    f"{type(rule).__name__}: init returns a state of {sorted(names)}, update one of {sorted(state)}"
+                )
+        return torch.stack([param, *state.values()])
+
+    apart = torch.cat([walk(p, g) for p, g in zip(params.split(1), grads.split(1), strict=True)], dim=1)
+    try:
+        return torch.allclose(walk(params, grads), apart, rtol=1e-9, atol=0, equal_nan=True)
+    except (RuntimeError, IndexError):  # it needs a shape
+        return False
+
+
+def study(rule: Rule, names: tuple[str, ...]) -> Facts:
+    """The facts of `rule`, of which `names` are tuned.
+
+    Raises:
+        TypeError, ValueError: it cannot be used; nothing has been done with it yet.
+    """
+    with on_host(), torch.enable_grad():
+        state, apart = remembered(rule), elementwise(rule)
+        values, c = _scalars(rule, names)
+        links = _links(values, c, names)
+        averages = isinstance(rule, Averages) and all(getattr(type(rule), n) is getattr(Averages, n) for n in MADE)
+        known = _weights(rule, values, c) if averages and isinstance(rule, Averages) else None
+        closed = False
+        if known is not None and isinstance(rule, Averages) and rule.closed("displacement"):
+            decay = rule.at(values).decay(c)
+            closed = decay is None or any(decay is x for x in c)
+        keeps = "sensitivity" if known is None or not names else _keeps(rule, values, c)
+        closed_scalars = isinstance(rule, Averages) and rule.closed("coefficients")
+    return Facts(state, apart, len(c), links, known or {}, averages, keeps, closed_scalars, closed)
+
+
+def _scalars(rule: Rule, names: tuple[str, ...]) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
+    """Values for a step of one element, and the coefficients made of them."""
+    one = torch.ones((), dtype=torch.float64)
+    values = {n: (one / 2).requires_grad_(n in names) for n in rule.hyperparameters()}
+    c = rule.at(values).coefficients(2 * one)
+    return values, tuple(x if isinstance(x, Tensor) else one.new_tensor(x) for x in c)
+
+
+def _links(values: dict[str, Tensor], c: tuple[Any, ...], names: tuple[str, ...]) -> tuple[tuple[int, str], ...]:
+    tuned, links = [values[n] for n in names], []
+    for i, x in enumerate(c):
+        if x.requires_grad:
+            found = torch.autograd.grad(x, tuned, allow_unused=True, retain_graph=True)
+            links += [(i, n) for n, slope in zip(names, found, strict=True) if slope is not None]
+    return tuple(links)
+
+
+def _tuned(rule: Any, values: dict[str, Tensor], c: tuple[Any, ...]) -> dict[str, Tensor]:
+    """The weights of averages that depend on what is tuned."""
+    one = torch.ones((), dtype=torch.float64)
+    averages = rule.at(values).averages(one, c)
+    return {n: w for n, (w, *_) in averages.items() if isinstance(w, Tensor) and w.requires_grad}
+
+
+def _weights(rule: Averages, values: dict[str, Tensor], c: tuple[Any, ...]) -> dict[str, int] | None:
+    """Which weights that depend on what is tuned are which coefficient; None where the state depends on it otherwise."""
+    at, one = rule.at(values), torch.ones((), dtype=torch.float64)
+    gradient, tuned = at.gradient(one, one), _tuned(rule, values, c)
+    weights = {n: i for n, w in tuned.items() for i, x in enumerate(c) if w is x}
+    if any(x.requires_grad for x in at.advance(gradient, rule.init(one), c).values()):
+        averages = at.averages(gradient, c)
+        fixed = not any(x.requires_grad for _, *factors in averages.values() for x in factors)
+        plain = averages.keys() == rule.init(one).keys() and weights.keys() == tuned.keys() != set()
+        if not (plain and fixed) or at.follows({}, dict.fromkeys(averages, one)):
+            return None
+    return weights
+
+
+def _keeps(rule: Rule, values: dict[str, Tensor], c: tuple[Any, ...]) -> str:
+    """What a step has to keep, where its weights are coefficients."""
+    if rule.horizon > 1 or rule.normalize:
+        return "sensitivity"
+    if not (tuned := _tuned(rule, values, c)):
+        return "nothing"
+    inputs = {n: x for n, x in values.items() if x.requires_grad}
+    ones = [torch.ones_like(w) for w in tuned.values()]
+    reach = torch.autograd.grad(list(tuned.values()), list(inputs.values()), ones, allow_unused=True)
+    undone = all(rule.chart(n) == UNIT for n, x in zip(inputs, reach, strict=True) if x is not None)
+    return "gradient" if undone else "sensitivity"
+
+
+MADE = "update", "advance", "average", "apply"
+"""What makes a step of averages one."""

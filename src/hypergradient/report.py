@@ -1,0 +1,93 @@
+"""What an optimizer says of itself: its values, its hypergradients, and how it prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .level import COUNT, READ, Hyperparameters, Levels
+from .memory import readable
+from .rule import Rule
+
+if TYPE_CHECKING:
+    from .optimizer import Hyperoptimizer
+
+
+class Snapshot(NamedTuple):
+    """What an optimizer says of itself at one moment, to be looked at later.
+
+    Attributes:
+        per: as the optimizer's.
+        groups: of each, the hyperparameters, its schedule, and what the user says of them.
+        levels: those above.
+        memory: what they remember; see `Levels`.
+    """
+
+    per: str
+    groups: list[tuple[Hyperparameters, Tensor, dict[str, float]]]
+    levels: Levels
+    memory: Tensor
+
+    @classmethod
+    def of(cls, optimizer: Hyperoptimizer) -> Snapshot:
+        """That of `optimizer`; does not wait for the device."""
+        groups = [(g.owner, g.schedule, g.said) for g in optimizer._groups]
+        return cls(optimizer.per, groups, optimizer._levels, optimizer._levels.memory[:COUNT].clone())
+
+    @property
+    def above(self) -> list[Hyperparameters]:
+        """The hyperparameters of every level above."""
+        return [level.own for level in self.levels.levels]
+
+    def hyperparameters(self, group: int) -> list[dict[str, Any]]:
+        """See `Hyperoptimizer.hyperparameters`."""
+        owner, schedule, said = self.groups[group]
+        fixed: list[dict[str, Any]] = [{n: getattr(h.rule, n) for n in h.rule.hyperparameters()} for h in self.above]
+        fixed.insert(0, {n: [said[n]] * owner.sets if self.per == "tensor" else said[n] for n in owner.rule.hyperparameters()})
+        learned = self.levels.learned(self.memory)
+        values = [owner.values(learned[0], schedule)[0][: len(owner.names)], *learned[1:]] if learned else []
+        return [{**f, **t} for f, t in zip(fixed, self._tell(group, values), strict=True)]
+
+    def hypergradients(self, group: int) -> list[dict[str, Any]]:
+        """See `Hyperoptimizer.hypergradients`."""
+        moved = self.groups[group][0], *self.above
+        read = self.memory[READ].split(self.levels.sizes)
+        return self._tell(group, [x[h.place] for x, h in zip(read, moved, strict=False)])
+
+    def _tell(self, group: int, values: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """Of each level the `values` of its tuned hyperparameters, as numbers in the shape of `hyperparameters`."""
+        levels: list[dict[str, Any]] = []
+        for k, h in enumerate((self.groups[group][0], *self.above)):
+            rows = _listed(values[k].view(h.shape)) if h.names else []
+            numbers = dict(zip(h.names, rows, strict=True))
+            if k or self.per != "tensor":
+                numbers = {n: dict(zip(h.below, row, strict=True)) if h.below else row[0] for n, row in numbers.items()}
+            levels.append(numbers)
+        return levels
+
+
+def _listed(x: Tensor) -> Any:
+    return x.tolist() if readable(x) else torch.full(x.shape, torch.nan, device="cpu").tolist()
+
+
+def printed(rules: Sequence[Rule], values: Sequence[dict[str, Any]]) -> str:
+    """A tower with its `values`: of those that are not tuned, what differs from the default."""
+    text = []
+    for rule, mine in zip(rules, values, strict=True):
+        defaults = {n: f.default for n, f in rule.hyperparameters().items() if n != "lr" and n not in rule.tuned()}
+        shown = (f"{n}={_brief(v)}" for n, v in mine.items() if n not in defaults or _brief(v) != _brief(defaults[n]))
+        text.append(f"{type(rule).__name__}({', '.join(shown)})")
+    return " / ".join(text)
+
+
+def _brief(value: Any) -> str:
+    """A value with four digits; of many, the range."""
+    if isinstance(value, list) and value:
+        low, high = _brief(min(value)), _brief(max(value))
+        return low if low == high else f"{low}…{high}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k!r}: {_brief(v)}" for k, v in value.items()) + "}"
+    return f"{value:.4g}" if value != [] else "none"

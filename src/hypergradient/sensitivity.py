@@ -1,0 +1,350 @@
+"""The method: how the result of one step depends on the hyperparameters it was taken with.
+
+The hypergradient of a hyperparameter h is ``dL/dh = <dL/dw, dU/dh>`` where ``w = U(w', g', state'; h)`` is the last
+step and everything but h is held constant. ``dL/dw`` is the gradient of the next backward pass, so all that has to be
+differentiated is the update rule. Its derivative, the *sensitivity* ``dU/dh``, is taken with the step and kept until
+``dL/dw`` is known; where the rule can be replayed from what the step has left behind, it is taken only then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.func import vjp
+from torch.nn.functional import threshold
+
+from .normalize import NORMALIZATIONS
+from .numerics import added, finite_or_zero
+from .probe import study
+from .rule import Rule, State
+
+Tensors: TypeAlias = Sequence[Tensor]
+Map: TypeAlias = Callable[[Tensor], Tensor]
+Pieces: TypeAlias = Sequence[tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]]
+"""Elements to work on one part after the other: parameter, gradient, state, and what is kept of the last step."""
+Function: TypeAlias = Callable[..., tuple[Tensors, Any]]
+
+
+class Scalars(NamedTuple):
+    """What a step needs besides the elements, the same for all elements of a segment.
+
+    Attributes:
+        count: which step of these elements this is, from 1.
+        values: every hyperparameter of the rule.
+        scale: for each that is tuned, the derivative of its value in force with respect to what is learned.
+        c: what `Rule.coefficients` makes of them.
+        jacobian: the derivatives of `c` with respect to what is tuned, times the scale. shape: (tuned * coefficients, …)
+    """
+
+    count: Tensor
+    values: dict[str, Tensor]
+    scale: dict[str, Tensor]
+    c: tuple[Tensor, ...]
+    jacobian: Tensor
+
+
+class Step:
+    """One step of a rule on the elements of a model, and its derivative; all that is known before any number is.
+
+    The functions of elements work in place on lists of flat tensors, so that they can be run as they are or compiled.
+
+    Args:
+        rule: the rule; its numbers do not matter.
+        names: which hyperparameters are tuned.
+        off: which are 0 and stay so.
+
+    Attributes:
+        facts: what the rule is like; see `probe.Facts`.
+        order: all hyperparameters, the tuned ones first.
+        rows: where in what `prepare` returns there is each field of `Scalars`.
+        linked: which coefficients depend on what is tuned.
+        kept: the names of what is kept of each step until its hypergradient is read.
+        replays: whether that is read by a replay.
+    """
+
+    def __init__(self, rule: Rule, names: tuple[str, ...], off: frozenset[str] = frozenset()) -> None:
+        self.rule, self.names, self.facts = rule.at({"off": off}), names, study(rule, names)
+        self.order = (*names, *(n for n in rule.hyperparameters() if n not in names))
+        self.fading = 1 - 1 / rule.horizon
+        self.normalization = NORMALIZATIONS[rule.normalize]
+        t, k = len(names), self.facts.coefficients
+        ends = accumulate((1, len(self.order), t, k, t * k), initial=0)
+        self.rows = dict(zip(Scalars._fields, (slice(*ends) for ends in pairwise(ends)), strict=True))
+        self.linked = sorted({i for i, _ in self.facts.links})
+        self.kept = {"sensitivity": names, "gradient": ("gradient",), "nothing": ()}[self.facts.keeps]
+        self.replays = self.facts.keeps != "sensitivity"
+
+    # -------------------------------------------------------------------- scalars
+
+    def prepare(self, values: Tensor, scale: Tensor, count: Tensor) -> Tensor:
+        """The scalars of step `count` (from 1), one row each.
+
+        Apart from the functions of elements, for the compiler would repeat it for each of them.
+
+        Args:
+            values: every hyperparameter, in the order of `order`. shape: (hyperparameters, segments)
+            scale: see `Scalars`. shape: (tuned, segments)
+            count: shape: ()
+        """
+        t, k, sets = len(self.names), self.facts.coefficients, values.shape[1]
+        rows = [count.expand_as(values[:1]), values, scale]
+        if not k:
+            return torch.cat(rows)
+        c, slope = (self._slopes_given if self.facts.closed_scalars else self._slopes_derived)(values, count)
+        return torch.cat([*rows, c, (slope.view(t, k, sets) * scale.unsqueeze(1)).view(t * k, sets)])
+
+    def _coefficients(self, tuned: Tensor, fixed: Tensor, count: Tensor) -> tuple[Any, list[Tensor]]:
+        at = self.rule.at(dict(zip(self.order, [*tuned.unbind(), *fixed.unbind()], strict=True)))
+        return at, [x if isinstance(x, Tensor) else fixed.new_tensor(x) for x in at.coefficients(count)]
+
+    def _slopes_given(self, values: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients and their derivatives, in closed form. shapes: (coefficients, segments), (tuned * coefficients, …)"""
+        t, k, sets = len(self.names), self.facts.coefficients, values.shape[1]
+        at, c = self._coefficients(values[:t], values[t:], count)
+        known, zero = at.coefficients_slopes(count, tuple(c)) if self.linked else {}, torch.zeros_like(values[0])
+        slopes = [known.get((i, n), zero) for n in self.names for i in range(k)]
+        return torch.stack([x.expand(sets) for x in c]), torch.stack(slopes or [zero[:0]])
+
+    def _slopes_derived(self, values: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """The same by one reverse pass: each coefficient is made of a copy of its own."""
+        t, k, sets = len(self.names), self.facts.coefficients, values.shape[1]
+        if not self.linked:
+            c = self._coefficients(values[:t], values[t:], count)[1]
+            return torch.stack([x.expand(sets) for x in c]), values.new_zeros(t * k, sets)
+        own = torch.eye(k, dtype=values.dtype, device=values.device).unsqueeze(2).expand(k, k, sets)
+
+        def copies(h: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
+            return (torch.stack([x.expand(k, sets) for x in self._coefficients(h, values[t:], count)[1]]),), ()
+
+        (made,), _, (slope,) = slopes(copies, [values[:t].unsqueeze(1).expand(t, k, sets)], [own])
+        assert slope is not None
+        return made.select(1, 0), slope
+
+    def scalars(self, rows: Tensor) -> Scalars:
+        """The rows of `prepare` by name. shape: (rows, elements or 1) -> (elements,) or () each"""
+        rows = rows.squeeze(1) if rows.shape[1] == 1 else rows
+        count, values, scale, c = (rows[self.rows[n]].unbind() for n in Scalars._fields[:-1])
+        named = dict(zip(self.order, values, strict=True)), dict(zip(self.names, scale, strict=True))
+        return Scalars(count[0], *named, c, rows[self.rows["jacobian"]])
+
+    # ------------------------------------------------------------------- elements
+
+    def differentiate(
+        self, scalars: Scalars, function: Function, cotangents: Tensors = (), copy: Map = lambda x: x, more: Tensors = ()
+    ) -> tuple[Tensors, Any, list[Tensor | None]]:
+        """As `slopes` of ``function(rule, c, *more)``: with respect to what is tuned, all coefficients, and `more`.
+
+        Args:
+            copy: what is differentiated with respect to: the scalars themselves, or a copy of them for each element.
+        """
+        t, linked = len(self.names), self.linked
+
+        def step(*x: Tensor) -> tuple[Sequence[Tensor], Any]:
+            made = dict(zip(linked, x[t:], strict=False))
+            at = self.rule.at({**scalars.values, **dict(zip(self.names, x, strict=False))})
+            return function(at, tuple(made.get(i, y) for i, y in enumerate(scalars.c)), *x[t + len(linked) :])
+
+        inputs = [copy(x) for x in (*(scalars.values[n] for n in self.names), *(scalars.c[i] for i in linked))]
+        values, second, found = slopes(step, [*inputs, *more], cotangents)
+        partial = dict(zip(linked, found[t:], strict=False))
+        return values, second, [*found[:t], *map(partial.get, range(len(scalars.c))), *found[len(inputs) :]]
+
+    def advance(self, scalars: Scalars, param: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
+        """One elementwise step, and of each of `names` its sensitivity ``dU/dh = dU/dh|c + sum_c dU/dc dc/dh``.
+
+        Without closed forms one reverse pass gives all: each element depends on its own copy of the scalars.
+        """
+
+        def step(at: Rule, c: tuple[Tensor, ...]) -> tuple[Sequence[Tensor], State]:
+            new, new_state = at.update(param, grad, state, c)
+            return (new,), new_state
+
+        t, k = len(self.names), len(scalars.c)
+        if self.facts.closed_elements:
+            new, new_state, found = self._advance_closed(scalars, param, grad, state)
+        else:
+            (new,), new_state, found = self.differentiate(scalars, step, copy=lambda x: x.expand_as(param))
+        terms = {n: [] if x is None else [x * scalars.scale[n]] for n, x in zip(self.names, found, strict=False)}
+        for i, n in self.facts.links:
+            if (slope := found[t + i]) is not None:
+                terms[n].append(slope * scalars.jacobian[self.names.index(n) * k + i])
+        add = added if self.rule.normalize else sum
+        return new, new_state, [add(x[1:], x[0]) if x else torch.zeros_like(new) for x in terms.values()]
+
+    def _advance_closed(
+        self, scalars: Scalars, param: Tensor, grad: Tensor, state: State
+    ) -> tuple[Tensor, State, list[Tensor | None]]:
+        """The step, and its derivatives with respect to each of `names` and each coefficient, in closed form."""
+        at: Any = self.rule.at(scalars.values)
+        c, weights = scalars.c, self.facts.weights
+        new, after = at.at({"in_place": not weights and at.decay(c) is None}).update(param, grad, state, c)
+        moved = self.moved(at, -1.0, param, after, c)
+        averages = at.averages(at.gradient(param, grad), c) if weights else {}
+        for n, i in ((n, i) for n, i in weights.items() if n in moved):
+            moved[i] = moved.get(i, 0.0) + moved[n] * (fresh(averages[n]) - state[n])
+        return new, after, [None] * len(self.names) + [moved.get(i) for i in range(len(c))]
+
+    def moved(self, at: Any, u: Tensor | float, before: Tensor, state: State, c: tuple[Tensor, ...]) -> dict[Any, Tensor]:
+        """As `Averages.displacement_slopes`, of ``displacement - decay * before``: of the whole step, given the averages."""
+        found: dict[Any, Tensor] = dict(at.displacement_slopes(u, state, c, (*self.linked, *self.facts.weights)))
+        decay = at.decay(c)
+        for i in [i for i in self.linked if c[i] is decay]:
+            found[i] = found.get(i, 0.0) - u * before
+        return found
+
+    def replay(
+        self, scalars: Scalars, cotangent: Tensor, param: Tensor, state: State, last: Tensor | None = None
+    ) -> Iterator[Tensor | None]:
+        """``-<u, dU/d.>`` of the last step, from what it has left behind: with respect to each of `names`, with coefficients
+        and averages held, then to each coefficient, and once more where that is the weight of an average, by way of it and
+        times 1 less the weight; see `averages`.
+
+        Args:
+            scalars: those of that step.
+            param, state: after it.
+            last: the gradient in it, with its penalty, or None where the state does not depend on what is tuned.
+
+        Returns:
+            by element, or the sum over all.
+        """
+        at: Any = self.rule.at(scalars.values)
+        c, t, k, weights = scalars.c, len(self.names), len(scalars.c), self.facts.weights
+        before, decay = param, at.decay(c)
+        if decay is not None:
+            before = torch.where(decay == 0, param, (param + at.displacement(state, c)) / decay)
+        found: Sequence[Tensor | None]
+        if self.facts.closed_elements:
+            moved = self.moved(at, cotangent, before, state, c)
+            found = [*[None] * t, *(moved.get(x) for x in (*range(k), *weights))]
+        else:
+
+            def taken(at: Any, c: tuple[Tensor, ...], *held: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
+                moved = at.displacement({**state, **dict(zip(weights, held, strict=True))}, c)
+                return (moved,) if (shrunk := at.decay(c)) is None else (moved, shrunk), ()
+
+            cotangents = [cotangent] if decay is None else [cotangent, -(cotangent * before).sum_to_size(decay.shape)]
+            found = self.differentiate(scalars, taken, cotangents, more=[state[n] for n in weights])[2]
+        yield from found[: t + k]
+        averages = {} if last is None else at.averages(last, c)
+        through: list[Tensor | None] = [None] * k
+        for (n, i), slope in zip(weights.items(), found[t + k :], strict=True):
+            if slope is not None:
+                slope = (fresh(averages[n]) - state[n]) * slope
+                through[i] = slope if (others := through[i]) is None else others + slope
+        yield from through
+
+    def read(self, pieces: Pieces, last: Tensor, *maps: Map) -> Tensor:
+        """The sums that the normalization asks for, of the sensitivities of the last step: the first is ``<u, T>``.
+
+        Args:
+            pieces: of the elements; in the place of the gradient u, the gradient of what is to become smaller by tuning.
+            last: the scalars of the last step, where it is replayed; of the dtype to work in. shape: (rows, segments)
+            maps: where there are several segments. From segments to elements; from elements to segments, by summation.
+                shapes: (rows, segments) -> (rows, elements); (elements,) -> (segments,)
+
+        Returns:
+            shape: (products, tuned, segments)
+        """
+        spread, total = maps or (lambda x: x, lambda x: (x.sum() if x.ndim else x).view(1))
+        scalars, zero, sums = self.scalars(spread(last)) if self.replays else None, last.new_zeros(last.shape[1]), []
+        for param, u, state, kept in pieces:
+            u, param, old = u.to(last.dtype), param.to(last.dtype), dict(zip(self.facts.state, state, strict=True))
+            terms = self.replay(scalars, u, param, old, *kept) if scalars else self._products(u, kept)
+            sums.append(torch.stack([zero if x is None else total(x) for x in terms]))
+        found = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+        return self._chained(found, last) if self.replays else found.view(-1, len(self.names), last.shape[1])
+
+    def _products(self, u: Tensor, kept: Tensors) -> Iterator[Tensor]:
+        yield from (product(u, t) for product in self.normalization.products for t in kept)
+
+    def _chained(self, found: Tensor, last: Tensor) -> Tensor:
+        """From what a replay says to hypergradients, by the chain rule."""
+        t, k = len(self.names), self.facts.coefficients
+        direct, partial, through = found.split([t, k, k])
+        if self.facts.weights:
+            rest = threshold(1 - last[self.rows["c"]], torch.finfo(last.dtype).eps ** 0.5, math.inf)
+            partial = partial + through / rest  # of hardly anything, nothing can be said
+        chained = (partial * last[self.rows["jacobian"]].view(t, k, -1)).sum(1)
+        rows = torch.addcmul(chained, direct, last[self.rows["scale"]])
+        return torch.where(last[0] > 0, -rows, 0.0).unsqueeze(0)  # of no step, nothing
+
+    def move(self, pieces: Pieces, now: Tensor) -> None:
+        """One step in place: of the parameter, its state, and the sensitivities ``T = fading T + dU/dh`` where they are kept.
+
+        Args:
+            pieces: of the elements.
+            now: the scalars of this step, of the dtype to work in. shape: (rows, elements or 1)
+        """
+        scalars = self.scalars(now)
+        for param, grad, state, kept in pieces:
+            old, p, g = dict(zip(self.facts.state, state, strict=True)), param.to(now.dtype), grad.to(now.dtype)
+            sensitivity: list[Tensor] = []
+            if self.replays or not self.names:
+                new, new_state = self._moved_only(scalars, p, g, old, kept)
+            elif self.facts.elementwise:
+                new, new_state, sensitivity = self.advance(scalars, p, g, old)
+            else:
+                new, new_state, sensitivity = differentiate_any(self.rule, scalars, self.names, p, g, old)
+            for t, slope in zip(kept, sensitivity, strict=False):  # what is not finite would stay for ever
+                t.copy_(finite_or_zero(t * self.fading + slope) if self.fading else slope)
+            pairs = [(t, x) for t, x in ((param, new), *((old[n], x) for n, x in new_state.items())) if x is not t]
+            for target, x in [(t, x.clone() if any(x is y for y, _ in pairs) else x) for t, x in pairs]:
+                target.copy_(x)  # what is handed on from one to the other was read before it is written
+
+    def _moved_only(self, scalars: Scalars, param: Tensor, grad: Tensor, state: State, kept: Tensors) -> tuple[Tensor, State]:
+        """One step without its derivative; its gradient is kept where the replay needs it."""
+        at: Any = self.rule.at({**scalars.values, "in_place": self.facts.averages})
+        c = scalars.c
+        if not kept:
+            moved: tuple[Tensor, State] = at.update(param, grad, state, c)
+            return moved
+        kept[0].copy_(at.gradient(param, grad))
+        state = at.advance(kept[0], state, c)
+        return at.apply(param, state, c), state
+
+
+def fresh(average: tuple[Tensor, ...]) -> Tensor:
+    """What is new in an average: the product of its factors."""
+    _, x, *others = average
+    return x * others[0] if others else x
+
+
+@torch.enable_grad()
+def differentiate_any(
+    rule: Rule, scalars: Scalars, names: tuple[str, ...], param: Tensor, grad: Tensor, state: State
+) -> tuple[Tensor, State, list[Tensor]]:
+    """Right for every rule: ``u -> (dU/dh)^T u`` is linear, so its derivative with respect to u is ``dU/dh``."""
+    h = {n: scalars.values[n].detach().requires_grad_() for n in names}
+    at = rule.at({**scalars.values, **h})
+    new, new_state = at.update(param, grad, state, at.coefficients(scalars.count))
+    u = torch.zeros_like(new, requires_grad=True)
+    pulled = torch.autograd.grad(new, list(h.values()), u, create_graph=True, materialize_grads=True)
+    found = [torch.autograd.grad(x, u, retain_graph=True)[0] if x.requires_grad else torch.zeros_like(new) for x in pulled]
+    new_state = {n: x.detach() for n, x in new_state.items()}
+    return new.detach(), new_state, [t * scalars.scale[n] for n, t in zip(names, found, strict=True)]
+
+
+def slopes(function: Function, inputs: Tensors, cotangents: Tensors = ()) -> tuple[Tensors, Any, Sequence[Tensor | None]]:
+    """The values of ``function(*inputs)``, its second output, and the derivative of the first times `cotangents`, or 1.
+
+    Plain autograd, for `torch.func` costs twice as much in dispatch; but the compiler takes `torch.func` alone.
+    """
+    if not inputs:
+        return *function(), ()
+    if torch.compiler.is_compiling():
+        values, pull, second = vjp(function, *inputs, has_aux=True)  # type: ignore[misc]
+        return values, second, pull(tuple(cotangents or [torch.ones_like(x) for x in values]))
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        values, second = function(*leaves)
+    cotangents = cotangents or [torch.ones_like(x) for x in values]
+    pairs = [(x, u) for x, u in zip(values, cotangents, strict=True) if x.requires_grad]
+    found: Sequence[Tensor | None] = [None] * len(leaves)
+    if pairs:
+        found = torch.autograd.grad([x for x, _ in pairs], leaves, [u for _, u in pairs], allow_unused=True)
+    return [x.detach() for x in values], second, found

@@ -1,0 +1,119 @@
+"""What the processes of the tests of faults do; see `workers.launch`."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.utils.checkpoint import checkpoint
+from workers import Plan, Run, network, whole
+
+from hypergradient import SGD, Adam, Hyperoptimizer, Tower
+
+PLAN: Plan = (SGD(lr=0.1, tune=("lr",)) / SGD(lr=1e-2), "group", {})
+
+
+def held_out(run: Run) -> Tensor:
+    """The loss on other data, of which each process has its part."""
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(1000 + run.steps))
+    x = x.chunk(run.parts)[run.part] if run.parts > 1 else x
+    return (run.called(x) - x.sum(1, keepdim=True).sin()).square().mean()
+
+
+def tuned(how: str, plans: dict[str, Plan], steps: int, view: bool = False, first: bool = False) -> dict[str, Any]:
+    """Runs that are tuned on held-out data.
+
+    Args:
+        view: under DDP, gradients are views of what is sent.
+        first: `tune_on` comes before the backward pass.
+    """
+    found = {}
+    for name, plan in plans.items():
+        run = Run(how, plan)
+        if view:
+            run.called = nn.parallel.DistributedDataParallel(run.model, gradient_as_bucket_view=True)
+        for _ in range(steps):
+            run.optimizer.zero_grad()
+            if first:
+                run.optimizer.tune_on(held_out(run))
+                assert all(p.grad is None for p in run.model.parameters())
+            run.backward()
+            if not first:
+                before = [(p.grad, whole(p.grad)) for p in run.model.parameters()]
+                run.optimizer.tune_on(held_out(run))
+                for p, (grad, content) in zip(run.model.parameters(), before, strict=True):
+                    assert p.grad is grad
+                    torch.testing.assert_close(whole(p.grad), content, rtol=0, atol=0)
+            run.optimizer.step()
+            run.steps += 1
+        found[name] = run.result()
+    return found
+
+
+class Recomputed(nn.Module):
+    """A network whose middle is computed again in the backward pass."""
+
+    def __init__(self, model: nn.Sequential) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.model[1](self.model[0](x))
+        return self.model[4](checkpoint(self.model[2:4], x, use_reentrant=True))
+
+
+def recomputed(how: str, plans: dict[str, Plan], steps: int) -> dict[str, Any]:
+    """Runs like `tuned`; under DDP with a reentrant checkpoint in the model."""
+    found = {}
+    for name, plan in plans.items():
+        run = Run(how, plan)
+        if how == "ddp":
+            run.called = nn.parallel.DistributedDataParallel(Recomputed(run.model))
+        for _ in range(steps):
+            run.optimizer.zero_grad()
+            run.backward()
+            run.optimizer.tune_on(held_out(run))
+            run.optimizer.step()
+            run.steps += 1
+        found[name] = run.result()
+    return found
+
+
+def flat(tower: Tower, orig: bool) -> dict[str, Any]:
+    """Some steps under FSDP 1: what it says, or the learned step size and whether it can be saved."""
+    with warnings.catch_warnings():  # of torch, about what it deprecates
+        warnings.simplefilter("ignore")
+        try:
+            model = FullyShardedDataParallel(network(), device_id=torch.device("cpu"), use_orig_params=orig)
+            optimizer = Hyperoptimizer(model.parameters(), tower)
+            for t in range(4):
+                x = torch.randn(8, 6, generator=torch.Generator().manual_seed(2 * t + dist.get_rank()))
+                optimizer.zero_grad()
+                (model(x) - x.sum(1, keepdim=True).sin()).square().mean().backward()
+                optimizer.step()
+            copy.deepcopy(optimizer.state_dict())
+        except ValueError as e:
+            return {"said": str(e)}
+        return {"said": None, "lr": optimizer.hyperparameters()[0]["lr"]}
+
+
+def flat_alone(orig: bool) -> list[list[Tensor]]:
+    """The shards under FSDP 1 after some steps of a rule alone, and of its twin."""
+    ends = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for make in (lambda ps: Hyperoptimizer(ps, Adam(lr=0.01)), lambda ps: torch.optim.Adam(ps, lr=0.01)):
+            model = FullyShardedDataParallel(network(), device_id=torch.device("cpu"), use_orig_params=orig)
+            optimizer = make(model.parameters())
+            for t in range(4):
+                x = torch.randn(8, 6, generator=torch.Generator().manual_seed(2 * t + dist.get_rank()))
+                optimizer.zero_grad()
+                (model(x) - x.sum(1, keepdim=True).sin()).square().mean().backward()
+                optimizer.step()
+            ends.append([p.detach().clone() for p in model.parameters()])
+    return ends

@@ -1,0 +1,80 @@
+"""Faults with several processes: another loss to tune on under DDP and FSDP2, and FSDP 1, of which a tower knows nothing."""
+
+from functools import cache
+
+import fault_workers
+import pytest
+import torch
+import workers
+from workers import PLANS, launch
+
+from hypergradient import SGD, Adam
+
+SAME = {"rtol": 1e-8, "atol": 1e-11, "equal_nan": True}
+EXACT = {"rtol": 0, "atol": 0, "equal_nan": True}
+ALL = {**PLANS, "short": fault_workers.PLAN}
+FEW = {name: ALL[name] for name in ("short", "cosine")}
+
+
+@cache
+def alone(first=False):
+    workers.strict()
+    return fault_workers.tuned("alone", ALL, 5, first=first)
+
+
+def assert_same(mine, theirs, options=SAME):
+    """Of each plan: weights, hyperparameters and hypergradients of all levels."""
+    for name in mine:
+        for what in ("weights", "hyperparameters", "hypergradients"):
+            torch.testing.assert_close(
+                mine[name][what], theirs[name][what], **options, msg=lambda m, n=name, w=what: f"{n}, {w}: {m}"
+            )
+
+
+@pytest.mark.parametrize(
+    ("how", "ranks", "plans"),
+    [("ddp", 2, ALL), ("sharded", 2, ALL), ("hybrid", 4, FEW)],
+    ids=["DDP", "FSDP2", "FSDP2, hybrid"],
+)
+def test_what_is_tuned_on_another_loss_is_what_one_process_would_learn(how, ranks, plans):
+    """Ranks drifted apart under DDP; it was not possible under FSDP2."""
+    first, *others = launch(fault_workers.tuned, ranks, how, plans, 5)
+    for other in others:
+        assert_same(first, other, EXACT)
+    assert_same(first, alone())
+
+
+@pytest.mark.parametrize("how", ["ddp", "sharded"])
+def test_tune_on_may_come_before_the_backward_pass(how):
+    first, other = launch(fault_workers.tuned, 2, how, FEW, 5, False, True)
+    assert_same(first, other, EXACT)
+    assert_same(first, alone())
+
+
+def test_tune_on_under_ddp_leaves_gradients_that_are_views_of_what_is_sent():
+    first, other = launch(fault_workers.tuned, 2, "ddp", FEW, 5, True)
+    assert_same(first, other, EXACT)
+    assert_same(first, alone())
+
+
+def test_tune_on_under_ddp_with_a_reentrant_checkpoint():
+    first, other = launch(fault_workers.recomputed, 2, "ddp", FEW, 5)
+    assert_same(first, other, EXACT)
+    assert_same(first, alone())
+
+
+@pytest.mark.parametrize("orig", [False, True], ids=["flat parameters", "original parameters"])
+def test_a_tower_under_fsdp_1_says_to_use_fsdp_2_or_learns_one_value(orig):
+    """Each rank learned its own, and saving crashed."""
+    for tower in (SGD(lr=0.1) / SGD(lr=1e-2), Adam(lr=0.01) / SGD(lr=1e-3)):
+        results = launch(fault_workers.flat, 2, tower, orig)
+        if results[0]["said"] is None:
+            assert results[0]["lr"] == results[1]["lr"]
+        else:
+            assert all("FSDP2" in r["said"] or "fully_shard" in r["said"] for r in results)
+
+
+@pytest.mark.parametrize("orig", [False, True], ids=["flat parameters", "original parameters"])
+def test_a_rule_alone_under_fsdp_1_is_that_of_torch(orig):
+    for mine, theirs in launch(fault_workers.flat_alone, 2, orig):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)

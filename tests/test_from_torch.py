@@ -1,0 +1,97 @@
+"""from_torch: an optimizer of torch goes on as a tower."""
+
+import copy
+import math
+
+import pytest
+import torch
+from cases import RULES, parameters, train
+from helpers import scalars
+
+from hypergradient import POSITIVE, SGD, Adam, AdamW, from_torch
+
+
+@pytest.mark.parametrize("case", [c for c in RULES if hasattr(torch.optim, str(c))], ids=str)
+def test_from_torch_goes_on_where_the_torch_optimizer_was(case, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda x: x.clone())
+    kind, options = getattr(torch.optim, str(case)), {n: case.lively[n] for n in case.lively if n == "momentum"}
+    mine, theirs = (parameters(case.matrix) for _ in range(2))
+    (one, twin) = (kind([{"params": p[:1], "lr": 0.02}, {"params": p[1:]}], lr=0.01, **options) for p in (mine, theirs))
+    train(one, mine, 5)
+    train(twin, theirs, 5)
+    optimizer = from_torch(one, above=SGD(lr=0.0))
+    assert [optimizer.hyperparameters(g)[0]["lr"] for g in (0, 1)] == [0.02, 0.01]
+    train(optimizer, mine, 5, 5)
+    train(twin, theirs, 5, 5)
+    torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_from_torch_takes_options_and_keeps_flags():
+    groups = [{"params": parameters()[:1], "amsgrad": True}, {"params": parameters()[1:]}]
+    optimizer = from_torch(torch.optim.AdamW(groups, lr=0.1), SGD(lr=0.1), tune=("lr",), charts={"lr": POSITIVE}, per="tensor")
+    assert [rule.amsgrad for rule in optimizer.rules] == [True, False]
+    assert repr(optimizer.rules[0]) == "AdamW(lr=0.1, amsgrad=True, tune=('lr',), charts={'lr': POSITIVE})"
+    assert isinstance(from_torch(torch.optim.Adam(parameters(), decoupled_weight_decay=True)).rules[0], AdamW)
+    assert from_torch(torch.optim.SGD(parameters(), maximize=True)).param_groups[0]["maximize"]
+
+
+def test_from_torch_takes_our_rules_whatever_else_has_their_name():
+    type("Adam", (Adam,), {})
+    assert type(from_torch(torch.optim.Adam(parameters())).rules[0]) is Adam
+
+
+def test_from_torch_tunes_what_each_group_has():
+    a, b, *_ = parameters()
+    for momenta in ((0.9, 0.0), (0.0, 0.9)):
+        groups = [{"params": [p], "momentum": m} for p, m in zip((a, b), momenta, strict=True)]
+        optimizer = from_torch(torch.optim.SGD(groups, lr=0.1), SGD(lr=1e-3))
+        assert [("momentum" in optimizer.hypergradients(g)[0]) for g in (0, 1)] == [m > 0 for m in momenta]
+
+
+def test_from_torch_of_a_complex_nadam():
+    z, w = (torch.tensor([1 + 2j, 3 - 1j], requires_grad=True) for _ in range(2))
+    one, twin = torch.optim.NAdam([z], lr=0.1), torch.optim.NAdam([w], lr=0.1)
+    for t in range(10):
+        for x, o in ((z, one), (w, twin)):
+            o.zero_grad()
+            (x.abs() - 1).square().sum().backward()
+            o.step()
+        if t == 4:
+            one = from_torch(one)
+    torch.testing.assert_close(z, w)
+
+
+def test_from_torch_in_mid_training_tunes_like_a_tower_that_begins():
+    """Nothing is read in the first step, and no level takes a step for it."""
+    moved = []
+    for made in (0, 5):
+        (p,) = scalars(3)
+        one = torch.optim.Adam([p], lr=1e-2)
+        for _ in range(made):
+            one.step()
+        optimizer = from_torch(one, above=Adam(lr=1e-3) / Adam(lr=1e-4))
+        assert optimizer.made() == made
+        rows = []
+        for _ in range(4):
+            optimizer.step()
+            rows.append([math.isnan(level["lr"]) for level in optimizer.hypergradients()[:-1]])
+        moved.append((rows, optimizer.state[p]["step"].item() - made))
+        state = copy.deepcopy(optimizer.state_dict())
+        (q,) = scalars(3)
+        again = from_torch(torch.optim.Adam([q], lr=1e-2), above=Adam(lr=1e-3) / Adam(lr=1e-4))
+        again.load_state_dict(state)
+        assert repr(again.hypergradients()) == repr(optimizer.hypergradients())
+    assert moved[0] == moved[1]
+    assert moved[0][0] == [[True, True], [False, True], [False, False], [False, False]]
+
+
+def test_from_torch_of_groups_that_decay_differently():
+    mine, theirs = parameters(), parameters()
+
+    def adam(params):
+        groups = [{"params": params[:2]}, {"params": params[2:], "decoupled_weight_decay": True}]
+        return torch.optim.Adam(groups, lr=0.1, weight_decay=0.5)
+
+    optimizer, twin = from_torch(adam(mine)), adam(theirs)
+    assert [type(rule) for rule in optimizer.rules] == [Adam, AdamW]
+    torch.testing.assert_close(train(optimizer, mine, 10), train(twin, theirs, 10), rtol=1e-10, atol=1e-10)

@@ -1,0 +1,204 @@
+"""Groups, and values by name: each has its own, may be added, may have another rule, and may lose its parameters."""
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+from cases import parameters, train
+from helpers import TOWER, fit, forward, network, resumed, scalars
+
+import hypergradient as hg
+from hypergradient import SGD, Adam, AdamW, Hyperoptimizer, Muon
+
+
+def test_groups_learn_their_own_values():
+    model = network()
+    groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2].parameters()}]
+    optimizer = Hyperoptimizer(groups, SGD(lr=0.01) / SGD(lr=0.1))
+    assert [optimizer.hyperparameters(g)[0]["lr"] for g in (0, 1)] == [0.1, 0.01]
+    fit(optimizer, model, 5)
+    values = [optimizer.hyperparameters(g)[0]["lr"] for g in (0, 1)]
+    assert values[0] != 0.1
+    assert values[1] != 0.01
+    assert values[0] - 0.1 != pytest.approx(values[1] - 0.01)
+    assert repr(optimizer).startswith("group 0: SGD(lr=")
+
+
+@pytest.mark.parametrize("names", [("lr",), ("lr", "beta1")], ids=str)
+def test_a_value_per_hyperparameter_is_told_as_it_is_given(names):
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, Adam(lr=0.01, tune=names) / SGD(lr=dict.fromkeys(names, 1e-3)) / SGD(lr=1e-5))
+    assert optimizer.hyperparameters()[1]["lr"] == dict.fromkeys(names, 1e-3)
+    train(optimizer, mine, 5)
+    assert optimizer.hypergradients()[1]["lr"].keys() == set(names)
+
+
+def test_per_all_keeps_the_ratio_of_the_groups():
+    model = network()
+    groups = [{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 0.02}]
+    optimizer = Hyperoptimizer(groups, SGD(lr=0.01) / SGD(lr=0.1), per="all")
+    fit(optimizer, model, 5)
+    one, other = (optimizer.hyperparameters(g)[0]["lr"] for g in (0, 1))
+    assert one != 0.01
+    assert other == pytest.approx(2 * one)
+
+
+def test_a_group_can_have_a_rule_of_its_own():
+    model = network()
+    matrices, vectors = ([p for p in model.parameters() if p.ndim == n] for n in (2, 1))
+    groups = [{"params": matrices}, {"params": vectors, "rule": AdamW(lr=1e-3)}]
+    optimizer = Hyperoptimizer(groups, Muon(lr=0.02) / SGD(lr=1e-4))
+    first = forward(model, 0).item()
+    fit(optimizer, model, 100)
+    assert forward(model, 0).item() < 0.7 * first
+    assert repr(optimizer).startswith("group 0: Muon(lr=")
+    assert "group 1: AdamW(lr=" in repr(optimizer)
+    other = Hyperoptimizer([{"params": matrices}, {"params": vectors, "rule": AdamW(lr=1e-3)}], Muon(lr=0.02) / SGD(lr=1e-4))
+    other.load_state_dict(optimizer.state_dict())
+    assert other.hyperparameters(1) == optimizer.hyperparameters(1)
+
+
+def test_add_param_group_in_mid_training():
+    model = network()
+    optimizer = Hyperoptimizer(model[0].parameters(), TOWER)
+    fit(optimizer, model, 5)
+    learned = optimizer.hyperparameters()
+    optimizer.add_param_group({"params": model[2].parameters(), "lr": 0.05})
+    assert optimizer.hyperparameters(1)[0]["lr"] == 0.05
+    assert optimizer.hyperparameters(0) == learned
+    assert optimizer.hyperparameters(1)[1:] == learned[1:]
+    fit(optimizer, model, 1)
+    assert optimizer.hyperparameters(1)[0]["lr"] == 0.05  # nothing is known of its first step yet
+    fit(optimizer, model, 2)
+    assert optimizer.hyperparameters(1)[0]["lr"] != 0.05
+
+
+def test_rules_of_groups_start_their_own_way():
+    a, b = scalars(3, 3)
+    other = hg.Adagrad(lr=0.1, initial_accumulator_value=5.0)
+    groups = [{"params": [a]}, {"params": [b], "rule": other}]
+    optimizer = Hyperoptimizer(groups, hg.Adagrad(lr=0.1, initial_accumulator_value=1.0) / SGD(lr=1e-3))
+    optimizer.step()
+    assert [optimizer.state[p]["sum"][0].item() for p in (a, b)] == [2.0, 6.0]
+
+
+def test_rules_of_one_name_are_two_rules():
+    @dataclass(frozen=True)
+    class SGD(hg.SGD):
+        def update(self, param, grad, state, c):
+            return super().update(param, -grad, state, c)
+
+    a, b = scalars(1, 1)
+    optimizer = Hyperoptimizer([{"params": [a]}, {"params": [b], "rule": SGD(lr=0.1)}], hg.SGD(lr=0.1) / hg.SGD(lr=0.0))
+    before = a.item()
+    optimizer.step()
+    assert a.item() - before == pytest.approx(before - b.item())
+
+
+def test_a_value_by_name_goes_to_that_name_in_whatever_order():
+    (p,) = scalars(3)
+    rule = SGD(lr=0.1, momentum=0.5, tune=("momentum", "lr"))
+    tower = SGD(lr=0.1, momentum=0.5, tune=("lr", "momentum")) / SGD(lr={"lr": 1e-3, "momentum": 0.0})
+    optimizer = Hyperoptimizer([{"params": [p], "rule": rule}], tower)
+    for _ in range(3):
+        optimizer.step()
+    values = optimizer.hyperparameters()[0]
+    assert values["lr"] != 0.1
+    assert values["momentum"] == pytest.approx(0.5, rel=1e-12)
+
+
+def test_a_value_by_name_goes_to_that_name_in_rules_of_another_order():
+    tune = ("lr", "momentum", "weight_decay")
+    muon = Muon(lr=0.1, momentum=0.9, weight_decay=0.01, tune=tune)
+    each = {"lr": 0.0, "momentum": 0.0, "weight_decay": 1e-2}
+    w, b = torch.ones(2, 2, requires_grad=True), torch.ones(2, requires_grad=True)
+    tower = SGD(lr=0.1, momentum=0.9, weight_decay=0.01, tune=tune) / SGD(lr=each) / SGD(lr=0.0)
+    optimizer = Hyperoptimizer([{"params": [w], "rule": muon}, {"params": [b]}], tower)
+    for _ in range(3):
+        w.grad, b.grad = torch.eye(2), torch.ones(2)
+        optimizer.step()
+    for group in (0, 1):
+        values, above, _ = optimizer.hyperparameters(group)
+        assert values["momentum"] == pytest.approx(0.9, rel=1e-12)
+        assert values["weight_decay"] != 0.01
+        assert above["lr"] == each
+
+
+@pytest.mark.parametrize("per", ["all", "group", "tensor"])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_group_may_be_empty(per, first):
+    (p,) = scalars(3)
+    groups = [{"params": [p]}, {"params": []}]
+    optimizer = Hyperoptimizer(groups[::-1] if first else groups, Adam(lr=0.1) / SGD(lr=1e-3), per=per)
+    for _ in range(3):
+        optimizer.step()
+    learned = optimizer.hyperparameters(int(first))[0]["lr"]
+    assert learned != [0.1] if per == "tensor" else learned != 0.1
+    again = Hyperoptimizer(groups[::-1] if first else groups, Adam(lr=0.1) / SGD(lr=1e-3), per=per)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for one in (again, copy.deepcopy(optimizer)):
+        assert repr(one) == repr(optimizer)
+        one.add_param_group({"params": scalars(2)})
+        assert one.hyperparameters(int(first))[0]["lr"] == learned
+
+
+@pytest.mark.parametrize("read_first", [False, True])
+def test_parameters_may_be_replaced_after_construction(read_first):
+    mine, theirs = parameters(), parameters()
+    optimizer = Hyperoptimizer(mine, TOWER)
+    if read_first:
+        optimizer.hyperparameters()
+    optimizer.param_groups[0]["params"] = theirs
+    train(optimizer, theirs, 3)
+    assert resumed(optimizer, parameters()).hyperparameters() == optimizer.hyperparameters()
+
+
+def test_parameters_that_leave_a_group_take_only_their_own_state():
+    a, b, c = scalars(3, 3, 3)
+    b.grad, c.grad = 2 * b.grad, 3 * c.grad
+    optimizer = Hyperoptimizer([a, b, c], Adam(lr=0.1) / SGD(lr=1e-3))
+    optimizer.step()
+    before, values = [optimizer.state[p]["exp_avg"].clone() for p in (b, c)], optimizer.hyperparameters()
+    optimizer.param_groups[0]["params"] = [c, b]
+    assert optimizer.hyperparameters() == values
+    torch.testing.assert_close([optimizer.state[p]["exp_avg"] for p in (b, c)], before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("per", ["all", "group"])
+@pytest.mark.parametrize("left", [1, 0])
+def test_what_was_learned_stays_when_the_parameter_that_remembers_it_goes(per, left):
+    """Also when nobody is left in its group: the levels above go on with the others. And when it comes back."""
+    a, b, c = scalars(3, 3, 3)
+    groups = [{"params": [a, b]}, {"params": [c]}]
+    optimizer = Hyperoptimizer(groups, SGD(lr=0.1) / SGD(lr=1e-3) / SGD(lr=1e-4), per=per)
+    for _ in range(3):
+        optimizer.step()
+    before = [optimizer.hyperparameters(i) for i in (0, 1)]
+    assert before[0][0]["lr"] != 0.1
+    assert before[0][1]["lr"] != 1e-3
+    optimizer.param_groups[0]["params"] = [b] * left
+    if left:
+        assert optimizer.hyperparameters(0) == before[0]
+    assert optimizer.hyperparameters(1) == before[1]
+    optimizer.step()
+    assert optimizer.hyperparameters(1)[1]["lr"] != before[1][1]["lr"]
+    now = [optimizer.hyperparameters(i) for i in (0, 1)]
+    optimizer.param_groups[0]["params"] = [a, b]
+    assert [optimizer.hyperparameters(i) for i in (0, 1)][1 - left :] == now[1 - left :]
+
+
+def test_groups_that_come_or_go_by_hand_are_refused():
+    a, b = scalars(3, 3)
+    for change in (lambda groups: groups.pop(0), lambda groups: groups.append(dict(groups[0], params=[]))):
+        optimizer = Hyperoptimizer([{"params": [a]}, {"params": [b]}], SGD(lr=0.1) / SGD(lr=1e-3))
+        optimizer.step()
+        change(optimizer.param_groups)
+        with pytest.raises(ValueError, match=r"param_groups has (1|3) groups, of which 2 were added; .*add_param_group"):
+            optimizer.step()
+    optimizer = Hyperoptimizer([a, b], SGD(lr=0.1) / SGD(lr=1e-3), per="tensor")
+    optimizer.step()
+    optimizer.param_groups[0]["params"] = [b]
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"shape \(5, 2\), and \(5, 1\) is needed; under per='tensor' no parameter"):
+            optimizer.step()

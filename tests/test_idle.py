@@ -1,0 +1,92 @@
+"""Parameters that are frozen, unused or sometimes without a gradient: they stay, and say nothing of what did not move them."""
+
+import math
+
+import pytest
+import torch
+from cases import loss, parameters
+from helpers import TOWER, clones, compiler, fit, network, scalars
+from torch import nn
+
+from hypergradient import SGD, Adam, Hyperoptimizer
+
+
+def test_frozen_and_unused_parameters_are_not_touched():
+    model = network()
+    model[0].weight.requires_grad_(False)
+    unused = nn.Parameter(torch.ones(3))
+    before = [model[0].weight.clone(), unused.clone()]
+    optimizer = Hyperoptimizer([*model.parameters(), unused], TOWER)
+    fit(optimizer, model, 5)
+    torch.testing.assert_close([model[0].weight.data, unused.data], [x.data for x in before], rtol=0, atol=0)
+    optimizer.load_state_dict(optimizer.state_dict())
+    fit(optimizer, model, 5)
+
+
+@pytest.mark.parametrize("rule", [Adam(lr=0.01), SGD(lr=0.1, momentum=0.9)], ids=repr)
+def test_parameters_that_come_and_go_count_their_own_steps(rule):
+    mine, theirs = parameters(), parameters()
+    optimizer, twin = Hyperoptimizer(mine, rule / SGD(lr=0.0)), getattr(torch.optim, type(rule).__name__)(theirs, lr=rule.lr)
+    if isinstance(rule, SGD):
+        twin.param_groups[0]["momentum"] = 0.9
+    for t in range(30):
+        for params, o in ((mine, optimizer), (theirs, twin)):
+            o.zero_grad()
+            loss(params, t).backward()
+            for i, p in enumerate(params):
+                if (t // 3 + i) % 3 == 0:
+                    p.grad = None
+            o.step()
+    torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_a_parameter_that_did_not_move_says_nothing_of_the_last_step():
+    """With a horizon of 1, the gradient of a parameter that was not part of the last step adds nothing."""
+    (p, *_), optimizer_of = parameters(), lambda ps: Hyperoptimizer(ps, SGD(lr=0.1) / SGD(lr=0.01))
+    q = torch.ones(3, requires_grad=True)
+    (p2,) = clones([p])
+    both, alone = optimizer_of([p, q]), optimizer_of([p2])
+    for t in range(4):
+        p.grad, p2.grad = torch.full_like(p, 1.0 + t), torch.full_like(p, 1.0 + t)
+        q.grad = None if t == 1 else torch.ones(3)
+        before = q.detach().clone()
+        both.step()
+        alone.step()
+        assert torch.equal(before, q) == (t == 1)
+        if t == 2:
+            assert both.hypergradients()[0]["lr"] == alone.hypergradients()[0]["lr"]
+        if t == 3:
+            assert both.hypergradients()[0]["lr"] == pytest.approx(alone.hypergradients()[0]["lr"] - 3)
+
+
+def test_an_idle_group_says_nothing_of_the_last_step_to_higher_levels():
+    """The step size of the group that sat out was not moved, so its gradient is none of the level above's business."""
+    a, b = (torch.ones(2, requires_grad=True) for _ in range(2))
+    optimizer = Hyperoptimizer([{"params": [a]}, {"params": [b]}], SGD(lr=0.1, horizon=10) / SGD(lr=0.01) / SGD(lr=0.0))
+    before = 0.0
+    for t in range(6):
+        a.grad, b.grad = torch.full_like(a, 1.0 + t), None if t == 4 else torch.full_like(b, 2.0 + t)
+        if t == 5:
+            before = optimizer.hypergradients(0)[0]["lr"]  # along it the level above has moved the lr of a, in step 4
+        optimizer.step()
+        assert math.isnan(optimizer.hypergradients(1)[0]["lr"]) == (t in (0, 4))
+    assert optimizer.hypergradients()[1]["lr"] == pytest.approx(-before * optimizer.hypergradients(0)[0]["lr"])
+
+
+@compiler
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_parameter_without_a_gradient_is_not_tuned_by_the_others(compile):
+    """As a group per tensor does, for which it was written."""
+    runs = []
+    for split in (lambda ps: ps, lambda ps: [{"params": [p]} for p in ps]):
+        a, b = scalars(2, 2)
+        per = "tensor" if split([a])[0] is a else "group"
+        optimizer = Hyperoptimizer(split([a, b]), SGD(lr=0.1) / Adam(lr=1e-2) / SGD(lr=1e-3), per=per, compile=compile)
+        for t in range(7):
+            b.grad = None if t in (1, 2, 5) else torch.ones_like(b)
+            optimizer.step()
+        last = (
+            optimizer.hyperparameters()[0]["lr"] if per == "tensor" else [optimizer.hyperparameters(i)[0]["lr"] for i in (0, 1)]
+        )
+        runs.append((last, a.detach(), b.detach()))
+    torch.testing.assert_close(*runs, rtol=1e-10, atol=0)

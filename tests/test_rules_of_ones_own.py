@@ -1,0 +1,87 @@
+"""Rules that users write: what they may hand on, remember and redefine."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import hypergradient as hg
+from hypergradient import SGD, Hyperoptimizer, Rule, hyperparameter, nonnegative
+
+
+def test_a_rule_may_hand_on_what_it_is_given():
+    @dataclass(frozen=True)
+    class Previous(Rule):
+        """Heavy ball by the iterate before, and two states that change places."""
+
+        lr: float = hg.hyperparameter(0.1, hg.nonnegative)
+
+        def init(self, param):
+            zero = torch.zeros_like(param)
+            return {"before": param, "a": zero, "b": zero}
+
+        def update(self, param, grad, state, c):
+            new = param - self.lr * grad + 0.5 * (param - state["before"])
+            return new, {"before": param, "a": state["b"] + 1, "b": state["a"]}
+
+    for extra in (0, 1):
+        p, *others = (torch.ones(2, requires_grad=True) for _ in range(1 + extra))
+        optimizer = Hyperoptimizer([p, *others], Previous(lr=0.1) / SGD(lr=0.0))
+        x = before = a = b = 1.0
+        a = b = 0.0
+        for _ in range(4):
+            for q in (p, *others):
+                q.grad = q.detach().clone()
+            optimizer.step()
+            x, before, a, b = x - 0.1 * x + 0.5 * (x - before), x, b + 1, a
+        assert p.tolist() == pytest.approx([x, x])
+        assert [optimizer.state[p][n][0].item() for n in "ab"] == [a, b]
+
+
+@dataclass(frozen=True)
+class Ratio(Rule):
+    """A rule of averages that has no weight decay, and one weight that is a number."""
+
+    lr: float = hyperparameter(0.1, nonnegative)
+    beta: float = hyperparameter(0.5, hg.unit_interval)
+
+    def init(self, param):
+        return {"m": torch.zeros_like(param), "v": torch.zeros_like(param)}
+
+    def coefficients(self, step):
+        return 1 - self.beta, 0.25
+
+    def averages(self, grad, c):
+        return {"m": (grad, c[0]), "v": (grad * grad, c[1])}
+
+    def displacement(self, state, c):
+        return self.lr * state["m"] / (state["v"] + 1)
+
+
+@dataclass(frozen=True)
+class Clipped(Ratio):
+    """Remembers something else than the average."""
+
+    def advance(self, grad, state, c):
+        new = super().advance(grad, state, c)
+        return {**new, "m": new["m"].clamp(-0.1, 0.1)}
+
+
+@pytest.mark.parametrize(("rule", "kept"), [(Ratio, {"last_gradient", "numbers"}), (Clipped, {"last_lr", "last_beta"})])
+def test_a_rule_of_averages_of_ones_own(rule, kept):
+    def after(lr, beta):
+        """The weight after the first step."""
+        m = (1 - beta) * 3.0
+        return 1.0 - lr * (min(m, 0.1) if rule is Clipped else m) / (0.25 * 9.0 + 1)
+
+    p = torch.ones(1, requires_grad=True)
+    optimizer = Hyperoptimizer([p], rule(lr=0.1) / SGD(lr=0.0))
+    p.grad = torch.full((1,), 3.0)
+    optimizer.step()
+    assert p.item() == pytest.approx(after(0.1, 0.5))
+    assert kept < optimizer.state[p].keys()
+    p.grad = torch.full((1,), 2.0)
+    optimizer.step()
+    h = 1e-6
+    slopes = [(after(0.1 + h, 0.5) - after(0.1 - h, 0.5)) / (2 * h), (after(0.1, 0.5 + h) - after(0.1, 0.5 - h)) / (2 * h)]
+    assert list(optimizer.hypergradients()[0].values()) == pytest.approx([2 * x for x in slopes], rel=1e-6)

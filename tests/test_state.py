@@ -1,0 +1,847 @@
+"""Whose the state is: what scripts do to `state`, `param_groups` and `state_dict()` does what it does with torch.optim."""
+
+import copy
+import io
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from cases import RULES, parameters, train
+
+import hypergradient as hg
+from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer, Muon, RMSprop, from_torch
+
+SMALL, LARGE = [(4, 3), (3, 5)], [(363, 364), (3, 5)]  # a parameter of 131,072 elements is not gathered with others
+RATE, SECOND = 1e-4, 0.02  # the step size of the level above; lr of a second group
+PAIRS = {
+    "SGD": (SGD(lr=0.01, momentum=0.9), torch.optim.SGD, {"lr": 0.01, "momentum": 0.9}),
+    "Adam": (Adam(lr=0.01), torch.optim.Adam, {"lr": 0.01}),
+    "AdamW": (AdamW(lr=0.01, amsgrad=True), torch.optim.AdamW, {"lr": 0.01, "amsgrad": True}),
+    "RMSprop": (RMSprop(lr=0.01, momentum=0.5), torch.optim.RMSprop, {"lr": 0.01, "momentum": 0.5}),
+    "Muon": (Muon(lr=0.01), torch.optim.Muon, {"lr": 0.01}),
+}
+COMBINATIONS = [  # rule, horizon (None: no level above), per, groups, shapes
+    *((rule, None, "group", 1, SMALL) for rule in PAIRS),
+    *((rule, 1, "tensor", 2, SMALL) for rule in PAIRS),
+    ("Adam", 1, "group", 1, SMALL),
+    ("Adam", 1, "all", 2, SMALL),
+    ("Adam", 8, "group", 2, SMALL),
+    ("Adam", 8, "tensor", 1, SMALL),
+    ("SGD", 8, "group", 1, SMALL),
+    ("Adam", 1, "group", 1, LARGE),
+    ("SGD", 8, "tensor", 2, LARGE),
+]
+TOWERS = [c for c in COMBINATIONS if c[1] is not None]
+
+
+@pytest.fixture(autouse=True)
+def exact_muon(monkeypatch):
+    """torch's Muon rounds its iterations to bfloat16, ours do not: compare the algorithm."""
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda x: x.clone())
+
+
+def name_of(x):
+    if not isinstance(x, tuple):
+        return None
+    rule, horizon, per, count, shapes = x
+    above = "alone" if horizon is None else f"horizon {horizon}"
+    return f"{rule}, {above}, per {per}, {count} groups, {'large' if shapes is LARGE else 'small'}"
+
+
+def make_params(shapes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+
+
+def make_groups(params, count):
+    return [{"params": params}] if count == 1 else [{"params": params[:1]}, {"params": params[1:], "lr": SECOND}]
+
+
+def make_tower(name, horizon, rate):
+    rule = PAIRS[name][0]
+    return rule if horizon is None else replace(rule, tune=("lr",), horizon=horizon) / SGD(lr=rate)
+
+
+def make(combination, rate=0.0):
+    """An optimizer; with the `rate` 0 what is tuned never moves."""
+    name, horizon, per, count, shapes = combination
+    return Hyperoptimizer(make_groups(make_params(shapes), count), make_tower(name, horizon, rate), per=per)
+
+
+def make_twin(combination):
+    name, _, _, count, shapes = combination
+    _, kind, options = PAIRS[name]
+    return kind(make_groups(make_params(shapes), count), **options)
+
+
+def everything(optimizer):
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def go(optimizer, steps, start=0):
+    """So many steps, along gradients that follow from weights and time: a larger step size is always the better one."""
+    for t in range(start, start + steps):
+        for p in everything(optimizer):
+            p.grad = 2 + torch.cos(3 * p.detach() + t)
+        optimizer.step()
+
+
+def same_as_torch(optimizer, twin):
+    """Weights, and of the state what torch has, too."""
+    torch.testing.assert_close(everything(optimizer), everything(twin), rtol=1e-9, atol=1e-12)
+    for p, q in zip(everything(optimizer), everything(twin), strict=True):
+        expected = {n: x for n, x in twin.state.get(q, {}).items() if isinstance(x, torch.Tensor)}
+        found = {n: optimizer.state[p][n].to(x.dtype) for n, x in expected.items()}
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def through_a_file(x):
+    file = io.BytesIO()
+    torch.save(x, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def resumed(optimizer, combination, rate):
+    """An optimizer of copies of the weights, that has loaded the checkpoint of another."""
+    name, horizon, per, _, _ = combination
+    groups = [
+        {"params": [p.detach().clone().requires_grad_() for p in g["params"]], "lr": g.get("initial_lr", g["lr"])}
+        for g in optimizer.param_groups
+    ]
+    twin = Hyperoptimizer(groups, make_tower(name, horizon, rate), per=per)
+    twin.load_state_dict(through_a_file(optimizer.state_dict()))
+    return twin
+
+
+def values(optimizer):
+    return [optimizer.hyperparameters(i) for i in range(len(optimizer.param_groups))]
+
+
+def rates(optimizer):
+    """Of each group, the step sizes in force."""
+    found = [optimizer.hyperparameters(i)[0]["lr"] for i in range(len(optimizer.param_groups))]
+    return [x if isinstance(x, list) else [x] for x in found]
+
+
+def slopes(optimizer):
+    """Of each group, their hypergradients."""
+    found = [optimizer.hypergradients(i)[0]["lr"] for i in range(len(optimizer.param_groups))]
+    return [x if isinstance(x, list) else [x] for x in found]
+
+
+def refusal(action):
+    """The message of the ValueError that `action` raises, or None."""
+    try:
+        action()
+    except ValueError as e:
+        return str(e)
+    return None
+
+
+# ------------------------------------------------------------------------------------- edits of the state of a parameter
+
+
+def moments(memory):
+    return {n: x for n, x in memory.items() if n != "step" and isinstance(x, torch.Tensor)}
+
+
+def first(optimizer):
+    return optimizer.param_groups[0]["params"][0]
+
+
+def the_entry_is_deleted(o):
+    del o.state[first(o)]
+
+
+def the_entry_is_popped_and_given_back(o):
+    o.state[first(o)] = o.state.pop(first(o))
+
+
+def the_entry_is_replaced_by_an_empty_one(o):
+    o.state[first(o)] = {}
+
+
+def the_entry_is_emptied(o):
+    o.state[first(o)].clear()
+
+
+def all_entries_are_deleted(o):
+    o.state.clear()
+
+
+def tensors_are_zeroed(o):
+    for x in moments(o.state[first(o)]).values():
+        x.zero_()
+
+
+def tensors_are_zeroed_by_data(o):
+    for x in moments(o.state[first(o)]).values():
+        x.data.zero_()
+
+
+def tensors_are_replaced_by_zeros(o):
+    for n in moments(o.state[first(o)]):
+        o.state[first(o)][n] = torch.zeros_like(first(o))
+
+
+def a_row_is_zeroed(o):
+    for x in moments(o.state[first(o)]).values():
+        x[0].zero_()
+
+
+def columns_are_zeroed_by_a_mask(o):
+    mask = torch.arange(first(o).shape[1]) % 2 == 0
+    for x in moments(o.state[first(o)]).values():
+        x[:, mask] = 0
+
+
+def tensors_are_scaled_through_views(o):
+    for x in moments(o.state[first(o)]).values():
+        x.view(-1)[1:].mul_(0.5)
+
+
+def the_step_is_zeroed(o):
+    if "step" in o.state[first(o)]:  # torch's SGD has none
+        o.state[first(o)]["step"].zero_()
+
+
+def the_step_is_set_by_data(o):
+    if "step" in o.state[first(o)]:
+        o.state[first(o)]["step"].data.fill_(2)
+
+
+def the_step_is_replaced(o):
+    if "step" in o.state[first(o)]:
+        o.state[first(o)]["step"] = torch.tensor(1.0)
+
+
+def all_is_zeroed(o):
+    for x in o.state[first(o)].values():
+        if isinstance(x, torch.Tensor):
+            x.zero_()
+
+
+def tensors_get_another_storage(o):
+    for memory in o.state.values():
+        for x in memory.values():
+            if isinstance(x, torch.Tensor):
+                x.data = x.data.clone()
+
+
+def tensors_are_replaced_by_copies(o):
+    for memory in o.state.values():
+        for n, x in memory.items():
+            memory[n] = x.clone() if isinstance(x, torch.Tensor) else x
+
+
+def tensors_go_to_another_dtype_and_back(o):
+    for memory in o.state.values():
+        for n, x in memory.items():
+            memory[n] = x.to(torch.float32).to(x.dtype) if isinstance(x, torch.Tensor) else x
+
+
+def entries_are_replaced_by_dicts_like_them(o):
+    for p in list(o.state):
+        o.state[p] = dict(o.state[p])
+
+
+def tensors_of_the_state_dict_are_zeroed(o):
+    for x in moments(o.state_dict()["state"][0]).values():
+        x.zero_()
+
+
+def the_step_of_the_state_dict_is_zeroed(o):
+    if "step" in o.state_dict()["state"][0]:
+        o.state_dict()["state"][0]["step"].zero_()
+
+
+EDITS = [
+    the_entry_is_deleted,
+    the_entry_is_popped_and_given_back,
+    the_entry_is_replaced_by_an_empty_one,
+    the_entry_is_emptied,
+    all_entries_are_deleted,
+    tensors_are_zeroed,
+    tensors_are_zeroed_by_data,
+    tensors_are_replaced_by_zeros,
+    a_row_is_zeroed,
+    columns_are_zeroed_by_a_mask,
+    tensors_are_scaled_through_views,
+    the_step_is_zeroed,
+    the_step_is_set_by_data,
+    the_step_is_replaced,
+    all_is_zeroed,
+    tensors_get_another_storage,
+    tensors_are_replaced_by_copies,
+    tensors_go_to_another_dtype_and_back,
+    entries_are_replaced_by_dicts_like_them,
+    tensors_of_the_state_dict_are_zeroed,
+    the_step_of_the_state_dict_is_zeroed,
+]
+
+
+# ------------------------------------------------------------------------------------- another parameter in its place
+
+
+def put(o, data):
+    """Another parameter in the place of the first. Returns the old one and the new one."""
+    p, q = first(o), torch.nn.Parameter(data)
+    o.param_groups[0]["params"][0] = q
+    return p, q
+
+
+def another_with_an_empty_entry(o):
+    p, q = put(o, 2 * first(o).detach())
+    del o.state[p]
+    o.state[q] = {}
+
+
+def another_with_an_empty_entry_and_the_old_one_left(o):
+    _, q = put(o, 2 * first(o).detach())
+    o.state[q] = {}
+
+
+def another_with_none(o):
+    p, _ = put(o, 2 * first(o).detach())
+    del o.state[p]
+
+
+def another_with_none_and_the_old_one_left(o):
+    put(o, 2 * first(o).detach())
+
+
+def another_with_the_old_entry(o):
+    p, q = put(o, 2 * first(o).detach())
+    o.state[q] = o.state.pop(p)
+
+
+def another_with_copies_of_the_old_entry(o):
+    p, q = put(o, 2 * first(o).detach())
+    o.state[q] = copy.deepcopy(o.state.pop(p))
+
+
+def another_in_a_new_list_with_the_old_entry(o):
+    p, q = first(o), torch.nn.Parameter(2 * first(o).detach())
+    o.param_groups[0]["params"] = [q, *o.param_groups[0]["params"][1:]]
+    o.state[q] = o.state.pop(p)
+
+
+def a_smaller_one_with_an_empty_entry(o):
+    p, q = put(o, first(o).detach()[1:].clone())
+    del o.state[p]
+    o.state[q] = {}
+
+
+def a_smaller_one_with_none(o):
+    p, _ = put(o, first(o).detach()[1:].clone())
+    del o.state[p]
+
+
+def a_smaller_one_with_slices_of_the_old_entry(o):
+    p, q = put(o, first(o).detach()[1:].clone())
+    memory = o.state.pop(p)
+    o.state[q] = {n: x if n == "step" or x is None else x[1:] for n, x in memory.items()}
+
+
+def a_larger_one_with_zeros_for_what_is_new(o):
+    more = torch.ones(2, first(o).shape[1])
+    p, q = put(o, torch.cat([first(o).detach(), more]))
+    memory = o.state.pop(p)
+    for n, x in moments(memory).items():
+        memory[n] = torch.cat([x, torch.zeros_like(more)])
+    o.state[q] = memory
+
+
+REPLACEMENTS = [
+    another_with_an_empty_entry,
+    another_with_an_empty_entry_and_the_old_one_left,
+    another_with_none,
+    another_with_none_and_the_old_one_left,
+    another_with_the_old_entry,
+    another_with_copies_of_the_old_entry,
+    another_in_a_new_list_with_the_old_entry,
+    a_smaller_one_with_an_empty_entry,
+    a_smaller_one_with_none,
+    a_smaller_one_with_slices_of_the_old_entry,
+    a_larger_one_with_zeros_for_what_is_new,
+]
+
+
+# ------------------------------------------------------------------------------------- groups assigned, added, taken away
+
+
+def groups_are_replaced_by_dicts_like_them(o):
+    o.param_groups = [dict(group) for group in o.param_groups]
+
+
+def groups_change_places(o):
+    o.param_groups = o.param_groups[::-1]
+
+
+def groups_change_places_in_the_list(o):
+    o.param_groups.reverse()
+
+
+def a_group_is_appended(o):
+    o.param_groups.append({**o.param_groups[0], "params": make_params([(3, 3)], seed=1)})
+
+
+def a_group_is_put_first(o):
+    o.param_groups = [{**o.param_groups[-1], "params": make_params([(3, 3)], seed=1)}, *o.param_groups]
+
+
+def a_group_is_added_with_all_that_another_has(o):
+    o.add_param_group({**o.param_groups[0], "params": make_params([(3, 3)], seed=1)})
+
+
+def the_first_group_is_taken_away(o):
+    for p in o.param_groups.pop(0)["params"]:
+        del o.state[p]
+
+
+def the_last_group_is_taken_away(o):
+    for p in o.param_groups.pop()["params"]:
+        del o.state[p]
+
+
+def all_groups_but_one_are_taken_away_and_state_is_left(o):
+    o.param_groups = o.param_groups[1:]
+
+
+def a_parameter_goes_to_the_other_group(o):
+    o.param_groups[1]["params"].append(o.param_groups[0]["params"].pop())
+
+
+def two_groups_become_one(o):
+    o.param_groups[0]["params"] += o.param_groups.pop()["params"]
+
+
+GROUPS = [
+    groups_are_replaced_by_dicts_like_them,
+    groups_change_places,
+    groups_change_places_in_the_list,
+    a_group_is_appended,
+    a_group_is_put_first,
+    a_group_is_added_with_all_that_another_has,
+    the_first_group_is_taken_away,
+    the_last_group_is_taken_away,
+    all_groups_but_one_are_taken_away_and_state_is_left,
+    a_parameter_goes_to_the_other_group,
+    two_groups_become_one,
+]
+TWO = [c for c in COMBINATIONS if c[3] == 2] + [
+    ("AdamW", None, "group", 2, SMALL),
+    ("SGD", None, "group", 2, LARGE),
+    ("SGD", 8, "tensor", 2, SMALL),
+    ("Adam", 1, "group", 2, SMALL),
+]
+
+
+def drop_what_is_gone(o):
+    """Entries of parameters that are in no group: torch.optim cannot save with them."""
+    for p in [p for p in o.state if not any(p is q for q in everything(o))]:
+        del o.state[p]
+
+
+# ------------------------------------------------------------------------------------- what all of them have to do
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=name_of)
+@pytest.mark.parametrize("edit", EDITS + REPLACEMENTS)
+def test_the_next_steps_are_those_of_torch(edit, combination):
+    optimizer, twin = make(combination), make_twin(combination)
+    for o in (optimizer, twin):
+        go(o, 4)
+        edit(o)
+        go(o, 1, 4)
+    same_as_torch(optimizer, twin)
+    for o in (optimizer, twin):
+        go(o, 2, 5)
+    same_as_torch(optimizer, twin)
+
+
+@pytest.mark.parametrize("combination", TWO, ids=name_of)
+@pytest.mark.parametrize("edit", GROUPS)
+def test_the_next_steps_are_those_of_torch_with_other_groups(edit, combination):
+    optimizer, twin = make(combination), make_twin(combination)
+    for o in (optimizer, twin):
+        go(o, 4)
+        edit(o)
+        go(o, 3, 4)
+    same_as_torch(optimizer, twin)
+
+
+@pytest.mark.parametrize("later", [0, 1], ids=["saved at once", "saved a step later"])
+@pytest.mark.parametrize("combination", [TOWERS[2], *TOWERS[5:]], ids=name_of)
+@pytest.mark.parametrize("edit", EDITS + REPLACEMENTS)
+def test_it_is_in_the_next_checkpoint(edit, combination, later):
+    optimizer = make(combination, RATE)
+    go(optimizer, 4)
+    edit(optimizer)
+    drop_what_is_gone(optimizer)
+    go(optimizer, later, 4)
+    twin = resumed(optimizer, combination, RATE)
+    assert values(twin) == values(optimizer)
+    for o in (optimizer, twin):
+        go(o, 3, 5)
+    torch.testing.assert_close(everything(twin), everything(optimizer), rtol=0, atol=0)
+    assert values(twin) == values(optimizer)
+
+
+@pytest.mark.parametrize("later", [0, 1], ids=["saved at once", "saved a step later"])
+@pytest.mark.parametrize("combination", [c for c in TWO if c[1] is not None and c[0] == "Adam"], ids=name_of)
+@pytest.mark.parametrize("edit", GROUPS)
+def test_it_is_in_the_next_checkpoint_with_other_groups(edit, combination, later):
+    optimizer = make(combination, RATE)
+    go(optimizer, 4)
+    edit(optimizer)
+    drop_what_is_gone(optimizer)
+    go(optimizer, later, 4)
+    twin = resumed(optimizer, combination, RATE)
+    assert values(twin) == values(optimizer)
+    for o in (optimizer, twin):
+        go(o, 3, 5)
+    torch.testing.assert_close(everything(twin), everything(optimizer), rtol=0, atol=0)
+    assert values(twin) == values(optimizer)
+
+
+@pytest.mark.parametrize("combination", TOWERS, ids=name_of)
+@pytest.mark.parametrize("edit", EDITS + REPLACEMENTS)
+def test_what_was_learned_stays(edit, combination):
+    """SGD above moves what is tuned by its hypergradient times its step size, from where it was."""
+    optimizer, per_tensor = make(combination, RATE), combination[2] == "tensor"
+    begin = rates(optimizer)
+    go(optimizer, 4)
+    before = rates(optimizer)
+    assert all(x > y for xs, ys in zip(before, begin, strict=True) for x, y in zip(xs, ys, strict=True))
+    edit(optimizer)
+    now = rates(optimizer)
+    replaced = per_tensor and edit in REPLACEMENTS  # what was learned is of the parameter that is gone, or of its place
+    known = [(g, i) for g, xs in enumerate(before) for i in range(len(xs)) if not (replaced and (g, i) == (0, 0))]
+    assert [now[g][i] for g, i in known] == [before[g][i] for g, i in known]
+    if replaced:
+        assert now[0][0] in (before[0][0], begin[0][0])
+    go(optimizer, 1, 4)
+    factor = [SECOND / 0.01 if combination[2] == "all" and g else 1.0 for g in range(len(now))]  # one value, two factors
+    for g, (old, new, slope) in enumerate(zip(now, rates(optimizer), slopes(optimizer), strict=True)):
+        for x, y, s in zip(old, new, slope, strict=True):
+            if not torch.tensor(s).isnan():  # nothing could be read
+                x = x - RATE * s * factor[g]
+            assert y == pytest.approx(x, rel=1e-9)
+
+
+@pytest.mark.parametrize("combination", [c for c in TWO if c[1] is not None and c[2] == "group"], ids=name_of)
+@pytest.mark.parametrize("edit", GROUPS[:-1])
+def test_what_was_learned_goes_with_its_group(edit, combination):
+    optimizer = make(combination, RATE)
+    go(optimizer, 4)
+    learned = {id(g["params"][-1]): optimizer.hyperparameters(i)[0]["lr"] for i, g in enumerate(optimizer.param_groups)}
+    kept = {id(p) for p in everything(optimizer)}
+    if edit is a_parameter_goes_to_the_other_group:  # then only the other one is left to learn anything
+        learned.pop(id(optimizer.param_groups[0]["params"][-1]))
+        learned = {id(optimizer.param_groups[0]["params"][-1]): next(iter(learned.values()))}
+    edit(optimizer)
+    for later in (False, True):
+        for i, group in enumerate(optimizer.param_groups):
+            if group["params"] and id(group["params"][-1]) in kept:
+                before = learned[id(group["params"][-1])]
+                found, slope = optimizer.hyperparameters(i)[0]["lr"], optimizer.hypergradients(i)[0]["lr"]
+                moved = RATE * slope if later and slope == slope else 0.0
+                assert found == pytest.approx(before - moved, rel=1e-9)
+        go(optimizer, 0 if later else 1, 4)
+
+
+@pytest.mark.parametrize("shapes", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("edit", [the_entry_is_deleted, the_entry_is_emptied, tensors_are_zeroed, another_with_none])
+def test_a_parameter_that_starts_anew_says_nothing_of_the_last_step(edit, shapes):
+    """The hypergradient of SGD is ``-<g, g'>`` over the others."""
+    optimizer = Hyperoptimizer(make_params(shapes), SGD(lr=0.01) / SGD(lr=RATE))
+    go(optimizer, 2)
+    last = everything(optimizer)[1].grad.clone()
+    edit(optimizer)
+    go(optimizer, 1, 2)
+    expected = -(last * everything(optimizer)[1].grad).sum().item()
+    assert optimizer.hypergradients()[0]["lr"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("per", ["all", "group", "tensor"])
+def test_what_was_learned_stays_when_all_state_goes(per):
+    """The row of the issue: it was 1e-4 again, or 0 for good."""
+    for edit in (the_entry_is_deleted, tensors_are_zeroed, all_is_zeroed, all_entries_are_deleted):
+        mine = parameters()
+        optimizer = Hyperoptimizer(mine, Adam(lr=1e-4) / SGD(lr=1e-3), per=per)
+        train(optimizer, mine, 20)
+        before = optimizer.hyperparameters()
+        assert before[0]["lr"] != 1e-4
+        edit(optimizer)
+        assert optimizer.hyperparameters() == before
+        train(optimizer, mine, 1, 20)
+        lr, old = (torch.tensor(x[0]["lr"]) for x in (optimizer.hyperparameters(), before))
+        assert ((lr - old).abs() < 0.5 * (old - 1e-4).abs() + 1e-5).all()
+
+
+# ------------------------------------------------------------------------------------- pruning and growing
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+@pytest.mark.parametrize("horizon", [None, 1, 20], ids=str)
+@pytest.mark.parametrize("rule", ["Adam", "SGD", "RMSprop"])
+@pytest.mark.parametrize("per", ["group", "tensor"])
+def test_points_of_gaussian_splatting_come_and_go(rule, horizon, large, per):
+    """One group per property of the points; every entry of the state but `step` is indexed by those that stay, and new
+    points begin with zeros.
+    """
+    count = 45_000 if large else 12
+    shapes = [(count, 3), (count, 1, 2), (count,)]
+
+    def groups():
+        return [{"params": [p], "lr": 0.01 * (i + 1)} for i, p in enumerate(make_params(shapes))]
+
+    def change(o, select, new):
+        for group in o.param_groups:
+            (p,) = group["params"]
+            memory = o.state.pop(p, {})
+            q = torch.nn.Parameter(torch.cat([p.detach()[select], torch.ones(new, *p.shape[1:])]))
+            for n, x in moments(memory).items():
+                memory[n] = torch.cat([x[select], torch.zeros(new, *p.shape[1:])])
+            group["params"], o.state[q] = [q], memory
+
+    _, kind, options = PAIRS[rule]
+    twin = kind(groups(), **options)
+    optimizer = Hyperoptimizer(groups(), make_tower(rule, horizon, 0.0), per=per)
+    learner = Hyperoptimizer(groups(), make_tower(rule, horizon or 1, 1e-7 if large else 1e-4), per=per)
+    for t in range(3):
+        before = rates(learner)
+        for o in (optimizer, twin, learner):
+            go(o, 2, 2 * t)
+            change(o, torch.arange(first(o).shape[0]) % 3 > 0, 2 * t)
+        assert [x > y for (x,), (y,) in zip(rates(learner), before, strict=True)] == [True] * 3
+        same_as_torch(optimizer, twin)
+
+
+# ------------------------------------------------------------------------------------- what is in it
+
+
+@pytest.mark.parametrize("shapes", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("per", ["all", "tensor"])
+@pytest.mark.parametrize("horizon", [None, 1, 8], ids=str)
+@pytest.mark.parametrize("case", RULES, ids=str)
+def test_it_holds_a_step_and_tensors_shaped_like_the_parameter(case, horizon, per, shapes):
+    if shapes is LARGE and (case.matrix or per == "all"):
+        pytest.skip("it would take long and show nothing new")
+    rule = case.rule(**case.lively)
+    tower = rule if horizon is None else replace(rule, horizon=horizon, tune=rule.numbers()) / Adam(lr=1e-4) / SGD(lr=1e-5)
+    optimizer = Hyperoptimizer(make_params(shapes), tower, per=per)
+    go(optimizer, 3)
+    for p in everything(optimizer):
+        memory = optimizer.state[p]
+        assert all(isinstance(n, str) and isinstance(x, torch.Tensor) for n, x in memory.items())
+        assert memory["step"].shape == ()
+        assert memory["step"] == 3
+        assert {x.shape for n, x in memory.items() if n != "step"} <= {p.shape}
+        assert {x.dtype for n, x in memory.items() if n != "step"} <= {p.dtype}
+    steps = [optimizer.state[p]["step"] for p in everything(optimizer)]
+    assert len({x.data_ptr() for x in steps}) == len(steps)
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=name_of)
+def test_the_state_dict_holds_its_very_tensors(combination):
+    optimizer = make(combination, RATE)
+    go(optimizer, 3)
+    found = optimizer.state_dict()["state"]
+    for i, p in enumerate(everything(optimizer)):
+        assert found[i].keys() == optimizer.state[p].keys()
+        assert all(found[i][n].data_ptr() == x.data_ptr() for n, x in optimizer.state[p].items())
+
+
+@pytest.mark.parametrize("above", [None, 0.0, 1e-4], ids=str)
+@pytest.mark.parametrize("shapes", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("by", ["state", "state_dict"])
+def test_a_step_that_is_zeroed_is_that_of_one_parameter(by, shapes, above):
+    """The row of the issue: (0, 0), or no effect."""
+    optimizer = Hyperoptimizer(make_params(shapes), make_tower("Adam", None if above is None else 1, above))
+    go(optimizer, 5)
+    one, other = (optimizer.state[p] for p in everything(optimizer))
+    (one if by == "state" else optimizer.state_dict()["state"][0])["step"].zero_()
+    assert (int(one["step"]), int(other["step"])) == (0, 5)
+    saved = through_a_file(optimizer.state_dict())["state"]
+    assert (int(saved[0]["step"]), int(saved[1]["step"])) == (0, 5)
+    go(optimizer, 1, 5)
+    assert [int(optimizer.state[p]["step"]) for p in everything(optimizer)] == [1, 6]
+
+
+@pytest.mark.parametrize("shapes", [SMALL, LARGE], ids=["small", "large"])
+def test_a_checkpoint_has_the_state_that_was_given_another_storage(shapes):
+    """The row of the issue: its `exp_avg` was that of step 1."""
+    optimizer, twin = make(("Adam", 1, "group", 1, shapes), RATE), make(("Adam", 1, "group", 1, shapes), RATE)
+    for o in (optimizer, twin):
+        go(o, 1)
+    tensors_get_another_storage(optimizer)
+    for o in (optimizer, twin):
+        go(o, 8, 1)
+    found, expected = (through_a_file(o.state_dict())["state"] for o in (optimizer, twin))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert values(optimizer) == values(twin)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("combination", TOWERS, ids=name_of)
+def test_what_was_learned_survives_copies_though_no_state_holds_it(duplicate, combination):
+    optimizer = make(combination, RATE)
+    go(optimizer, 4)
+    for memory in optimizer.state.values():
+        memory.clear()
+    twin = duplicate(optimizer)
+    assert values(twin) == values(optimizer)
+    for o in (optimizer, twin):
+        go(o, 2, 4)
+    torch.testing.assert_close(everything(twin), everything(optimizer), rtol=0, atol=0)
+    assert values(twin) == values(optimizer)
+
+
+# ------------------------------------------------------------------------------------- lr of a checkpoint
+
+
+@pytest.mark.parametrize("per", ["all", "group"])
+@pytest.mark.parametrize("rule", ["SGD", "Adam", "RMSprop"])
+def test_the_lr_of_a_checkpoint_is_the_one_in_force(rule, per):
+    optimizer = make((rule, 1, per, 2, SMALL), RATE)
+    go(optimizer, 3)
+    optimizer.param_groups[0]["lr"] *= 0.5
+    go(optimizer, 2, 3)
+    saved = through_a_file(optimizer.state_dict())["param_groups"]
+    assert [[group["lr"]] for group in saved] == [[pytest.approx(x, rel=1e-12)] for (x,) in rates(optimizer)]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.005, SECOND]
+
+
+@pytest.mark.parametrize("per", ["all", "group", "tensor"])
+def test_a_group_of_ones_own_checkpoint_has_the_lr_of_the_user_and_his_schedule(per):
+    combination = "Adam", 1, per, 2, SMALL
+    optimizer = make(combination, RATE)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5**t)
+    go(optimizer, 3)
+    schedule.step()
+    go(optimizer, 2, 3)
+    twin = resumed(optimizer, combination, RATE)
+    assert [group["lr"] for group in twin.param_groups] == [0.005, SECOND / 2]
+    other = torch.optim.lr_scheduler.LambdaLR(twin, lambda t: 0.5**t)
+    other.load_state_dict(schedule.state_dict())
+    for group, own in zip(twin.param_groups, optimizer.param_groups, strict=True):
+        group["lr"] = own["lr"]  # a scheduler says its first value when it is made
+    for o, s in ((optimizer, schedule), (twin, other)):
+        go(o, 2, 5)
+        s.step()
+        go(o, 2, 7)
+    torch.testing.assert_close(everything(twin), everything(optimizer), rtol=1e-12, atol=0)
+    assert values(twin) == values(optimizer)
+
+
+@pytest.mark.parametrize("above", [None, 1], ids=["alone", "tower"])
+def test_an_lr_that_is_edited_in_a_checkpoint_is_in_force(above):
+    combination = "Adam", above, "group", 2, SMALL
+    optimizer = make(combination, RATE)
+    go(optimizer, 4)
+    learned = rates(optimizer)[1]
+    saved = through_a_file(optimizer.state_dict())
+    saved["param_groups"][0]["lr"] = 0.123
+    twin = make(combination, RATE)
+    twin.load_state_dict(saved)
+    assert rates(twin) == [[pytest.approx(0.123)], learned]
+
+
+def test_a_checkpoint_goes_on_in_a_plain_optimizer_with_the_lr_in_force():
+    optimizer = make(("AdamW", 1, "group", 2, SMALL), RATE)
+    go(optimizer, 6)
+    optimizer.param_groups[1]["lr"] *= 0.5
+    (one,), (two,) = rates(optimizer)
+    assert one > 0.0101
+    twins = [
+        torch.optim.AdamW(make_groups([p.detach().clone().requires_grad_() for p in everything(optimizer)], 2), amsgrad=True)
+        for _ in range(2)
+    ]
+    twins[0].load_state_dict(through_a_file(optimizer.state_dict()))
+    for group, lr in zip(twins[1].param_groups, (one, two), strict=True):
+        group["lr"] = lr
+    for p, q in zip(everything(optimizer), everything(twins[1]), strict=True):
+        names = "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"
+        twins[1].state[q] = {n: optimizer.state[p][n].detach().clone() for n in names}
+    for twin in twins:
+        go(twin, 3, 6)
+    torch.testing.assert_close(everything(twins[0]), everything(twins[1]), rtol=1e-12, atol=0)
+
+
+def test_a_plain_checkpoint_is_taken_over_by_what_from_torch_makes():
+    plain = make_twin(("Adam", None, "group", 2, SMALL))
+    go(plain, 4)
+    params = [p.detach().clone().requires_grad_() for p in everything(plain)]
+    optimizer = from_torch(torch.optim.Adam(make_groups(params, 2), lr=0.01), above=SGD(lr=0.0))
+    optimizer.load_state_dict(through_a_file(plain.state_dict()))
+    for o in (plain, optimizer):
+        go(o, 3, 4)
+    same_as_torch(optimizer, plain)
+
+
+@pytest.mark.parametrize("above", [None, SGD(lr=0.0), SGD(lr=RATE)], ids=repr)
+def test_a_plain_checkpoint_with_other_values_counts(above):
+    plain = torch.optim.Adam(make_params(SMALL), lr=0.03, betas=(0.8, 0.95), weight_decay=0.1, amsgrad=True)
+    go(plain, 4)
+    params = [p.detach().clone().requires_grad_() for p in everything(plain)]
+    rule = Adam(lr=0.01, tune=("lr",))
+    optimizer = Hyperoptimizer(params, rule if above is None else rule / above)
+    if (said := refusal(lambda: optimizer.load_state_dict(through_a_file(plain.state_dict())))) is not None:
+        assert "amsgrad" in said
+        return
+    assert rates(optimizer) == [[pytest.approx(0.03)]]
+    for o in (plain, optimizer):
+        go(o, 1, 4)
+    same_as_torch(optimizer, plain)
+
+
+@pytest.mark.parametrize("rate", [0.0, RATE], ids=str)
+def test_our_checkpoint_comes_back_whole_by_way_of_a_torch_optimizer_that_has_loaded_it(rate):
+    optimizer = Hyperoptimizer(make_params(SMALL), Adam(lr=0.01) / SGD(lr=rate))
+    go(optimizer, 5)
+    params = [p.detach().clone().requires_grad_() for p in everything(optimizer)]
+    plain = torch.optim.Adam(params, lr=0.5)
+    plain.load_state_dict(through_a_file(optimizer.state_dict()))
+    twin = from_torch(plain, above=SGD(lr=rate))
+    assert rates(twin) == [[pytest.approx(x, rel=1e-12) for x in rates(optimizer)[0]]]
+    for o in (optimizer, twin):
+        go(o, 1, 5)
+    torch.testing.assert_close(everything(twin), everything(optimizer), rtol=1e-12, atol=5e-3 if rate else 0)
+    torch.testing.assert_close(optimizer.state_dict()["state"][0]["exp_avg"], twin.state_dict()["state"][0]["exp_avg"])
+
+
+# ------------------------------------------------------------------------------------- checkpoints of before
+
+OLD = torch.load(Path(__file__).parent / "data" / "checkpoints-0.1.0.pt", weights_only=False)
+
+
+@pytest.mark.parametrize("old", OLD.values(), ids=OLD)
+def test_a_checkpoint_of_version_0_1_0_goes_on_as_it_did(old):
+    mine = [w.clone().requires_grad_() for w in old["weights"]]
+    groups = [{"params": mine[:2]}, {"params": mine[2:], "lr": old["second"]}]
+    optimizer = Hyperoptimizer(groups, eval(old["tower"], {**vars(hg), "POSITIVE": POSITIVE}), per=old["per"])
+    optimizer.load_state_dict(copy.deepcopy(old["state_dict"]))
+    assert train(optimizer, mine, 6, 6) == pytest.approx(old["losses"], rel=1e-9)
+    torch.testing.assert_close([p.detach() for p in mine], old["end"], rtol=1e-9, atol=1e-12)
+    found = [optimizer.hyperparameters(i) for i in (0, 1)]
+    torch.testing.assert_close(found, old["hyperparameters"], rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("old", OLD.values(), ids=OLD)
+def test_a_checkpoint_of_version_0_1_0_is_saved_in_the_present_form(old):
+    """Right after it is loaded, before any step; and what is loaded from that goes on as well."""
+    runs = []
+    for again in (False, True):
+        mine = [w.clone().requires_grad_() for w in old["weights"]]
+        groups = [{"params": mine[:2]}, {"params": mine[2:], "lr": old["second"]}]
+        optimizer = Hyperoptimizer(groups, eval(old["tower"], dict(vars(hg))), per=old["per"])
+        optimizer.load_state_dict(through_a_file(runs[0]) if again else copy.deepcopy(old["state_dict"]))
+        runs.append(copy.deepcopy(optimizer.state_dict()))
+        for p, memory in optimizer.state.items():
+            assert {x.shape for n, x in memory.items() if n != "step"} <= {p.shape}
+    assert train(optimizer, mine, 6, 6) == pytest.approx(old["losses"], rel=1e-9)
