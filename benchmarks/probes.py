@@ -47,7 +47,7 @@ class Contestant:
 def ours() -> list[Contestant]:
     """Every rule of the package, alone and on all levels of a tower of three; Muon below two others."""
     found = []
-    rules = {c for c in vars(hg).values() if isinstance(c, type) and issubclass(c, hg.Rule) and c is not hg.Rule}
+    rules = {c for c in vars(hg).values() if isinstance(c, type) and issubclass(c, hg.Rule) and c not in (hg.Rule, hg.Averages)}
     for kind in sorted(rules, key=lambda c: c.__name__):
         rule = kind(lr=max(kind().lr, 0.01))
         above = kind(lr=1e-4) if rule.elementwise else hg.Adam(lr=1e-4)

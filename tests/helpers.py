@@ -96,6 +96,9 @@ def difference(oracle, key, judge=lambda weights: loss(weights, STEPS)):
     fourth order.
 
     Too small a step drowns in rounding, too large a one in curvature: of a ladder, the two neighbours that agree best.
+
+    Returns:
+        the difference, as a pytest.approx that is as wide as these disagree, if that is little.
     """
 
     def after(bump):
@@ -107,14 +110,16 @@ def difference(oracle, key, judge=lambda weights: loss(weights, STEPS)):
     value = abs(oracle.value(key[0], Entry(key[1], None)).item())
     sizes = [value * 5.0**-k for k in range(1, 7)]
     ladder = [(after(-2 * s) - 8 * after(-s) + 8 * after(s) - after(2 * s)) / (12 * s) for s in sizes]
-    return min(pairwise(ladder), key=lambda pair: math.inf if math.isnan(sum(pair)) else abs(pair[0] - pair[1]))[1]
+    first, second = min(pairwise(ladder), key=lambda pair: math.inf if math.isnan(sum(pair)) else abs(pair[0] - pair[1]))
+    assert (doubt := abs(first - second)) <= 1e-4 * abs(second) + 1e-12
+    return pytest.approx(second, rel=1e-6, abs=10 * doubt + 5e-13)
 
 
 def levels(optimizer):
-    """What is remembered of each level above the weights."""
-    memory = [(n, t) for of in optimizer.state.values() for n, t in of.items() if n.startswith("level")]
-    assert len(memory) == optimizer.tower.height
-    return {n: t.clone() for n, t in memory}
+    """What each level above the weights remembers."""
+    known = [optimizer._levels.of(level) for level in optimizer._levels.levels]
+    assert len(known) == optimizer.tower.height
+    return {str(k): rows.clone() for k, rows in enumerate(known, 1)}
 
 
 def tensors():

@@ -44,6 +44,7 @@ class Oracle:
             for start, r in zip(self.start, self.rules, strict=False)
         ]
         self.state = [[r.init(x) for x in self.targets(k)] for k, r in enumerate(self.rules)]
+        self.origins = [[x.detach().clone() if k else torch.zeros(()) for x in self.targets(k)] for k in range(len(self.rules))]
         self.count = [0] * len(self.rules)
         self.gradients: list[dict[Entry, float]] = []
 
@@ -92,7 +93,9 @@ class Oracle:
                     values[e.name] = self.value(k, e) + bump.get((k, e.name), 0.0)
             rule = self.rules[k].at(values)
             c = rule.coefficients(torch.tensor(float(self.count[k])))
-            new, state = rule.update(x.detach(), g.detach(), self.state[k][i], c)
+            origin = self.origins[k][i]  # a decay of a rule above draws to where a hyperparameter started
+            new, state = rule.update(x.detach() - origin, g.detach(), self.state[k][i], c)
+            new = new + origin
             self.state[k][i] = {n: s.detach() for n, s in state.items()}
             moved.append(new if new.requires_grad else new.requires_grad_())
         if k == 0:

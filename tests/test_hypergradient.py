@@ -18,6 +18,7 @@ from hypergradient import (
     Adam,
     Adamax,
     AdamW,
+    Averages,
     Hyperoptimizer,
     Lion,
     NAdam,
@@ -33,8 +34,8 @@ TOP = SGD(lr=1e-4)
 def tower_with(case, level):
     """A tower in which everything of the rule of `case`, at `level`, is tuned."""
     if level == 0:
-        return case.rule(**case.lively, tune=case.rule.numbers()) / TOP
-    above = case.rule(**{**case.lively, "lr": 2e-2}, tune=case.rule.numbers())
+        return case.rule(**case.lively, tune=case.rule.tunable()) / TOP
+    above = case.rule(**{**case.lively, "lr": 2e-2}, tune=case.rule.tunable())
     return BELOW / above / TOP if level == 1 else BELOW / SGD(lr=0.5) / above / TOP
 
 
@@ -49,9 +50,9 @@ def test_equals_finite_differences(case, level):
         expected = difference(oracle, (level, name))
         if name in case.flat:
             assert found == 0, name
-            assert expected == pytest.approx(0, abs=1e-9), name
+            assert expected == 0, name
         else:
-            assert found == pytest.approx(expected, rel=1e-6, abs=1e-14), name
+            assert found == expected, name
             assert level > 0 or found != 0, name
 
 
@@ -81,7 +82,7 @@ def test_equals_the_paper_drawn_literally(tower):
                 value, slope = (of()[k][e.name] for of in (optimizer.hyperparameters, optimizer.hypergradients))
                 value, slope = (value, slope) if e.column is None else (value[e.column], slope[e.column])
                 assert value == pytest.approx(oracle.value(k, e).item(), rel=1e-10)
-                assert t <= k or slope == pytest.approx(oracle.gradients[k][e], rel=1e-9, abs=1e-14)
+                assert t <= k or slope == pytest.approx(oracle.gradients[k][e], rel=1e-9, abs=1e-13)
     torch.testing.assert_close(mine, [w.detach() for w in oracle.weights], rtol=1e-10, atol=1e-12)
 
 
@@ -126,7 +127,7 @@ class Inline(Adam):
     """Adam with weights that are not coefficients."""
 
     def averages(self, grad, c):
-        return {"exp_avg": (grad, 1 - self.beta1), "exp_avg_sq": (grad * grad, 1 - self.beta2)}
+        return {"exp_avg": (grad, 1 - self.beta1), "exp_avg_sq": (grad, 1 - self.beta2, grad)}
 
 
 @pytest.mark.parametrize("tune", [("lr",), ("beta2",), ("lr", "beta1", "beta2"), ("beta1", "weight_decay")], ids=str)
@@ -164,7 +165,7 @@ def test_rounding_is_no_direction_for_a_cosine(rule, dtype):
     assert optimizer.hyperparameters()[0]["lr"] != before["lr"]
 
 
-CLOSED = [(c, o) for c in RULES if c.rule.closed("displacement") for o in c.options]
+CLOSED = [(c, o) for c in RULES if issubclass(c.rule, Averages) and c.rule.closed("displacement") for o in c.options]
 
 
 @pytest.mark.parametrize("step", [1, 2, 300])
@@ -241,7 +242,7 @@ def derived(rule):
 
 def kept(rule):
     """`rule` without a replay either."""
-    return dataclass(frozen=True)(type(f"Kept{rule.__name__}", (derived(rule),), {"update": lambda *args: Rule.update(*args)}))
+    return dataclass(frozen=True)(type(f"Kept{rule.__name__}", (derived(rule),), {"update": lambda *args: Averages.update(*args)}))
 
 
 @pytest.mark.parametrize("per", ["group", "tensor"])

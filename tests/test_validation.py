@@ -48,7 +48,7 @@ def identical(optimizer, params, twin, others):
 @pytest.mark.parametrize("case", RULES, ids=str)
 def test_equals_finite_differences_of_the_validation_loss(case):
     """``d held_out(w_t) / dh`` for every hyperparameter of the step that made w_t."""
-    tower, mine = case.rule(**case.lively, tune=case.rule.numbers()) / TOP, parameters(case.matrix)
+    tower, mine = case.rule(**case.lively, tune=case.rule.tunable()) / TOP, parameters(case.matrix)
     optimizer, oracle = Hyperoptimizer(mine, tower), Oracle(tower, weights(case.matrix))
     fit(optimizer, mine, STEPS, on=None)
     fit(optimizer, mine, 1, STEPS)

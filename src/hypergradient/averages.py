@@ -18,7 +18,7 @@ from torch import Tensor
 from .rule import Rule, State
 
 Average: TypeAlias = tuple[Tensor, ...]
-"""The weight of the new, and one factor or two of which the new is the product."""
+"""What is averaged, the weight of the new, and where that is a product, its other factor."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,10 @@ class Averages(Rule):
 
     @abstractmethod
     def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, Average]:
-        """What is averaged over time: ``state = (1 - weight) state + weight x``, with x the product of one factor or two."""
+        """What is averaged over time, and how: ``state = (1 - weight) state + weight x``, from ``(x, weight)``.
+
+        A square is written ``(grad, weight, grad)``: it may be too large a number where weight times it is not.
+        """
         raise NotImplementedError
 
     @abstractmethod
@@ -86,8 +89,8 @@ class Averages(Rule):
         new = {n: self.average(state[n], *average) for n, average in self.averages(grad, c).items()}
         return {**new, **self.follows({n: x for n, x in state.items() if n not in new}, new)}
 
-    def average(self, old: Tensor, weight: Tensor, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """One average after one step. Of a product the weight is a factor first: a square may be too large for itself."""
+    def average(self, old: Tensor, x: Tensor, weight: Tensor, other: Tensor | None = None) -> Tensor:
+        """One average after one step."""
         if other is None:
             return (Tensor.lerp_ if self.in_place else torch.lerp)(old, x, weight)
         times, plus = (Tensor.mul_, Tensor.addcmul_) if self.in_place else (Tensor.mul, Tensor.addcmul)

@@ -16,7 +16,7 @@ from torch.distributions import constraints, transforms
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import Transform
 
-from .numerics import on_host
+from .numerics import REACH, on_host
 
 real = constraints.real
 nonnegative = constraints.nonnegative
@@ -26,11 +26,10 @@ closed_unit_interval = constraints.interval(0.0, 1.0)
 
 
 def interval(constraint: Constraint, dtype: torch.dtype) -> tuple[float, float]:
-    """The smallest and the largest number of `dtype` that satisfy `constraint`, far enough from overflow to compute with."""
-    info = torch.finfo(dtype)
-    low = getattr(constraint, "lower_bound", -info.max / 4)
-    high = getattr(constraint, "upper_bound", info.max / 4)
-    low += 0.0 if constraint.check(low) else max(info.tiny, abs(low) * info.eps)
+    """The smallest and the largest number of `dtype` that satisfy `constraint`, and elements can be computed with."""
+    info, most = torch.finfo(dtype), REACH.max / 4
+    low, high = getattr(constraint, "lower_bound", -most), getattr(constraint, "upper_bound", most)
+    low += 0.0 if constraint.check(low) else max(REACH.tiny, abs(low) * info.eps)
     high -= 0.0 if constraint.check(high) else max(info.tiny, abs(high) * info.eps)
     return float(low), float(high)
 
@@ -104,20 +103,19 @@ class Chart:
         return slope
 
     def bounds(self, constraint: Constraint, unit: Tensor) -> tuple[Tensor, Tensor]:
-        """The ends of the raw coordinate: beyond them the value leaves `constraint` or can no longer be represented.
+        """The ends of the raw coordinate: beyond them the value leaves `constraint` or is too large or small for elements.
 
         Shape of both: that of `unit`.
         """
-        info = torch.finfo(unit.dtype)
-        ends = []
+        most, ends = torch.finfo(unit.dtype).max / 4, []
         for end in interval(constraint, unit.dtype):
-            measured = (torch.full_like(unit, end) / unit).clamp(-info.max / 4, info.max / 4)
-            raw = self.transform.inv(measured)
+            raw = self.transform.inv((torch.full_like(unit, end) / unit).clamp(-most, most))
             if end == 0:  # where the coordinate never reaches it (log 0): stop at the last number before
-                raw = torch.where(raw.isfinite(), raw, self.transform.inv(torch.full_like(unit, info.tiny)))
+                last = self.transform.inv(torch.full_like(unit, REACH.tiny))
+                raw = torch.where(raw.isfinite(), raw, last)
             ends.append(raw)
         low, high = torch.minimum(*ends), torch.maximum(*ends)
-        return torch.where(low.isfinite(), low, -info.max), torch.where(high.isfinite(), high, info.max)
+        return torch.where(low.isfinite(), low, -4 * most), torch.where(high.isfinite(), high, 4 * most)
 
 
 class Charts:

@@ -160,7 +160,7 @@ class Group:
         initial = {n: [self.bases.get(n, self.said[n])] * sets for n in self.rule.hyperparameters()}
         owner, old = Hyperparameters(self.rule, initial, like, tuned), getattr(self, "owner", None)
         if self.saved.get("levels"):
-            owner.memory = like.new_tensor(self.saved["levels"][0][2])
+            owner.memory = like.new_tensor(next(iter(self.saved["levels"].values()))["memory"])
         elif old is not None and old.names == owner.names:
             columns = list(self._columns(params)) if tensor else [0]
             if tensor:

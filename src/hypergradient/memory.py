@@ -7,7 +7,8 @@ beside it what is in force, so that an optimizer of torch can go on from there. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -41,25 +42,28 @@ def signatures(tower: Tower, rule: Rule) -> list[str]:
 
 
 def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
-    """All that belongs to `group` and stands neither in its dict nor in `state`.
+    """All that belongs to `group` and stands neither in its dict nor in `state`; numbers, lists and dicts.
 
     Returns:
-        `made`: how many steps the optimizer has made. `rule`: its title. `followed`, `resting`: see `Group`. `said`: of each
-        hyperparameter its name, what it was at the start if it is tuned, what the user says, and what is in force. `levels`: of each
-        its signature, its own hyperparameters, and its memory. `last`: by count, the scalars of the last step.
+        `made`: how many steps the optimizer has made. `followed`, `resting`: see `Group`. `said`: under the name of the rule,
+        of each hyperparameter what it was at the start, what the user says, and what is in force. `levels`: under the
+        signature of each, its own hyperparameters and its memory. `last`: the scalars of the last step, by count.
     """
     owners, force = [group.owner, *(level.own for level in optimizer._levels.levels)], in_force(optimizer, group)
-    tower = optimizer.tower
+    tower, said = optimizer.tower, group.said
     kept = zip(signatures(tower, group.rule), tower.rules[1:], owners, strict=False)
     idle = {id(p) for b in group.buckets if b.count and not b.live for p in b.members}
     resting = [i for i, p in enumerate(group.params) if id(p) in idle]
     return {
         "made": optimizer.made(),
-        "rule": title(group.rule, group.owner.names),
         "followed": group.followed,
         "resting": resting if group.buckets else sorted(group.resting),
-        "said": [[n, group.bases.get(n), said, force.get(n, said)] for n, said in group.said.items()],
-        "levels": [[name, _values(rule), h.memory.tolist()] for name, rule, h in kept if readable(h.memory)],
+        "said": {type(group.rule).__name__: {n: [group.bases.get(n, x), x, force.get(n, x)] for n, x in said.items()}},
+        "levels": {
+            name: {"values": {n: getattr(rule, n) for n in rule.hyperparameters()}, "memory": h.memory.tolist()}
+            for name, rule, h in kept
+            if h.memory is not None and readable(h.memory)
+        },
         "last": [[count, rows.tolist()] for count, rows in group.last.items() if readable(rows)],
     }
 
@@ -84,22 +88,21 @@ def refresh(optimizer: Hyperoptimizer, groups: Sequence[Group]) -> None:
 def packed(state_dict: dict[str, Any]) -> dict[str, Any]:
     """`state_dict` with the values in force in its groups."""
     for entry in state_dict["param_groups"]:
-        entry[LEARNED] = dict(entry[LEARNED])
-        entry.update({n: value for n, _, _, value in entry[LEARNED]["said"]})
+        entry[LEARNED] = deepcopy(entry[LEARNED])
+        entry.update({n: value for n, (_, _, value) in words(entry).items()})
         if "betas" in entry:
             entry["betas"] = entry["beta1"], entry["beta2"]
     return state_dict
 
 
-def readable(x: Tensor | None) -> bool:
-    """Whether the host can read `x`: it is there, and it has numbers."""
-    return x is not None and not x.is_meta and type(x) is Tensor
+def readable(x: Tensor) -> bool:
+    """Whether the host can read `x`: it has numbers."""
+    return not x.is_meta and type(x) is Tensor
 
 
-def _values(rule: Rule) -> list[list[Any]]:
-    """The hyperparameters of a rule above, by name; where it has one for each name below, pairs of these."""
-    values = {n: getattr(rule, n) for n in rule.hyperparameters()}
-    return [[n, [list(pair) for pair in v.items()] if isinstance(v, Mapping) else v] for n, v in values.items()]
+def words(entry: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
+    """What the dict of a group has kept under `said`."""
+    return next(iter((entry.get(LEARNED) or {}).get("said", {}).values()), {})
 
 
 # ----------------------------------------------------------------------------- and to come back
@@ -112,7 +115,7 @@ def restore(entry: dict[str, Any]) -> dict[str, float]:
     Returns:
         what the tuned hyperparameters were at the start.
     """
-    said = {n: (base, old, force) for n, base, old, force in (entry.get(LEARNED) or {}).get("said", ())}
+    said = words(entry)
     if "betas" in entry:  # in a dict of torch, or edited
         for n, value in zip(("beta1", "beta2"), entry["betas"], strict=True):
             entry[n] = value if n not in entry or (n in said and entry[n] == said[n][2]) else entry[n]
@@ -120,25 +123,25 @@ def restore(entry: dict[str, Any]) -> dict[str, float]:
         now = float(entry[n])
         entry[n] = old if now in (old, force) else old * now / force if force else now
     entry.pop("betas", None)
-    return {n: base for n, (base, _, _) in said.items() if base is not None}
+    return {n: base for n, (base, _, _) in said.items()}
 
 
 def recalled(tower: Tower, saved: Mapping[str, Any]) -> Tower:
     """`tower` with the values above that a checkpoint says."""
     rules = list(tower.rules)
-    for k, (_, values, _) in enumerate(saved.get("levels", ()), 1):
-        given = {n: dict(v) if isinstance(v, list) else v for n, v in values or ()}
-        rules[k] = replace(rules[k], **given)
+    for k, level in enumerate(saved.get("levels", {}).values(), 1):
+        rules[k] = replace(rules[k], **level["values"])
     return Tower(tuple(rules))
 
 
 def check(tower: Tower, rule: Rule, sets: int, where: str, saved: Mapping[str, Any]) -> None:
     """Raise ValueError where what was `saved` of a group is not that of the same tower, with as many sets of values."""
-    mine, theirs = signatures(tower, rule), [name for name, *_ in saved["levels"]]
+    mine, theirs = signatures(tower, rule), list(saved["levels"])
     if mine != theirs:
         here, there = (", ".join(n for n in a if n not in b) or "nothing" for a, b in ((mine, theirs), (theirs, mine)))
         raise ValueError(f"state_dict of another tower: {where} has {there} where this optimizer has {here}")
-    for name, _, rows in saved["levels"][:1]:
+    for name in theirs[:1]:
+        rows = saved["levels"][name]["memory"]
         shape, needed = (len(rows), len(rows[0])), (len(rows), sets * len(rule.tuned()))
         if shape != needed:
             raise ValueError(
@@ -187,8 +190,8 @@ def _upgraded(group: dict[str, Any], mine: list[dict[str, Any]], everywhere: dic
         "made": made,
         "followed": made - group.pop("read_since"),
         "resting": [i for i, memory in enumerate(mine) if "numbers" in memory and not memory["numbers"][0] > 0],
-        "said": [[n, base, group[n], group[n]] for n, base in bases.items()],
-        "levels": [[n, None, x.tolist()] for n, x in sorted(theirs.items(), key=lambda item: int(item[0].split(":")[0][6:]))],
+        "said": {"": {n: [base, group[n], group[n]] for n, base in bases.items()}},
+        "levels": {n: {"values": {}, "memory": theirs[n].tolist()} for n in sorted(theirs, key=lambda n: int(n.split(":")[0][6:]))},
         "last": [[count, table] for count, table in last.items()],
     }
     return group

@@ -162,8 +162,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def _revive(self, entry: dict[str, Any], rules: Sequence[Rule], where: str) -> Group:
         """The group of a dict that was saved, or written by hand: with the first of `rules` that it may be one of."""
         saved = entry.setdefault(LEARNED, {})
-        kind = saved.get("rule", "").split("[")[0]
-        given = entry.pop("rule", None) or next((rule for rule in rules if type(rule).__name__ == kind), rules[0])
+        given = entry.pop("rule", None) or next((r for r in rules if type(r).__name__ in saved.get("said", ())), rules[0])
         self._check(entry["params"], given, where)
         entry.setdefault("maximize", self.defaults["maximize"])
         rule, bases = self._settle(entry, given, where)
@@ -188,7 +187,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def _build(self, like: Tensor) -> None:
         """Make the hyperparameters of all groups and the levels anew; all that has been learned goes on."""
         saved = next((group.saved for group in self._groups if group.saved.get("levels")), {})
-        known = [h.memory for h in self._above] or [like.new_tensor(rows) for _, _, rows in saved.get("levels", ())[1:]]
+        levels = list(saved.get("levels", {}).values())
+        known = [h.memory for h in self._above] or [like.new_tensor(level["memory"]) for level in levels[1:]]
         self._above = list(upper(self.tower, like))
         for h, rows in zip(self._above, known, strict=False):
             h.memory = rows
@@ -200,11 +200,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for i, group in enumerate(self._groups):
             if shared := next((g for g in self._groups[:i] if self.per == "all" and g.rule == group.rule), None):
                 group.share(shared.owner)
-        below, levels = list(dict.fromkeys(group.owner for group in self._groups)), []
+        below, above = list(dict.fromkeys(group.owner for group in self._groups)), []
         for own in self._above:
-            levels.append(Level(own, below))
+            above.append(Level(own, below))
             below = [own]
-        self._levels, self._mask, self._seen = Levels(levels, like), ((), like, like), ()
+        self._levels, self._mask, self._seen = Levels(above, like), ((), like, like), ()
 
     # -------------------------------------------------------------------- step
 

@@ -132,7 +132,7 @@ def _tuned(rule: Any, values: dict[str, Tensor], c: tuple[Any, ...]) -> dict[str
     """The weights of averages that depend on what is tuned."""
     one = torch.ones((), dtype=torch.float64)
     averages = rule.at(values).averages(one, c)
-    return {n: w for n, (w, *_) in averages.items() if isinstance(w, Tensor) and w.requires_grad}
+    return {n: w for n, (_, w, *_) in averages.items() if isinstance(w, Tensor) and w.requires_grad}
 
 
 def _weights(rule: Averages, values: dict[str, Tensor], c: tuple[Any, ...]) -> dict[str, int] | None:
@@ -142,7 +142,7 @@ def _weights(rule: Averages, values: dict[str, Tensor], c: tuple[Any, ...]) -> d
     weights = {n: i for n, w in tuned.items() for i, x in enumerate(c) if w is x}
     if any(x.requires_grad for x in at.advance(gradient, rule.init(one), c).values()):
         averages = at.averages(gradient, c)
-        fixed = not any(x.requires_grad for _, *factors in averages.values() for x in factors)
+        fixed = not any(x.requires_grad for x, _, *other in averages.values() for x in (x, *other))
         plain = averages.keys() == rule.init(one).keys() and weights.keys() == tuned.keys() != set()
         if not (plain and fixed) or at.follows({}, dict.fromkeys(averages, one)):
             return None

@@ -309,8 +309,8 @@ class Step:
 
 
 def fresh(average: tuple[Tensor, ...]) -> Tensor:
-    """What is new in an average: the product of its factors."""
-    _, x, *others = average
+    """What is new in an average."""
+    x, _, *others = average
     return x * others[0] if others else x
 
 

@@ -31,7 +31,7 @@ class Adam(Averages):
         return self.lr / (1 - self.beta1**step) * root, self.eps * root, 1 - self.beta1, 1 - self.beta2
 
     def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, Average]:
-        return {"exp_avg": (c[2], grad), "exp_avg_sq": (c[3], grad, grad)}
+        return {"exp_avg": (grad, c[2]), "exp_avg_sq": (grad, c[3], grad)}
 
     def follows(self, others: State, averages: State) -> State:
         return {"max_exp_avg_sq": torch.maximum(others["max_exp_avg_sq"], averages["exp_avg_sq"])} if self.amsgrad else {}

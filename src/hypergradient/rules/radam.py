@@ -39,7 +39,7 @@ class RAdam(Averages):
         return grad if self.decoupled_weight_decay else self.penalized(param, grad)
 
     def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, Average]:
-        return {"exp_avg": (c[3], grad), "exp_avg_sq": (c[4], grad, grad)}
+        return {"exp_avg": (grad, c[3]), "exp_avg_sq": (grad, c[4], grad)}
 
     def decay(self, c: tuple[Tensor, ...]) -> Tensor | None:
         return c[5] if self.decoupled_weight_decay else None
