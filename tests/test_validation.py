@@ -56,7 +56,7 @@ def test_equals_finite_differences_of_the_validation_loss(case):
         oracle.step(loss(oracle.weights, t))
     for name, found in optimizer.hypergradients()[0].items():
         expected = difference(oracle, (0, name), lambda w: held_out(w, STEPS))
-        assert found == pytest.approx(0 if name in case.flat else expected, rel=1e-6, abs=1e-14), name
+        assert found == (0 if name in case.flat else expected), name
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_levels_above_follow_the_validation_loss_too(rule):
         oracle.step(loss(oracle.weights, t))
     for name, found in optimizer.hypergradients()[1].items():
         expected = difference(oracle, (1, name), lambda w: held_out(w, STEPS))
-        assert found == pytest.approx(expected, rel=1e-6, abs=1e-14), name
+        assert found == expected, name
 
 
 @compiler
@@ -193,7 +193,7 @@ def test_complex_parameters(count):
 # --------------------------------------------------------------------- what it leaves alone
 
 
-def test_gradients_weights_and_hooks_of_accumulation_are_untouched():
+def test_gradients_and_weights_are_untouched_and_hooks_of_accumulation_see_it():
     mine, seen = parameters(), []
     optimizer = Hyperoptimizer(mine, SHORT)
     fit(optimizer, mine, 3)
@@ -204,7 +204,7 @@ def test_gradients_weights_and_hooks_of_accumulation_are_untouched():
     for p in mine:
         p.register_post_accumulate_grad_hook(seen.append)
     optimizer.tune_on(held_out(mine, 3))
-    assert not seen
+    assert set(map(id, seen)) == set(map(id, mine))  # those of DDP and FSDP2 are such
     assert all(p.grad is g and not g.requires_grad for p, g in zip(mine, grads, strict=True))
     torch.testing.assert_close(grads, values, rtol=0, atol=0)
     torch.testing.assert_close([p.detach() for p in mine], [p.detach() for p in before], rtol=0, atol=0)
@@ -268,7 +268,7 @@ def test_no_memory_of_it_is_left():
     optimizer = Hyperoptimizer(mine, SHORT)
     fit(optimizer, mine, 3)
     assert not optimizer._cotangents
-    assert not any(bucket.cotangents for family in optimizer._families for bucket in family.buckets)
+    assert not any(bucket.cotangents for group in optimizer._groups for bucket in group.buckets)
 
 
 # -------------------------------------------------------------------------- parts of a model

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors as flatten
 
 from .layout import Layout, address
-from .numerics import wide
-from .probe import KEPT
+from .numerics import readable, wide
+from .probe import KEPT, rehearse
 from .sensitivity import Step
 
 Memory = MutableMapping[Tensor, dict[str, Any]]
@@ -57,7 +57,7 @@ class Bucket:
         self, step: Step, members: Sequence[Tensor], positions: Sequence[int], count: int, memory: Memory
     ) -> None:
         self.step, self.members, self.count = step, list(members), count
-        self.positions = list(positions) or [0]
+        self.positions = list(positions)
         self.layout = Layout.of(members[0], whole=not step.facts.elementwise)
         self.complex, self.dtype = members[0].is_complex(), wide(members[0].dtype)
         parts = self.layout.parts(self.members)
@@ -75,6 +75,8 @@ class Bucket:
         self.places: list[Tensor] = []
         self.entries: list[dict[str, Any]] = [{} for _ in members]
         self._recall(parts, [memory.get(p, {}) for p in members])
+        if not step.facts.elementwise:
+            rehearse(step.rule, self._flat(parts).to(self.dtype), dict(zip(step.facts.state, self.state, strict=True)))
         self.kinds = [_kind(p) for p in members]
         self.addresses = [address(x) for entry in self.entries for x in entry.values()]
         for p, entry in zip(members, self.entries, strict=True):
@@ -135,11 +137,17 @@ class Bucket:
 
     def intact(self, memory: Memory) -> bool:
         """Whether the members and what is remembered of them are as this bucket has left them."""
-        if self.steps._version != self.version or self.kinds != [_kind(p) for p in self.members]:
+        if not self.untouched() or self.kinds != [_kind(p) for p in self.members]:
             return False
         found = [memory.get(p, {}).get(n) for p, entry in zip(self.members, self.entries, strict=True) for n in entry]
         mine = [x for entry in self.entries for x in entry.values()]
         return all(x is y for x, y in zip(found, mine, strict=True)) and self.addresses == [address(x) for x in mine]
+
+    def untouched(self) -> bool:
+        """Whether nobody has written to the steps. Where the host need not wait, it sees that also in ``.data``."""
+        if self.steps._version != self.version:
+            return False
+        return self.steps.device.type != "cpu" or not readable(self.steps) or set(self.steps.tolist()) <= {self.count}
 
     # ------------------------------------------------------------- members and elements
 

@@ -111,9 +111,9 @@ class Group:
             ValueError: it says what is not allowed. Nothing has changed then.
         """
         entry, rule = self.entry, self.rule
-        if self.betas is not None and tuple(entry["betas"]) != self.betas:
-            entry["beta1"], entry["beta2"] = entry["betas"]
-        said = {n: float(entry[n]) for n in rule.hyperparameters()}
+        betas = zip(("beta1", "beta2"), entry["betas"], strict=True) if self.betas is not None else ()
+        newer = dict(betas) if self.betas is not None and tuple(entry["betas"]) != self.betas else {}
+        said = {n: float(newer.get(n, entry[n])) for n in rule.hyperparameters()}
         settings = [entry[n] for n in rule.settings()]
         if said == self.said and settings == self.settings:
             return False
@@ -130,6 +130,7 @@ class Group:
         self.said, self.settings = said, settings
         if self.betas is not None:
             self.betas = entry["betas"] = said["beta1"], said["beta2"]
+            entry.update({n: said[n] for n in newer})
         if not anew and hasattr(self, "owner"):
             self._schedule()
         return anew
@@ -216,7 +217,7 @@ class Group:
         for ((*_, count, live, _, _), _), positions in alike.items():
             members = [self.params[i] for i in positions]
             bucket, sets = known.get(tuple(map(id, members))), positions if self.owner.sets > 1 else []
-            if bucket is None or (bucket.step, bucket.count, bucket.positions) != (self.step, count, sets or [0]):
+            if bucket is None or (bucket.step, bucket.count, bucket.positions) != (self.step, count, sets):
                 bucket = Bucket(self.step, members, sets, count, memory)
                 bucket.live = live
                 if live and self.step.replays:
@@ -240,9 +241,10 @@ class Group:
                 left = all(getattr(entry.get(KEPT + n), "shape", None) == p.shape for n in self.step.kept)
                 known = count in self.last or not self.step.replays
                 found[id(p)] = count, count > 0 and left and known and i not in self.resting and id(p) not in idle
-            if id(p) in found:  # one parameter twice moves twice
-                count, live = found[id(p)]
-                yield i, (count + times[id(p)] - 1, live)
+            count, live = found.get(id(p), (0, False))
+            count += times[id(p)] - 1  # one parameter twice moves twice
+            if id(p) in found or count:
+                yield i, (count, live and (count in self.last or not self.step.replays))
 
     def active(self) -> list[Bucket]:
         """The buckets whose parameters have gradients; those of the others see a step pass."""
@@ -264,6 +266,6 @@ class Group:
         found: dict[int, int] = {}
         for b in self.buckets:
             if b.members[0].grad is not None:
-                for i in b.positions:
+                for i in b.positions or (0,):
                     found[i] = max(found.get(i, 0), min(self.followed, height) if b.live else 0)
         return found

@@ -88,11 +88,8 @@ def total(parts: Iterable[tuple[Key, Processes, Tensor]]) -> dict[Key, Tensor]:
 
 def address(x: Any) -> int:
     """Where the elements of `x` that are here begin; 0 where there are none."""
-    try:
-        found: int = getattr(x, "_local_tensor", x).data_ptr()
-    except RuntimeError:  # of a tensor without storage, as in a FakeTensorMode
-        return 0
-    return found
+    here = getattr(x, "_local_tensor", x)
+    return here.data_ptr() if isinstance(here, Tensor) and type(here).__name__ != "FakeTensor" else 0
 
 
 def overlapping(tensors: Iterable[Any]) -> set[int]:

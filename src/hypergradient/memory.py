@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .group import LEARNED, Group
 from .level import title
+from .numerics import readable
 from .rule import Rule
 from .tower import Tower
 
@@ -95,11 +96,6 @@ def packed(state_dict: dict[str, Any]) -> dict[str, Any]:
     return state_dict
 
 
-def readable(x: Tensor) -> bool:
-    """Whether the host can read `x`: it has numbers."""
-    return not x.is_meta and type(x) is Tensor
-
-
 def words(entry: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
     """What the dict of a group has kept under `said`."""
     return next(iter((entry.get(LEARNED) or {}).get("said", {}).values()), {})
@@ -120,7 +116,7 @@ def restore(entry: dict[str, Any]) -> dict[str, float]:
         for n, value in zip(("beta1", "beta2"), entry["betas"], strict=True):
             entry[n] = value if n not in entry or (n in said and entry[n] == said[n][2]) else entry[n]
     for n, (_, old, force) in said.items():
-        now = float(entry[n])
+        now = float(entry.get(n, force))
         entry[n] = old if now in (old, force) else old * now / force if force else now
     entry.pop("betas", None)
     return {n: base for n, (base, _, _) in said.items()}
@@ -175,8 +171,10 @@ def _upgraded(group: dict[str, Any], mine: list[dict[str, Any]], everywhere: dic
     """One group; `mine`: what was remembered of each of its parameters."""
     bases = {n.removeprefix(OLD): group.pop(n) for n in list(group) if n.startswith(OLD)}
     bases.pop("betas", None)
-    rows = {**everywhere, **{n: x for memory in mine for n, x in memory.items() if n in everywhere}}
-    theirs = {n: x for n, x in rows.items() if not n.startswith("level 1:") or any(n in m for m in mine) or len(everywhere) == 1}
+    own = {n: x for memory in mine for n, x in memory.items() if n in everywhere}
+    first = [n for n in own or everywhere if n.startswith("level 1:")]  # what groups share is remembered in one of them
+    first = first or [n for n in everywhere if n.startswith("level 1:")]
+    theirs = {n: own.get(n, x) for n, x in everywhere.items() if n in first or not n.startswith("level 1:")}
     sets = next((x.shape[1] // len(bases) for n, x in theirs.items() if n.startswith("level 1:")), 1)
     last: dict[int, list[list[float]]] = {}
     for i, memory in enumerate(mine):

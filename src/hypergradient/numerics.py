@@ -73,6 +73,11 @@ def exact(device: torch.device) -> torch.dtype:
         return torch.float32
 
 
+def readable(x: Tensor) -> bool:
+    """Whether the host can read `x`: it has numbers."""
+    return not x.is_meta and type(x) is Tensor
+
+
 @contextmanager
 def on_host() -> Iterator[None]:
     """For arithmetic whose result is read at once: on the CPU, whatever default device or mode there is."""

@@ -22,13 +22,13 @@ def gradients(loss: Tensor, params: Sequence[Tensor]) -> dict[Tensor, Tensor]:
     """
     leaves = list({id(p): p for p in (*params, *_leaves(loss))}.values())
     before = [p.grad for p in leaves]
-    held = [g.clone() if g is not None and _viewed(g) else g for g in before]
+    held = [_held(g) for g in before]
     for p in leaves:
         p.grad = None
     try:
         with torch.enable_grad():
             loss.backward()  # type: ignore[no-untyped-call]
-        return {p: p.grad for p in params if p.grad is not None}
+        return {p: found for p in params if (found := _held(p.grad)) is not None}
     finally:
         for p, g, kept in zip(leaves, before, held, strict=True):
             if g is not None and kept is not g:
@@ -49,7 +49,8 @@ def _leaves(loss: Tensor) -> list[Tensor]:
     return found
 
 
-def _viewed(grad: Tensor) -> bool:
-    """Whether `grad` lies in a larger piece of memory, as in a bucket of DDP, which the next backward pass writes over."""
+def _held(grad: Tensor | None) -> Tensor | None:
+    """`grad`; a copy where it lies in a larger piece of memory, as in a bucket of DDP, which every backward pass writes over."""
     here = getattr(grad, "_local_tensor", grad)
-    return here.untyped_storage().nbytes() > here.numel() * here.element_size()
+    viewed = here is not None and here.untyped_storage().nbytes() > here.numel() * here.element_size()
+    return grad.clone() if grad is not None and viewed else grad

@@ -82,7 +82,10 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._above: list[Hyperparameters] = []
         self._levels = Levels([], torch.empty(0, device="cpu"))
         self._mask: tuple[Any, Tensor, Tensor] = (), self._levels.memory, self._levels.memory
-        self._seen: tuple[Any, ...] = ()
+        self._pattern: Any = None
+        self._seen: list[Any] = []
+        self._where: list[int] = []
+        self._address: Callable[[Any], int] = address
         self._built: Any = None
         self._cotangents: dict[Tensor, Tensor] = {}
 
@@ -174,15 +177,18 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._reconcile()
         groups = self._groups
         anew = [group.listen(f"group {i}") for i, group in enumerate(groups)]
-        params = (p for group in groups for p in group.entry["params"])
-        first = next((p for p in params if p.requires_grad or p.grad is not None), None)
-        device = torch.device("cpu") if first is None else first.device
+        device = self._device()
         sets = [list(map(id, group.entry["params"])) for group in groups] if self.per == "tensor" else []
         built = device, list(map(id, groups)), sets
         if any(anew) or built != self._built:
             self._build(torch.empty((), dtype=exact(device), device=device))
             self._built = built
         return groups
+
+    def _device(self) -> torch.device:
+        """Where the hyperparameters are: with the first parameter that may move."""
+        params = (p for group in self.param_groups for p in group["params"])
+        return next((p.device for p in params if p.requires_grad or p.grad is not None), torch.device("cpu"))
 
     def _build(self, like: Tensor) -> None:
         """Make the hyperparameters of all groups and the levels anew; all that has been learned goes on."""
@@ -204,7 +210,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for own in self._above:
             above.append(Level(own, below))
             below = [own]
-        self._levels, self._mask, self._seen = Levels(above, like), ((), like, like), ()
+        self._levels, self._mask, self._pattern = Levels(above, like), ((), like, like), None
 
     # -------------------------------------------------------------------- step
 
@@ -225,11 +231,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._check_gradients()
-        if not (params := [p for group in self.param_groups for p in group["params"]]):
+        if not any(group["params"] for group in self.param_groups):
             return loss
-        device = params[0].device.type
+        device = self._device().type
         with ExitStack() as around:
-            if torch.is_autocast_enabled(device):
+            if device != "meta" and torch.is_autocast_enabled(device):
                 around.enter_context(torch.autocast(device, enabled=False))
             if torch.is_anomaly_enabled():  # a derivative that is not finite is none of the model's
                 around.enter_context(torch.autograd.set_detect_anomaly(False))
@@ -268,26 +274,26 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """
         params = [group.entry["params"] for group in groups]
         present = [[p.grad is not None for p in mine] for mine in params]
-        lives = [(b.live, b.steps._version == b.version, b.step is g.step) for g in groups for b in g.buckets]
-        now = self._look(params)
-        if self._seen and (present, lives) == self._seen[2:] and _same(now, self._seen[:2]):
+        pattern = present, [(b.live, b.untouched(), b.step is g.step) for g in groups for b in g.buckets]
+        seen = self._tensors(params)
+        same = pattern == self._pattern and len(seen) == len(self._seen) and all(map(is_, seen, self._seen))
+        if same and list(map(self._address, seen)) == self._where:
             return
         moving = [p for mine, here in zip(params, present, strict=True) for p, moves in zip(mine, here, strict=True) if moves]
         shared = overlapping(moving)
         for group, here in zip(groups, present, strict=True):
             group.fill(self.state, here, shared)
-        lives = [(b.live, True, True) for g in groups for b in g.buckets]
-        self._seen = *self._look(params), present, lives
+        self._pattern = present, [(b.live, True, True) for g in groups for b in g.buckets]
+        self._seen = self._tensors(params)
+        self._address = Tensor.data_ptr if set(map(type, self._seen)) <= {Tensor, torch.nn.Parameter} else address
+        self._where = list(map(self._address, self._seen))
 
-    def _look(self, params: Sequence[Sequence[Tensor]]) -> tuple[list[Any], list[int]]:
-        """All tensors that a step rests upon, and where they are."""
+    def _tensors(self, params: Sequence[Sequence[Tensor]]) -> list[Any]:
+        """All tensors that a step rests upon."""
         seen = [*chain.from_iterable(params), *self.state]
         for remembered in self.state.values():
             seen += remembered.values()
-        try:
-            return seen, list(map(Tensor.data_ptr, seen))
-        except (RuntimeError, TypeError):  # not only plain tensors
-            return seen, list(map(address, seen))
+        return seen
 
     def _rehearsal(self, work: Work) -> bool:
         """Whether this is no step at all: before every other, along gradients of 0, with a step size of 0.
@@ -362,6 +368,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             a dict of floats by level; on level 0 with ``per="tensor"``, a dict of lists with an entry per parameter of
             the group; on a level with a value per hyperparameter of the level below, a dict of dicts.
         """
+        self._assemble()
         return self.snapshot().hyperparameters(group)
 
     def hypergradients(self, group: int = 0) -> list[dict[str, Any]]:
@@ -370,11 +377,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
         In natural units, with respect to the learned value (a schedule's factor is part of the derivative), before any
         normalization; NaN where none has been read. With `maximize`, L is what is minimized: the negative.
         """
+        self._assemble()
         return self.snapshot().hypergradients(group)
 
     def snapshot(self) -> Snapshot:
-        """What `hyperparameters` and `hypergradients` say now, to be looked at later; does not wait for the device."""
-        self._assemble()
+        """What the last step was made with and what was read in it, to be looked at later; does not wait for the device."""
         return Snapshot.of(self)
 
     def made(self) -> int:
@@ -453,8 +460,3 @@ class Hyperoptimizer(torch.optim.Optimizer):
         saved = next((group.saved for group in self._groups if group.saved.get("levels")), {})
         self.tower = memory.recalled(self.tower, saved)
         self._made = max((group.saved.get("made", 0) for group in self._groups), default=0)
-
-
-def _same(now: Sequence[Any], before: Sequence[Any]) -> bool:
-    (seen, where), (then, there) = now, before
-    return where == there and len(seen) == len(then) and all(map(is_, seen, then))

@@ -10,13 +10,13 @@ from torch import Tensor
 from .averages import Averages
 from .charts import UNIT
 from .numerics import on_host
-from .rule import Rule, each
+from .rule import Rule, State, each
 
 RESERVED = "step", "numbers"
 """Names that the state of a rule cannot have, besides those that begin with `KEPT` or "level "."""
 KEPT = "last_"
 """How the names begin under which is remembered what is kept of the last step."""
-_mixes: dict[Any, bool] = {}
+_found: dict[Any, bool] = {}
 
 
 class Facts(NamedTuple):
@@ -62,10 +62,11 @@ def elementwise(rule: Rule) -> bool:
     if not rule.elementwise:
         return False
     kind = type(rule), *(getattr(rule, n) for n in rule.settings())
-    if kind not in _mixes:
+    if kind not in _found:
         with on_host(), torch.no_grad():
-            _mixes[kind] = _moves_apart(rule)
-    return _mixes[kind]
+            remembered(rule)
+            _found[kind] = _moves_apart(rule)
+    return _found[kind]
 
 
 def _moves_apart(rule: Rule) -> bool:
@@ -88,6 +89,19 @@ def _moves_apart(rule: Rule) -> bool:
         return torch.allclose(walk(params, grads), apart, rtol=1e-9, atol=0, equal_nan=True)
     except (RuntimeError, IndexError):  # it needs a shape
         return False
+
+
+def rehearse(rule: Rule, param: Tensor, state: State) -> None:
+    """Make a step along a gradient of 0 that nobody sees, of a rule that needs the shape of a parameter.
+
+    Raises:
+        ValueError: another shape comes out of it, or another state; besides what `rule` itself raises.
+    """
+    at = rule.at({n: param.new_tensor(next(each(getattr(rule, n)))) for n in rule.hyperparameters()})
+    moved, after = at.update(param, torch.zeros_like(param), state, at.coefficients(param.new_ones(())))
+    shapes, expected = ({n: tuple(x.shape) for n, x in d.items()} for d in ({"param": moved, **after}, {"param": param, **state}))
+    if shapes != expected:
+        raise ValueError(f"{type(rule).__name__}: update returns {shapes}; init and the parameter have {expected}")
 
 
 def study(rule: Rule, names: tuple[str, ...]) -> Facts:

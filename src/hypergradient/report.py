@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .level import COUNT, READ, Hyperparameters, Levels
-from .memory import readable
+from .numerics import readable
 from .rule import Rule
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ class Tower:
         for rule in self.rules:
             if not isinstance(rule, Rule):
                 hint = f": write {rule.__name__}()" if isinstance(rule, type) and issubclass(rule, Rule) else ""
+                hint = ": write from_torch(optimizer, above=…)" if hasattr(rule, "param_groups") else hint
                 raise TypeError(f"a tower is made of rules such as Adam(lr=1e-3); got {rule!r}{hint}")
             if not rule.hyperparameters():
                 raise TypeError(f"{type(rule).__name__} has no hyperparameters: a rule is a @dataclass(frozen=True) with some")
