@@ -45,7 +45,7 @@ BAD = {
     "not a chart": (lambda: Adam(charts={"lr": "log"}), TypeError, r"'log' is not a chart.*REAL, POSITIVE, UNIT"),
     "horizon": (lambda: Adam(horizon=0.5), ValueError, r"horizon=0.5 .* \[1, inf\)"),
     "normalize": (lambda: Adam(normalize="max"), ValueError, r"normalize='max'.*'cosine'"),
-    "unknown argument": (lambda: Adam(speed=1), TypeError, "unexpected keyword argument 'speed'"),
+    "unknown argument": (lambda: Adam(speed=1), TypeError, "Adam has no argument 'speed'; allowed: .*amsgrad$"),
     "positional class": (lambda: Adam() / 3, TypeError, "made of rules such as .*; got 3$"),
     "dict with unknown name": (
         lambda: SGD(tune="lr") / SGD(lr={"lr": 1e-3, "beta1": 0.1}),
@@ -70,22 +70,12 @@ BAD = {
     ),
     "no parameters": (lambda: Hyperoptimizer([], SGD()), ValueError, "empty parameter list"),
     "non-leaf": (lambda: Hyperoptimizer([parameters()[0] * 2], SGD()), ValueError, "non-leaf"),
-    "integers": (
-        lambda: Hyperoptimizer([torch.ones(2, dtype=torch.int64)], SGD()),
-        ValueError,
-        "parameter 0 of group 0 .*torch.int64",
-    ),
-    "named integers": (
-        lambda: Hyperoptimizer([("w", torch.ones(2, dtype=torch.bool))], SGD()),
-        ValueError,
-        "w has dtype torch.bool",
-    ),
     "group lr": (lambda: Hyperoptimizer([{"params": parameters(), "lr": -1}], SGD()), ValueError, r"group 0: lr=-1"),
-    "group betas": (lambda: Hyperoptimizer([{"params": parameters(), "betas": (0, 0)}], Adam()), ValueError, "beta1 and beta2"),
+    "group betas": (lambda: Hyperoptimizer([{"params": parameters(), "betas": (2, 0)}], Adam()), ValueError, "group 0: beta1=2"),
     "group flag": (
         lambda: Hyperoptimizer([{"params": parameters(), "nesterov": True}], SGD()),
         ValueError,
-        "nesterov=True differs",
+        "SGD: nesterov=True needs a momentum",
     ),
     "Muon and vectors": (
         lambda: Hyperoptimizer(parameters(), Muon()),
@@ -108,11 +98,6 @@ BAD = {
         "group 1: a group is a dict",
     ),
     "no params": (lambda: Hyperoptimizer([{"lr": 1.0}], SGD()), TypeError, "group 0: a group is a dict with 'params'"),
-    "a setting of a group": (
-        lambda: Hyperoptimizer([{"params": parameters(), "initial_accumulator_value": 1.0}], Adagrad()),
-        ValueError,
-        "initial_accumulator_value=1.0 differs.*a rule",
-    ),
     "no twin": (
         lambda: from_torch(torch.optim.LBFGS(parameters())),
         TypeError,
@@ -175,7 +160,6 @@ OTHERS = {
     ),
     "tuned otherwise": (Adam() / SGD(lr=1e-5), Adam(tune="lr") / SGD(lr=1e-5), r"moves Adam\[lr REAL\] where"),
     "another chart": (SGD() / SGD(lr=1e-5), SGD(charts={"lr": POSITIVE}) / SGD(lr=1e-5), r"moves SGD\[lr POSITIVE\] where"),
-    "a flag": (Adam() / SGD(lr=1e-5), Adam(amsgrad=True) / SGD(lr=1e-5), r"amsgrad=True\] where"),
     "a horizon": (Adam() / SGD(lr=1e-5), Adam(horizon=9) / SGD(lr=1e-5), r"horizon=9\] where"),
     "arguments of a chart": (
         SGD(charts={"lr": AffineTransform(0, 2)}) / SGD(lr=1e-5),
@@ -194,13 +178,6 @@ def test_the_state_of_another_tower_is_refused(mine, other, message):
     unchanged(optimizer, params, lambda: optimizer.load_state_dict(another.state_dict()), ValueError, message)
 
 
-def test_the_state_of_torch_is_refused():
-    mine, theirs = parameters(), parameters()
-    optimizer, twin = Hyperoptimizer(mine, Adam()), torch.optim.Adam(theirs)
-    train(twin, theirs, 2)
-    unchanged(optimizer, mine, lambda: optimizer.load_state_dict(twin.state_dict()), ValueError, "no beta1, beta2.*from_torch")
-
-
 def test_the_state_of_other_sets_is_refused():
     mine, theirs = parameters(), parameters()
     optimizer, another = Hyperoptimizer(mine, SGD() / SGD(lr=1e-5)), Hyperoptimizer(theirs, SGD() / SGD(lr=1e-5), per="tensor")
@@ -211,26 +188,6 @@ def test_the_state_of_other_sets_is_refused():
         lambda: optimizer.load_state_dict(another.state_dict()),
         ValueError,
         r"level 1: SGD\[\] moves SGD.*\(5, 4\).*here.*\(5, 1\).*`per`",
-    )
-
-
-def test_a_schedule_cannot_multiply_a_learned_zero():
-    mine = parameters()
-    optimizer = Hyperoptimizer(mine, SGD(lr=0.1, momentum=0.0, tune=("lr", "momentum")) / SGD(lr=1e-5))
-
-    def step():
-        optimizer.param_groups[0]["momentum"] = 0.9
-        try:
-            optimizer.step()
-        finally:
-            optimizer.param_groups[0]["momentum"] = 0.0
-
-    unchanged(
-        optimizer,
-        mine,
-        step,
-        ValueError,
-        "group 0: momentum=0.9 would have to be a multiple of a learned value that starts at 0",
     )
 
 

@@ -188,17 +188,31 @@ def test_what_was_learned_stays_when_the_parameter_that_remembers_it_goes(per, l
     assert [optimizer.hyperparameters(i) for i in (0, 1)][1 - left :] == now[1 - left :]
 
 
-def test_groups_that_come_or_go_by_hand_are_refused():
+def test_a_value_that_starts_at_zero_begins_anew_where_it_is_set():
+    """No multiple of 0 is 0.9: from there it is learned."""
     a, b = scalars(3, 3)
-    for change in (lambda groups: groups.pop(0), lambda groups: groups.append(dict(groups[0], params=[]))):
-        optimizer = Hyperoptimizer([{"params": [a]}, {"params": [b]}], SGD(lr=0.1) / SGD(lr=1e-3))
+    groups = [{"params": [a]}, {"params": [b]}]
+    optimizer = Hyperoptimizer(groups, SGD(lr=0.1, momentum=0.0, tune=("lr", "momentum")) / SGD(lr=1e-5))
+    for _ in range(3):
         optimizer.step()
-        change(optimizer.param_groups)
-        with pytest.raises(ValueError, match=r"param_groups has (1|3) groups, of which 2 were added; .*add_param_group"):
-            optimizer.step()
-    optimizer = Hyperoptimizer([a, b], SGD(lr=0.1) / SGD(lr=1e-3), per="tensor")
+    before = optimizer.hyperparameters(0)[0]
+    optimizer.param_groups[0]["momentum"] = 0.9
+    assert optimizer.hyperparameters(0)[0] == {**before, "momentum": 0.9}
     optimizer.step()
-    optimizer.param_groups[0]["params"] = [b]
-    for _ in range(2):
-        with pytest.raises(ValueError, match=r"shape \(5, 2\), and \(5, 1\) is needed; under per='tensor' no parameter"):
-            optimizer.step()
+    assert optimizer.hyperparameters(0)[0]["momentum"] == pytest.approx(0.9, abs=1e-3)
+    assert optimizer.hyperparameters(1)[0]["momentum"] < 0.1
+
+
+def test_parameters_that_leave_or_join_a_group_take_their_own_set_with_them():
+    a, b, c = scalars(3, 3, 3)
+    b.grad = 2 * b.grad
+    optimizer = Hyperoptimizer([a, b], SGD(lr=0.1) / SGD(lr=1e-3), per="tensor")
+    for _ in range(3):
+        optimizer.step()
+    before = optimizer.hyperparameters()[0]["lr"]
+    optimizer.param_groups[0]["params"] = [b, c, a]
+    assert optimizer.hyperparameters()[0]["lr"] == [before[1], 0.1, before[0]]
+    optimizer.step()
+    optimizer.param_groups[0]["params"] = [c]
+    optimizer.step()
+    assert len(optimizer.hyperparameters()[0]["lr"]) == 1

@@ -381,7 +381,7 @@ def halved(how: str, plan: Plan, folder: str, form: str) -> list[dict[str, Any]]
 
 
 def consolidated(plan: Plan) -> list[dict[str, Any]]:
-    """A run under ZeroRedundancyOptimizer, and its continuation from a state_dict that was gathered on rank 0."""
+    """A run under ZeroRedundancyOptimizer, and one that has loaded its state_dict, which was gathered on rank 0."""
     run, other = Run("zero", plan).go(4), Run("zero", plan)
     run.optimizer.consolidate_state_dict(to=0)
     box = [copy.deepcopy(run.optimizer.state_dict()) if dist.get_rank() == 0 else None]
@@ -389,7 +389,9 @@ def consolidated(plan: Plan) -> list[dict[str, Any]]:
     other.model.load_state_dict(run.model.state_dict())
     other.optimizer.load_state_dict(box[0])
     other.steps = run.steps
-    return [x.go(4).result() for x in (run, other)]
+    found = [x.result() for x in (run, other)]
+    other.go(4)
+    return found
 
 
 def came_and_went(how: str, plan: Plan, folder: str, form: str) -> list[dict[str, Any]]:

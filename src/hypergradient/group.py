@@ -39,7 +39,8 @@ def values_of(entry: MutableMapping[str, Any], rule: Rule, where: str) -> None:
         number = check(where, n, value.item() if isinstance(value, Tensor) and value.numel() == 1 else value, rule.constraint(n))
         entry[n] = value if isinstance(value, Tensor) else number
     for n in rule.settings():
-        entry.setdefault(n, getattr(rule, n))
+        given = entry.setdefault(n, getattr(rule, n))
+        entry[n] = tuple(given) if isinstance(given, list) else given  # as a checkpoint may have it
     if pair:
         entry["betas"] = float(entry["beta1"]), float(entry["beta2"])
 
@@ -80,6 +81,8 @@ class Group:
         last: the scalars of the last step, by the number of steps made with it. shape of each: (rows, sets)
         saved: what a checkpoint says, see `memory.learned`, until there are levels to take it over.
         resting: after a checkpoint, the positions of parameters that had not moved in the last step.
+        recalled: whether `last` comes from a checkpoint.
+        learned: the object under the key "learned", which belongs to this group.
     """
 
     owner: Hyperparameters
@@ -96,8 +99,10 @@ class Group:
         self.fresh: set[str] = set()
         self.saved: dict[str, Any] = dict(entry.get(LEARNED) or {})
         self.followed: int = self.saved.get("followed", 0)
-        self.resting: set[int] = set(self.saved.get("resting", ()))
+        self.resting = {i for i, rests in enumerate(self.saved.get("resting", ())) if rests}
+        self.learned = entry[LEARNED]
         self.last: dict[int, Tensor] = {}
+        self.recalled = False
 
     # ------------------------------------------------------------ what the user says
 
@@ -177,7 +182,8 @@ class Group:
 
     def share(self, owner: Hyperparameters) -> None:
         """Use these hyperparameters, from here on or from where a checkpoint left them."""
-        self.last = {count: owner.given.new_tensor(rows) for count, rows in self.saved.get("last", ())} or self.last
+        self.recalled = bool(self.saved.get("last") and any(self.saved["last"][0]))
+        self.last = {0: owner.given.new_tensor(self.saved["last"])} if self.recalled else self.last
         self.owner, self.fresh, self.saved = owner, set(), {}
         self._schedule()
 
@@ -201,10 +207,10 @@ class Group:
             shared: the ids of parameters that share memory with others.
         """
         self.params, rule = list(self.entry["params"]), self.step.facts
-        past, known = dict(self._past(memory)), {tuple(map(id, b.members)): b for b in self.buckets if b.intact(memory)}
+        past, known = dict(self.past(memory)), {tuple(map(id, b.members)): b for b in self.buckets if b.intact(memory)}
         alike: dict[Any, list[int]] = defaultdict(list)
         filled: Counter[Any] = Counter()
-        clocks: dict[int, Tensor] = {}
+        clocks: dict[int, Tensor]
         for i, p in enumerate(self.params):
             if present[i] or i in past:
                 size = Layout.of(p).local(p).numel()
@@ -213,7 +219,7 @@ class Group:
                 kind = p.dtype, p.device, layout, *past.get(i, (0, False)), present[i], i if alone else None
                 filled[kind] += size
                 alike[kind, filled[kind] // (BUCKET if self.owner.sets == 1 else ALONE)].append(i)
-        self.buckets, self.resting = [], set()
+        self.buckets, self.resting, clocks = [], set(), {}
         for ((*_, count, live, _, _), _), positions in alike.items():
             members = [self.params[i] for i in positions]
             bucket, sets = known.get(tuple(map(id, members))), positions if self.owner.sets > 1 else []
@@ -221,12 +227,31 @@ class Group:
                 bucket = Bucket(self.step, members, sets, count, memory)
                 bucket.live = live
                 if live and self.step.replays:
-                    bucket.scalars = bucket.use(self.last[count])
+                    bucket.scalars = bucket.use(self._scalars(count))
             bucket.shared = any(id(p) in shared for p in members)
             bucket.clock = clocks.setdefault(count, self.owner.given.new_tensor(float(count)))
             self.buckets.append(bucket)
+        self.recalled = False
 
-    def _past(self, memory: Memory) -> Iterator[tuple[int, tuple[int, bool]]]:
+    def recent(self) -> Tensor:
+        """The scalars of the last step, of any parameters that moved, if it is to be replayed; 0 before there was one.
+
+        shape: (rows, sets)
+        """
+        if not self.step.replays:
+            return self.owner.given.new_zeros(0, self.owner.sets)
+        return next(iter(self.last.values()), self.owner.given.new_zeros(self.step.rows["jacobian"].stop, self.owner.sets))
+
+    def _scalars(self, count: int) -> Tensor:
+        """The scalars of the last step of parameters that had made `count` with it. shape: (rows, sets)"""
+        if count not in self.last:  # after a checkpoint, which keeps those of one count
+            rows = self.recent()
+            values, scale = rows[self.step.rows["values"]], rows[self.step.rows["scale"]]
+            same = rows[0].eq(count).all()
+            self.last[count] = rows if same else self.step.prepare(values, scale, rows.new_tensor(float(count)))
+        return self.last[count]
+
+    def past(self, memory: Memory) -> Iterator[tuple[int, tuple[int, bool]]]:
         """Of each parameter that has moved before: how many steps it has made, and whether the last can be read."""
         found: dict[int, tuple[int, bool]] = {}
         idle = {id(p) for b in self.buckets if b.count and not b.live for p in b.members}
@@ -239,12 +264,12 @@ class Group:
             if (entry := memory.get(p)) and id(p) not in found:
                 count = int(entry.get("step", 1))
                 left = all(getattr(entry.get(KEPT + n), "shape", None) == p.shape for n in self.step.kept)
-                known = count in self.last or not self.step.replays
+                known = count in self.last or self.recalled or not self.step.replays
                 found[id(p)] = count, count > 0 and left and known and i not in self.resting and id(p) not in idle
             count, live = found.get(id(p), (0, False))
             count += times[id(p)] - 1  # one parameter twice moves twice
             if id(p) in found or count:
-                yield i, (count, live and (count in self.last or not self.step.replays))
+                yield i, (count, live and (times[id(p)] == 1 or count in self.last or not self.step.replays))
 
     def active(self) -> list[Bucket]:
         """The buckets whose parameters have gradients; those of the others see a step pass."""

@@ -48,24 +48,23 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
     Returns:
         `made`: how many steps the optimizer has made. `followed`, `resting`: see `Group`. `said`: under the name of the rule,
         of each hyperparameter what it was at the start, what the user says, and what is in force. `levels`: under the
-        signature of each, its own hyperparameters and its memory. `last`: the scalars of the last step, by count.
+        signature of each, its own hyperparameters and its memory. `last`: the scalars of the last step.
     """
     owners, force = [group.owner, *(level.own for level in optimizer._levels.levels)], in_force(optimizer, group)
     tower, said = optimizer.tower, group.said
-    kept = zip(signatures(tower, group.rule), tower.rules[1:], owners, strict=False)
-    idle = {id(p) for b in group.buckets if b.count and not b.live for p in b.members}
-    resting = [i for i, p in enumerate(group.params) if id(p) in idle]
+    kept = [(h.memory, *names) for h, *names in zip(owners, signatures(tower, group.rule), tower.rules[1:], strict=False)]
+    past = dict(group.past(optimizer.state))
     return {
         "made": optimizer.made(),
         "followed": group.followed,
-        "resting": resting if group.buckets else sorted(group.resting),
+        "resting": [int(i in past and not past[i][1]) for i in range(len(group.params))],
         "said": {type(group.rule).__name__: {n: [group.bases.get(n, x), x, force.get(n, x)] for n, x in said.items()}},
         "levels": {
-            name: {"values": {n: getattr(rule, n) for n in rule.hyperparameters()}, "memory": h.memory.tolist()}
-            for name, rule, h in kept
-            if h.memory is not None and readable(h.memory)
+            name: {"values": {n: getattr(rule, n) for n in rule.hyperparameters()}, "memory": known.tolist()}
+            for known, name, rule in kept
+            if known is not None and readable(known)
         },
-        "last": [[count, rows.tolist()] for count, rows in group.last.items() if readable(rows)],
+        "last": group.recent().tolist() if readable(group.recent()) else [],
     }
 
 
@@ -135,7 +134,7 @@ def check(tower: Tower, rule: Rule, sets: int, where: str, saved: Mapping[str, A
     mine, theirs = signatures(tower, rule), list(saved["levels"])
     if mine != theirs:
         here, there = (", ".join(n for n in a if n not in b) or "nothing" for a, b in ((mine, theirs), (theirs, mine)))
-        raise ValueError(f"state_dict of another tower: {where} has {there} where this optimizer has {here}")
+        raise ValueError(f"state_dict of another tower: in {where} it has {there} where this optimizer has {here}")
     for name in theirs[:1]:
         rows = saved["levels"][name]["memory"]
         shape, needed = (len(rows), len(rows[0])), (len(rows), sets * len(rule.tuned()))
@@ -176,20 +175,18 @@ def _upgraded(group: dict[str, Any], mine: list[dict[str, Any]], everywhere: dic
     first = first or [n for n in everywhere if n.startswith("level 1:")]
     theirs = {n: own.get(n, x) for n, x in everywhere.items() if n in first or not n.startswith("level 1:")}
     sets = next((x.shape[1] // len(bases) for n, x in theirs.items() if n.startswith("level 1:")), 1)
-    last: dict[int, list[list[float]]] = {}
-    for i, memory in enumerate(mine):
-        if "numbers" in memory and memory["numbers"][0] > 0:
-            numbers = memory["numbers"].tolist()
-            table = last.setdefault(int(numbers[0]), [[x] * sets for x in numbers])
-            for row, x in zip(table, numbers, strict=True):
-                row[i if sets > 1 else 0] = x
+    moved = [(i, memory["numbers"].tolist()) for i, memory in enumerate(mine) if "numbers" in memory]
+    last = [[0.0] * sets for _ in moved[0][1]] if moved else []
+    for i, numbers in moved:
+        for row, x in zip(last, numbers if numbers[0] > 0 else (), strict=False):
+            row[i if sets > 1 else 0] = x
     made = group.pop("steps_made")
     group[LEARNED] = {
         "made": made,
         "followed": made - group.pop("read_since"),
-        "resting": [i for i, memory in enumerate(mine) if "numbers" in memory and not memory["numbers"][0] > 0],
+        "resting": [int("numbers" in memory and not memory["numbers"][0] > 0) for memory in mine],
         "said": {"": {n: [base, group[n], group[n]] for n, base in bases.items()}},
         "levels": {n: {"values": {}, "memory": theirs[n].tolist()} for n in sorted(theirs, key=lambda n: int(n.split(":")[0][6:]))},
-        "last": [[count, table] for count, table in last.items()],
+        "last": last,
     }
     return group

@@ -19,7 +19,7 @@ from .engine import Engine
 from .group import LEARNED, Group, settled, values_of
 from .layout import address, overlapping, total
 from .level import Hyperparameters, Level, Levels, upper
-from .numerics import exact
+from .numerics import exact, readable
 from .objective import gradients
 from .report import Snapshot, printed
 from .rule import Rule
@@ -144,23 +144,25 @@ class Hyperoptimizer(torch.optim.Optimizer):
         return rule, next(siblings, bases)
 
     def _reconcile(self) -> None:
-        """See which groups there are: dicts may have been assigned, appended, and taken away."""
-        entries = self.param_groups
-        if len(entries) == len(self._groups) and all(group.entry is e for group, e in zip(self._groups, entries, strict=True)):
+        """See which groups there are: dicts may have been assigned, appended, taken away, and copied."""
+        entries, before = self.param_groups, self._groups
+        if len(entries) == len(before) and all(g.entry is e and g.learned is e.get(LEARNED) for g, e in zip(before, entries)):
             return
-        before = {id(group.entry): group for group in self._groups}
-        copied = {id(group.entry[LEARNED]): group for group in self._groups if not any(group.entry is e for e in entries)}
-        kept = [before.get(id(e)) or copied.pop(id(e.get(LEARNED)), None) for e in entries]
-        memory.refresh(self, [group for group in self._groups if group not in kept and hasattr(group, "owner")])
-        self._groups, rules = [group for group in kept if group is not None], [*self.tower.rules[:1], *self.rules]
+        by_dict = {id(g.entry): g for g in before}
+        by_learned = {id(g.learned): g for g in before if not any(g.entry is e for e in entries)}
+        kept = [by_dict.get(id(e)) or by_learned.pop(id(e.get(LEARNED)), None) for e in entries]
+        memory.refresh(self, [g for g in before if g not in kept and hasattr(g, "owner")])
+        rules, groups = [self.tower.rules[0], *self.rules], []
+        self._groups = [g for g in kept if g is not None]
         for i, (entry, group) in enumerate(zip(entries, kept, strict=True)):
-            if group is None:
-                if entry.get(LEARNED) in [g.entry[LEARNED] for g in self._groups if g.entry[LEARNED] is entry.get(LEARNED)]:
+            if group is not None and group.learned is entry.get(LEARNED):
+                group.entry = entry
+            else:
+                if any(entry.get(LEARNED) is g.learned for g in before):  # a copy of the dict of another
                     entry[LEARNED] = {}
-                group = self._revive(entry, rules, f"group {i}")
-                self._groups.append(group)
-            group.entry = entry
-        self._groups.sort(key=lambda group: next(i for i, e in enumerate(entries) if e is group.entry))
+                group = self._revive(entry, rules if group is None else [group.rule], f"group {i}")
+            groups.append(group)
+        self._groups = groups
 
     def _revive(self, entry: dict[str, Any], rules: Sequence[Rule], where: str) -> Group:
         """The group of a dict that was saved, or written by hand: with the first of `rules` that it may be one of."""
@@ -441,7 +443,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             copied = deepcopy({n: x for n, x in entry.items() if n != "params"})
             rule, _ = self._settle(copied, group.rule, where := f"group {i}")
             learned = copied.get(LEARNED) or {}
-            if "levels" in learned and (learned["levels"] or not group.owner.names):
+            if "levels" in learned and readable(self._levels.memory):
                 memory.check(self.tower, rule, group.owner.sets, where, learned)
 
     def __getstate__(self) -> dict[str, Any]:

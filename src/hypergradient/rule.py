@@ -84,7 +84,7 @@ class Notation(type):
         """A rule. Raises TypeError where the class is no dataclass or an argument is unknown."""
         if "__dataclass_fields__" not in vars(cls) and any(isinstance(x, Field) for x in vars(cls).values()):
             raise TypeError(f"{cls.__name__} has fields but is no dataclass: write @dataclass(frozen=True) above the class")
-        known = cls.__dataclass_fields__  # type: ignore[attr-defined]
+        known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
         if unknown := [n for n in kwargs if n not in known]:
             hint = "betas=(b1, b2) is written beta1=b1, beta2=b2; " if unknown[0] == "betas" and "beta1" in known else ""
             raise TypeError(f"{cls.__name__} has no argument {unknown[0]!r}; {hint}allowed: {', '.join(known)}")
