@@ -71,7 +71,11 @@ BAD = {
     "no parameters": (lambda: Hyperoptimizer([], SGD()), ValueError, "empty parameter list"),
     "non-leaf": (lambda: Hyperoptimizer([parameters()[0] * 2], SGD()), ValueError, "non-leaf"),
     "group lr": (lambda: Hyperoptimizer([{"params": parameters(), "lr": -1}], SGD()), ValueError, r"group 0: lr=-1"),
-    "group betas": (lambda: Hyperoptimizer([{"params": parameters(), "betas": (2, 0)}], Adam()), ValueError, "group 0: beta1=2"),
+    "group betas": (
+        lambda: Hyperoptimizer([{"params": parameters(), "betas": (2, 0)}], Adam()),
+        ValueError,
+        "group 0: beta1=2",
+    ),
     "group flag": (
         lambda: Hyperoptimizer([{"params": parameters(), "nesterov": True}], SGD()),
         ValueError,

@@ -176,7 +176,7 @@ def test_closed_forms_are_what_is_derived(case, options, step):
     values = {n: torch.tensor([getattr(rule, n)] * 3, requires_grad=True) for n in rule.hyperparameters()}
     at = rule.at(values)
     c = at.coefficients(count)
-    found = at.coefficients_slopes(count, c)
+    found = at.coefficients_slopes(count, c, values)
     for i, x in enumerate(c):
         slopes = torch.autograd.grad(x.sum(), list(values.values()), retain_graph=True, materialize_grads=True)
         for n, slope in zip(values, slopes, strict=True):
@@ -242,7 +242,9 @@ def derived(rule):
 
 def kept(rule):
     """`rule` without a replay either."""
-    return dataclass(frozen=True)(type(f"Kept{rule.__name__}", (derived(rule),), {"update": lambda *args: Averages.update(*args)}))
+    return dataclass(frozen=True)(
+        type(f"Kept{rule.__name__}", (derived(rule),), {"update": lambda *args: Averages.update(*args)})
+    )
 
 
 @pytest.mark.parametrize("per", ["group", "tensor"])

@@ -59,8 +59,12 @@ class Averages(Rule):
 
     # ------------------------- what these are derived to, in closed form: if a class has them it saves time
 
-    def coefficients_slopes(self, step: Tensor, c: tuple[Tensor, ...]) -> dict[tuple[int, str], Tensor]:
-        """``dc[i]/dh`` under ``(i, h)``, where it is not 0 for every value; shaped like a hyperparameter."""
+    def coefficients_slopes(
+        self, step: Tensor, c: tuple[Tensor, ...], wanted: Collection[str]
+    ) -> dict[tuple[int, str], Tensor]:
+        """``dc[i]/dh`` under ``(i, h)``, at least for every h that is `wanted`, where it is not 0 for every value; shaped like
+        a hyperparameter.
+        """
         raise NotImplementedError
 
     def displacement_slopes(

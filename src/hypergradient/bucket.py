@@ -44,18 +44,18 @@ class Bucket:
         steps: `count`, for each member. shape: (members,)
         scalars: those of the last step, where it is replayed, in the dtype to work in. shape: (rows, segments)
         clock: `count` in the dtype of hyperparameters; the same tensor for buckets with the same history. shape: ()
+        order_in_group: the positions of the members among the parameters of their group.
         live: whether what the last step has left behind can be read.
         shared: whether others share memory with the member: these move one after the other.
         entries: what `memory` holds of each member, by name.
     """
 
     clock: Tensor
+    order_in_group: Sequence[int]
     live = False
     shared = False
 
-    def __init__(
-        self, step: Step, members: Sequence[Tensor], positions: Sequence[int], count: int, memory: Memory
-    ) -> None:
+    def __init__(self, step: Step, members: Sequence[Tensor], positions: Sequence[int], count: int, memory: Memory) -> None:
         self.step, self.members, self.count = step, list(members), count
         self.positions = list(positions)
         self.layout = Layout.of(members[0], whole=not step.facts.elementwise)
@@ -113,7 +113,12 @@ class Bucket:
         x, (p, *others) = known[0].get(name), self.members
         if others or not isinstance(x, Tensor) or x.shape != p.shape or self.dtype != wide(x.dtype) or x.requires_grad:
             return None
-        if x.device != p.device or Layout.of(x) != self.layout or x.is_complex() != self.complex or x.dtype.to_real() != self.dtype:
+        if (
+            x.device != p.device
+            or Layout.of(x) != self.layout
+            or x.is_complex() != self.complex
+            or x.dtype.to_real() != self.dtype
+        ):
             return None
         part = self.layout.local(x)
         flat = self._flat([part])
@@ -156,7 +161,7 @@ class Bucket:
         real = [torch.view_as_real(t.resolve_conj()) for t in tensors] if self.complex else tensors
         if len(real) > 1:
             return cast(Tensor, flatten(real))
-        return real[0] if self.order is None else real[0].permute(self.order).reshape(-1)
+        return real[0].detach() if self.order is None else real[0].detach().permute(self.order).reshape(-1)
 
     def views(self, flat: Tensor) -> Sequence[Tensor]:
         """What of a flat tensor belongs to each member, in the shape of its part."""
@@ -169,14 +174,15 @@ class Bucket:
             parts = [flat.view([self.shapes[0][d] for d in self.order]).permute(back)]
         return [torch.view_as_complex(x) for x in parts] if self.complex else parts
 
-    def gather(self, maximize: bool, cotangents: Mapping[Tensor, Tensor]) -> None:
+    def gather(self, grads: list[Tensor], maximize: bool, cotangents: Mapping[Tensor, Tensor]) -> None:
         """Read the members and their gradients: a single one where it is, several into a place that is kept for them.
 
         Args:
+            grads: of the members.
             cotangents: the gradients of another loss that is to be made smaller by tuning, if there is one; 0 for a
                 parameter that it does not name.
         """
-        parts, grads = self.layout.parts(self.members), self.layout.parts([p.grad for p in self.members])
+        parts, grads = self.layout.parts(self.members), self.layout.parts(grads)
         if len(parts) > 1:
             if not self.places:
                 self.param, self.grad = self._flat(parts), self._flat(grads)

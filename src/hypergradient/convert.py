@@ -38,7 +38,9 @@ def from_torch(optimizer: torch.optim.Optimizer, above: Rule | Tower | None = No
     rule = groups[0]["rule"]
     for group in groups:  # alike where nothing but values differ, which the group says itself
         own = group["rule"]
-        alike = type(own) is type(rule) and own.tuned() == rule.tuned() and all(own.chart(n) == rule.chart(n) for n in own.tuned())
+        alike = (
+            type(own) is type(rule) and own.tuned() == rule.tuned() and all(own.chart(n) == rule.chart(n) for n in own.tuned())
+        )
         group["rule"] = replace(rule, **{n: getattr(own, n) for n in own.settings()}) if alike else own
     result = Hyperoptimizer(groups, Tower.of(rule) if above is None else rule / above, **options)
     result.load_state_dict(optimizer.state_dict())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .bucket import Bucket
 from .layout import total
-from .level import RAW, Asks, Levels, numbers
+from .level import RAW, Asks, Hyperparameters, Levels, numbers
 from .sensitivity import Pieces
 
 if TYPE_CHECKING:
@@ -79,14 +79,16 @@ class Engine:
     def _read(self, levels: Levels, work: Sequence[tuple[Group, Bucket]]) -> list[Tensor]:
         """What the last step says of each of the hyperparameters that the first level moves."""
         like, below = levels.memory, levels.levels[0].below
-        found = total((g.owner, b.layout.processes, self._products(b, g.owner.sets).to(like)) for g, b in work)
+        found = total((g.owner, b.layout.processes, self._products(b, g.owner).to(like)) for g, b in work)
         sizes = {h: len(h.normalization.products) for h in below}
         return [found[h] if h in found else like.new_zeros(sizes[h], *h.shape) for h in below]
 
-    def _products(self, bucket: Bucket, sets: int) -> Tensor:
+    def _products(self, bucket: Bucket, owner: Hyperparameters) -> Tensor:
+        if bucket.step.replays and not bucket.live:
+            return bucket.scalars.new_zeros(len(owner.normalization.products), *owner.shape)
         maps = () if bucket.uniform else (bucket.spread, bucket.total)
-        pieces, last = self._pieces(bucket, [*bucket.cotangents, bucket.grad][0]), bucket.scalars
-        return bucket.sets(self._run(bucket, bucket.step.read, pieces, last, *maps), sets)
+        pieces = self._pieces(bucket, [*bucket.cotangents, bucket.grad][0])
+        return bucket.sets(self._run(bucket, bucket.step.read, pieces, bucket.scalars, *maps), owner.sets)
 
     def _move(self, bucket: Bucket, rows: Tensor) -> None:
         now = bucket.use(rows)
@@ -150,6 +152,8 @@ def whole(
     """
     ((_, step),), (param, grad, state, others), (schedule, clock) = asks, elements, times
     found = step.read([(param, (others or [grad])[0], state, kept)], last)
+    if step.replays:
+        found = torch.where(last[0] > 0, found, 0.0)  # of no step, nothing
     (now,) = levels.tune(asks, [found.to(levels.memory)], known, [schedule], [clock])
     used = now.to(last.dtype)
     step.move([(param, grad, state, kept)], used)

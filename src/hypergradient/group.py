@@ -36,7 +36,9 @@ def values_of(entry: MutableMapping[str, Any], rule: Rule, where: str) -> None:
         entry["beta1"], entry["beta2"] = entry["betas"]
     for n in rule.hyperparameters():
         value = entry.setdefault(n, getattr(rule, n))
-        number = check(where, n, value.item() if isinstance(value, Tensor) and value.numel() == 1 else value, rule.constraint(n))
+        number = check(
+            where, n, value.item() if isinstance(value, Tensor) and value.numel() == 1 else value, rule.constraint(n)
+        )
         entry[n] = value if isinstance(value, Tensor) else number
     for n in rule.settings():
         given = entry.setdefault(n, getattr(rule, n))
@@ -75,7 +77,7 @@ class Group:
         schedule: of what is tuned a factor, the values of all others, in the order of the owner. shape: (hyperparameters, 1)
         owner: the hyperparameters that the parameters are moved with.
         step: what is done with them.
-        buckets: where they are.
+        buckets: where they are; `moving`: those that move in this step.
         fresh: which tuned hyperparameters begin anew.
         followed: how many steps have been made, one after the other, each with something to be read of the one before.
         last: the scalars of the last step, by the number of steps made with it. shape of each: (rows, sets)
@@ -96,6 +98,7 @@ class Group:
         self.settings: list[Any] = [getattr(rule, n) for n in rule.settings()]
         self.betas = entry.get("betas")
         self.buckets: list[Bucket] = []
+        self.moving: list[Bucket] = []
         self.fresh: set[str] = set()
         self.saved: dict[str, Any] = dict(entry.get(LEARNED) or {})
         self.followed: int = self.saved.get("followed", 0)
@@ -228,6 +231,7 @@ class Group:
                 bucket.live = live
                 if live and self.step.replays:
                     bucket.scalars = bucket.use(self._scalars(count))
+            bucket.order_in_group = positions
             bucket.shared = any(id(p) in shared for p in members)
             bucket.clock = clocks.setdefault(count, self.owner.given.new_tensor(float(count)))
             self.buckets.append(bucket)
@@ -271,16 +275,22 @@ class Group:
             if id(p) in found or count:
                 yield i, (count, live and (times[id(p)] == 1 or count in self.last or not self.step.replays))
 
-    def active(self) -> list[Bucket]:
-        """The buckets whose parameters have gradients; those of the others see a step pass."""
-        for bucket in self.buckets:
-            if bucket.members[0].grad is None:
-                bucket.rest()
-        return [b for b in self.buckets if b.members[0].grad is not None]
+    def gather(self, grads: Sequence[Tensor | None], cotangents: Mapping[Tensor, Tensor]) -> list[Bucket]:
+        """Read the parameters that have a gradient. Returns their buckets; those of the others see a step pass."""
+        self.moving = [b for b in self.buckets if grads[b.order_in_group[0]] is not None]
+        for bucket in self.moving:
+            bucket.gather([grads[i] for i in bucket.order_in_group], self.entry["maximize"], cotangents)  # type: ignore[misc]
+        return self.moving
 
-    def count(self, moved: Sequence[Bucket]) -> None:
-        """The end of a step in which these have moved."""
-        if moved:
+    def rest(self) -> None:
+        """Let the step pass for the others."""
+        for bucket in self.buckets:
+            if bucket not in self.moving:
+                bucket.rest()
+
+    def count(self) -> None:
+        """The end of a step."""
+        if moved := self.moving:
             self.followed = self.followed + 1 if any(b.live for b in moved) else 1
             torch._foreach_add_([b.steps for b in moved], 1)
         for bucket in moved:
@@ -289,8 +299,7 @@ class Group:
     def readable(self, height: int) -> Mapping[int, int]:
         """Of each set that moves now: how many levels can read something; 0 where nothing is left of a step before."""
         found: dict[int, int] = {}
-        for b in self.buckets:
-            if b.members[0].grad is not None:
-                for i in b.positions or (0,):
-                    found[i] = max(found.get(i, 0), min(self.followed, height) if b.live else 0)
+        for b in self.moving:
+            for i in b.positions or (0,):
+                found[i] = max(found.get(i, 0), min(self.followed, height) if b.live else 0)
         return found

@@ -39,21 +39,21 @@ class Layout(NamedTuple):
 
     def local(self, x: Any) -> Tensor:
         """The part of `x` that is here; it shares the memory of `x` if that has this layout."""
+        part: Tensor = x
         if self.mesh is None:
-            whole: Tensor = x.detach()
-            return whole
+            return part
         if not hasattr(x, "placements"):
             from torch.distributed.tensor import distribute_tensor
 
             x = distribute_tensor(x, self.mesh, self.placements, src_data_rank=None)
         if tuple(x.placements) != self.placements:  # also gradients that are still to be summed
             x = x.redistribute(self.mesh, self.placements)
-        part: Tensor = x.detach().to_local()
+        part = x.detach().to_local()
         return part
 
     def parts(self, tensors: list[Any]) -> list[Tensor]:
         """`local` of each."""
-        return [self.local(x) for x in tensors]
+        return tensors if self.mesh is None else [self.local(x) for x in tensors]
 
     def join(self, part: Tensor, like: Tensor) -> Tensor:
         """The tensor, shaped like `like`, of which `part` is here; it shares the memory of `part`."""

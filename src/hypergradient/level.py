@@ -165,7 +165,9 @@ class Level:
         fixed = dict(zip(own.order[t:], own.given[t:], strict=True))
         off = frozenset(n for n in fixed if not any(own.initial[n]))
         self.rule = own.rule.at({"off": off, **{n: self.columns(value) for n, value in fixed.items()}})
-        self.origin = raw.clone() if getattr(self.rule, "weight_decay", None) is not None and "weight_decay" not in off else None
+        self.origin = (
+            raw.clone() if getattr(self.rule, "weight_decay", None) is not None and "weight_decay" not in off else None
+        )
         alone = self.member is not None or self.origin is not None
         self.kind = str(own), [own.initial[n] for n in fixed], id(self) if alone else None
 
@@ -187,19 +189,15 @@ class Level:
         Returns:
             shape of both: (n,)
         """
-        sizes = [len(h.charts) for h in self.below]
-        parts = [None] * len(sizes) if slope is None else cut(slope, sizes)
         flat = [[x.flatten() for x in mine] for mine in products]
-        combined = [
-            h.normalization.combine(*mine, part)
-            for h, mine, part in zip(self.below, flat, parts, strict=True)
-        ]
+        parts = [None] * len(flat) if slope is None else cut(slope, [len(h.charts) for h in self.below])
+        combined = [h.normalization.combine(*mine, part) for h, mine, part in zip(self.below, flat, parts, strict=True)]
         return joined([product for product, *_ in flat]), joined(combined)
 
     def products(self, grad: Tensor, trace: Tensor) -> Tensors:
         """As `Step.read`, of what this level moves. shape: (n,), (tuned, n) -> (products, tuned, sets)"""
-        u = grad.expand_as(trace)
-        return [self.total(product(u, trace)) for product in self.own.normalization.products]
+        sums = [self.total(product(grad, trace)) for product in self.own.normalization.products]
+        return [x if x.ndim == 2 else x.expand(self.own.shape) for x in sums]
 
     def update(self, tuned: Tensor, raw: Tensor, grad: Tensor, step: Tensor, state: Tensors) -> tuple[Tensor, State]:
         """`Rule.update` of a step; `tuned`: its own hyperparameters. shapes: (tuned, n), (n,) of all others
@@ -269,7 +267,7 @@ class Run(NamedTuple):
 
         (found,) = slopes(step, [tuned])[2]
         slope = torch.zeros_like(trace) if found is None else found
-        slope = torch.where(free, finite_or_zero(trace * fading + slope if fading else slope), 0.0)
+        slope = finite_or_zero(trace * fading + slope if fading else slope) * free
         trace.copy_(torch.where(made, slope, trace))
 
 
@@ -373,6 +371,7 @@ class Levels:
     def _parts(self, rows: Callable[[Run, Tensor], Tensor]) -> list[Tensor]:
         """Rows of the memory, cut into the columns of each level. shape of each: (rows, n)"""
         return [x for run in self.runs for x in cut(rows(run, self.memory), self.sizes[run.levels])]
+
 
 def numbers(asks: Asks, learned: Tensor, schedules: Tensors, clocks: Tensors) -> list[Tensor]:
     """What is asked for; see `Step.prepare`.

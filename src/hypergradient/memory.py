@@ -186,7 +186,9 @@ def _upgraded(group: dict[str, Any], mine: list[dict[str, Any]], everywhere: dic
         "followed": made - group.pop("read_since"),
         "resting": [int("numbers" in memory and not memory["numbers"][0] > 0) for memory in mine],
         "said": {"": {n: [base, group[n], group[n]] for n, base in bases.items()}},
-        "levels": {n: {"values": {}, "memory": theirs[n].tolist()} for n in sorted(theirs, key=lambda n: int(n.split(":")[0][6:]))},
+        "levels": {
+            n: {"values": {}, "memory": theirs[n].tolist()} for n in sorted(theirs, key=lambda n: int(n.split(":")[0][6:]))
+        },
         "last": last,
     }
     return group

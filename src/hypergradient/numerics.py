@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +72,16 @@ def exact(device: torch.device) -> torch.dtype:
         return torch.empty((), dtype=torch.float64, device=device).dtype
     except (TypeError, RuntimeError):
         return torch.float32
+
+
+def plain(device: str) -> AbstractContextManager[Any]:
+    """For arithmetic that is none of a model: without autocast, and without a search for what is not finite."""
+    around = ExitStack()
+    if device != "meta" and torch.is_autocast_enabled(device):
+        around.enter_context(torch.autocast(device, enabled=False))
+    if torch.is_anomaly_enabled():
+        around.enter_context(torch.autograd.set_detect_anomaly(False))
+    return around
 
 
 def readable(x: Tensor) -> bool:

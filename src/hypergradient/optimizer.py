@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from itertools import chain
 from operator import is_
@@ -19,7 +18,7 @@ from .engine import Engine
 from .group import LEARNED, Group, settled, values_of
 from .layout import address, overlapping, total
 from .level import Hyperparameters, Level, Levels, upper
-from .numerics import exact, readable
+from .numerics import exact, plain, readable
 from .objective import gradients
 from .report import Snapshot, printed
 from .rule import Rule
@@ -27,6 +26,7 @@ from .sensitivity import Step
 from .tower import Tower
 
 Work = list[tuple[Group, Bucket]]
+Grads = list[list[Tensor | None]]
 
 
 class Hyperoptimizer(torch.optim.Optimizer):
@@ -84,6 +84,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._mask: tuple[Any, Tensor, Tensor] = (), self._levels.memory, self._levels.memory
         self._pattern: Any = None
         self._seen: list[Any] = []
+        self._keys: list[Tensor] = []
         self._where: list[int] = []
         self._address: Callable[[Any], int] = address
         self._built: Any = None
@@ -232,70 +233,74 @@ class Hyperoptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_gradients()
+        grads = [[p.grad for p in group["params"]] for group in self.param_groups]
+        self._check_gradients(grads)
         if not any(group["params"] for group in self.param_groups):
             return loss
-        device = self._device().type
-        with ExitStack() as around:
-            if device != "meta" and torch.is_autocast_enabled(device):
-                around.enter_context(torch.autocast(device, enabled=False))
-            if torch.is_anomaly_enabled():  # a derivative that is not finite is none of the model's
-                around.enter_context(torch.autograd.set_detect_anomaly(False))
-            self._move(self._assemble())
+        with plain(self._device().type):
+            self._move(self._assemble(), grads)
         return loss
 
-    def _check_gradients(self) -> None:
+    def _check_gradients(self, grads: Grads) -> None:
         """Raise RuntimeError for a sparse gradient."""
-        for i, group in enumerate(self.param_groups):
-            for k, p in enumerate(group["params"]):
-                if p.grad is not None and p.grad.layout is not torch.strided:
-                    name = group["param_names"][k] if "param_names" in group else f"parameter {k} of group {i}"
-                    raise RuntimeError(
-                        f"{name} has a gradient of layout {p.grad.layout}; only dense gradients can be used: "
-                        "construct the embedding with sparse=False, or give it to torch.optim.SparseAdam"
-                    )
+        if {g.layout for mine in grads for g in mine if g is not None} <= {torch.strided}:
+            return
+        i, k, g = next(
+            (i, k, g) for i, mine in enumerate(grads) for k, g in enumerate(mine) if g is not None and g.layout != torch.strided
+        )
+        name = self.param_groups[i].get("param_names", {k: f"parameter {k} of group {i}"})[k]
+        raise RuntimeError(
+            f"{name} has a gradient of layout {g.layout}; only dense gradients can be used: "
+            "construct the embedding with sparse=False, or give it to torch.optim.SparseAdam"
+        )
 
-    def _move(self, groups: Sequence[Group]) -> None:
+    def _move(self, groups: Sequence[Group], grads: Grads) -> None:
         """Move everything: what `step` does when all is as it should be."""
-        self._fill(groups)
-        work = [(group, bucket) for group in groups for bucket in group.active()]
-        for group, bucket in work:
-            bucket.gather(group.entry["maximize"], self._cotangents)
+        self._fill(groups, [[g is not None for g in mine] for mine in grads])
+        pairs = zip(groups, grads, strict=True)
+        work = [(group, bucket) for group, mine in pairs for bucket in group.gather(mine, self._cotangents)]
+        for group in groups:
+            group.rest()
         if self._rehearsal(work):
             return
         known = self._known(groups) if self._levels.levels else None
         self._engine.step(self._levels, work, known)
         for group in groups:
-            group.count([bucket for owner, bucket in work if owner is group])
+            group.count()
         self._made += 1
         self._cotangents = {}
 
-    def _fill(self, groups: Sequence[Group]) -> None:
+    def _fill(self, groups: Sequence[Group], present: list[list[bool]]) -> None:
         """Put parameters into buckets, if the user has changed anything since the last step that these rest upon: which
         parameters there are, which have gradients, what `state` holds of them, and where it is.
+
+        Args:
+            present: of each group, which parameters have gradients.
         """
         params = [group.entry["params"] for group in groups]
-        present = [[p.grad is not None for p in mine] for mine in params]
         pattern = present, [(b.live, b.untouched(), b.step is g.step) for g in groups for b in g.buckets]
-        seen = self._tensors(params)
-        same = pattern == self._pattern and len(seen) == len(self._seen) and all(map(is_, seen, self._seen))
-        if same and list(map(self._address, seen)) == self._where:
+        if pattern == self._pattern and self._unmoved(params):
             return
         moving = [p for mine, here in zip(params, present, strict=True) for p, moves in zip(mine, here, strict=True) if moves]
         shared = overlapping(moving)
         for group, here in zip(groups, present, strict=True):
             group.fill(self.state, here, shared)
         self._pattern = present, [(b.live, True, True) for g in groups for b in g.buckets]
-        self._seen = self._tensors(params)
+        self._seen = [*self._tensors(params)]
         self._address = Tensor.data_ptr if set(map(type, self._seen)) <= {Tensor, torch.nn.Parameter} else address
         self._where = list(map(self._address, self._seen))
+        self._keys = list(self.state)
 
-    def _tensors(self, params: Sequence[Sequence[Tensor]]) -> list[Any]:
-        """All tensors that a step rests upon."""
-        seen = [*chain.from_iterable(params), *self.state]
-        for remembered in self.state.values():
-            seen += remembered.values()
-        return seen
+    def _unmoved(self, params: Sequence[Sequence[Tensor]]) -> bool:
+        """Whether all tensors are there that were there at the end of `_fill`, and where they were."""
+        count = sum(map(len, params)) + sum(map(len, self.state.values()))
+        same = count == len(self._seen) and all(map(is_, self._tensors(params), self._seen))
+        same = same and len(self.state) == len(self._keys) and all(map(is_, self.state, self._keys))
+        return same and list(map(self._address, self._seen)) == self._where
+
+    def _tensors(self, params: Sequence[Sequence[Tensor]]) -> Iterator[Any]:
+        """All that a step rests upon."""
+        return chain(chain.from_iterable(params), chain.from_iterable(map(dict.values, self.state.values())))
 
     def _rehearsal(self, work: Work) -> bool:
         """Whether this is no step at all: before every other, along gradients of 0, with a step size of 0.

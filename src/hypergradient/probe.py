@@ -51,7 +51,9 @@ def remembered(rule: Rule) -> tuple[str, ...]:
     owner, like = type(rule).__name__, torch.zeros((1, 1))
     for name, x in (state := rule.init(like)).items():
         if not isinstance(x, Tensor) or x.shape != like.shape:
-            raise TypeError(f"{owner}: the state {name!r} is {x!r}; it must be shaped like the parameter: torch.zeros_like(param)")
+            raise TypeError(
+                f"{owner}: the state {name!r} is {x!r}; it must be shaped like the parameter: torch.zeros_like(param)"
+            )
         if name in RESERVED or name.startswith((KEPT, "level ")):
             raise ValueError(f"{owner}: the state {name!r} has a name that is kept for the optimizer")
     return tuple(state)
@@ -99,7 +101,9 @@ def rehearse(rule: Rule, param: Tensor, state: State) -> None:
     """
     at = rule.at({n: param.new_tensor(next(each(getattr(rule, n)))) for n in rule.hyperparameters()})
     moved, after = at.update(param, torch.zeros_like(param), state, at.coefficients(param.new_ones(())))
-    shapes, expected = ({n: tuple(x.shape) for n, x in d.items()} for d in ({"param": moved, **after}, {"param": param, **state}))
+    shapes, expected = (
+        {n: tuple(x.shape) for n, x in d.items()} for d in ({"param": moved, **after}, {"param": param, **state})
+    )
     if shapes != expected:
         raise ValueError(f"{type(rule).__name__}: update returns {shapes}; init and the parameter have {expected}")
 

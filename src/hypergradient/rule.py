@@ -19,6 +19,7 @@ import numbers
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 import torch
@@ -154,16 +155,19 @@ class Rule(metaclass=Notation):
     # ------------------------------------------------------------- its fields
 
     @classmethod
+    @cache  # asked in every step
     def hyperparameters(cls) -> dict[str, Field[Any]]:
         """The fields that are numbers, by name."""
         return {f.name: f for f in fields(cls) if "constraint" in f.metadata}
 
     @classmethod
+    @cache  # asked in every step
     def tunable(cls) -> tuple[str, ...]:
         """The names of those that can be tuned."""
         return tuple(n for n, f in cls.hyperparameters().items() if f.metadata["tuned"] is not None)
 
     @classmethod
+    @cache  # asked in every step
     def settings(cls) -> tuple[str, ...]:
         """The names of all that cannot be tuned and has no number to be moved: flags, and what enters `init` only."""
         return tuple(f.name for f in fields(cls) if not f.kw_only and f.name not in cls.tunable())
@@ -208,7 +212,9 @@ class Rule(metaclass=Notation):
         owner, known = type(self).__name__, self.hyperparameters()
         needed = {n: getattr(type(self), n, None) for n in ("update", "averages", "displacement")}
         if missing := [n for n, method in needed.items() if getattr(method, "__isabstractmethod__", False)]:
-            raise TypeError(f"{owner} has no {missing[0]}: a rule has `update`, one of `Averages` `averages` and `displacement`")
+            raise TypeError(
+                f"{owner} has no {missing[0]}: a rule has `update`, one of `Averages` `averages` and `displacement`"
+            )
         for name, f in known.items():
             value, constraint = getattr(self, name), self.constraint(name)
             if isinstance(value, Mapping) and value and f.metadata["tuned"] is not None:

@@ -68,7 +68,8 @@ class Step:
     """
 
     def __init__(self, rule: Rule, names: tuple[str, ...], off: frozenset[str] = frozenset()) -> None:
-        self.rule, self.names, self.facts = rule.at({"off": off}), names, study(rule, names)
+        self.rule, self.names = rule.at({"off": off}), names
+        self.facts = study(self.rule, names)
         self.order = (*names, *(n for n in rule.hyperparameters() if n not in names))
         self.fading = 1 - 1 / rule.horizon
         self.normalization = NORMALIZATIONS[rule.normalize]
@@ -106,7 +107,7 @@ class Step:
         """Coefficients and their derivatives, in closed form. shapes: (coefficients, segments), (tuned * coefficients, …)"""
         t, k, sets = len(self.names), self.facts.coefficients, values.shape[1]
         at, c = self._coefficients(values[:t], values[t:], count)
-        known, zero = at.coefficients_slopes(count, tuple(c)) if self.linked else {}, torch.zeros_like(values[0])
+        known, zero = at.coefficients_slopes(count, tuple(c), self.names) if self.linked else {}, torch.zeros_like(values[0])
         slopes = [known.get((i, n), zero) for n in self.names for i in range(k)]
         return torch.stack([x.expand(sets) for x in c]), torch.stack(slopes or [zero[:0]])
 
@@ -128,9 +129,10 @@ class Step:
     def scalars(self, rows: Tensor) -> Scalars:
         """The rows of `prepare` by name. shape: (rows, elements or 1) -> (elements,) or () each"""
         rows = rows.squeeze(1) if rows.shape[1] == 1 else rows
-        count, values, scale, c = (rows[self.rows[n]].unbind() for n in Scalars._fields[:-1])
+        each = rows[: self.rows["jacobian"].start].unbind()
+        (count,), values, scale, c = (each[self.rows[n]] for n in Scalars._fields[:-1])
         named = dict(zip(self.order, values, strict=True)), dict(zip(self.names, scale, strict=True))
-        return Scalars(count[0], *named, c, rows[self.rows["jacobian"]])
+        return Scalars(count, *named, c, rows[self.rows["jacobian"]])
 
     # ------------------------------------------------------------------- elements
 
@@ -270,8 +272,7 @@ class Step:
             rest = threshold(1 - last[self.rows["c"]], torch.finfo(last.dtype).eps ** 0.5, math.inf)
             partial = partial + through / rest  # of hardly anything, nothing can be said
         chained = (partial * last[self.rows["jacobian"]].view(t, k, -1)).sum(1)
-        rows = torch.addcmul(chained, direct, last[self.rows["scale"]])
-        return torch.where(last[0] > 0, -rows, 0.0).unsqueeze(0)  # of no step, nothing
+        return -torch.addcmul(chained, direct, last[self.rows["scale"]]).unsqueeze(0)
 
     def move(self, pieces: Pieces, now: Tensor) -> None:
         """One step in place: of the parameter, its state, and the sensitivities ``T = fading T + dU/dh`` where they are kept.

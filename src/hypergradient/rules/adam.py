@@ -40,13 +40,19 @@ class Adam(Averages):
         v = state["max_exp_avg_sq" if self.amsgrad else "exp_avg_sq"]
         return c[0] * state["exp_avg"] / (sqrt(v) + c[1])
 
-    def coefficients_slopes(self, step: Tensor, c: tuple[Tensor, ...]) -> dict[tuple[int, str], Tensor]:
+    def coefficients_slopes(
+        self, step: Tensor, c: tuple[Tensor, ...], wanted: Collection[str]
+    ) -> dict[tuple[int, str], Tensor]:
         rest1, rest2 = 1 - self.beta1**step, 1 - self.beta2**step
-        root, falls = rest2.sqrt(), torch.full_like(self.lr, -1.0)
-        # of the logarithms of 1 / rest1 and of the root
-        slope1, slope2 = step * self.beta1 ** (step - 1) / rest1, step * self.beta2 ** (step - 1) / (-2 * rest2)
-        found = {(0, "lr"): root / rest1, (0, "beta1"): c[0] * slope1, (0, "beta2"): c[0] * slope2}
-        return {**found, (1, "beta2"): c[1] * slope2, (1, "eps"): root, (2, "beta1"): falls, (3, "beta2"): falls}
+        root = rest2.sqrt()
+        found = {(0, "lr"): root / rest1, (1, "eps"): root}
+        if "beta1" in wanted:
+            found[0, "beta1"] = c[0] * step * self.beta1 ** (step - 1) / rest1
+            found[2, "beta1"] = torch.full_like(self.lr, -1.0)
+        if "beta2" in wanted:
+            slope = step * self.beta2 ** (step - 1) / (-2 * rest2)  # of the logarithm of the root
+            found |= {(0, "beta2"): c[0] * slope, (1, "beta2"): c[1] * slope, (3, "beta2"): torch.full_like(self.lr, -1.0)}
+        return found
 
     def displacement_slopes(
         self, u: Tensor | float, state: State, c: tuple[Tensor, ...], wanted: Collection[int | str]

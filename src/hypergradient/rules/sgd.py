@@ -31,14 +31,15 @@ class SGD(Rule):
         return {"momentum_buffer": torch.zeros_like(param)}
 
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
+        if not self.uses("dampening"):
+            return ()
         undamped = (step == 1) | (self.momentum == 0)
         return (torch.where(undamped, 1.0, 1 - self.dampening),)
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
-        (weight,) = c
         g = self.penalized(param, grad)
         if not self.uses("momentum"):
             return param - self.lr * g, state
-        b = self.momentum * state["momentum_buffer"] + weight * g
+        b = self.momentum * state["momentum_buffer"] + (c[0] * g if c else g)
         direction = g + self.momentum * b if self.nesterov else b
         return param - self.lr * direction, {"momentum_buffer": b}
