@@ -31,33 +31,33 @@ class Bucket:
     Args:
         step: what is done with them.
         members: the parameters. A rule that is not elementwise gets one at a time, in its shape.
-        positions: which set of hyperparameters each of them uses, where there are several; else nothing.
+        sets: which set of hyperparameters each of them uses, where there are several; else nothing.
         count: how many steps they have made.
         memory: what is remembered of parameters; that of the members is put there.
 
     Attributes:
         layout: how they are spread over processes; the bucket holds the parts that are here.
-        index: `positions` on the device, or None. shape: (members,)
+        index: `sets` on the device, or None. shape: (members,)
         uniform: whether all members use one set.
         state: what the rule remembers of the elements.
         kept: what is kept of the last step until its hypergradient is read.
         steps: `count`, for each member. shape: (members,)
         scalars: those of the last step, where it is replayed, in the dtype to work in. shape: (rows, segments)
         clock: `count` in the dtype of hyperparameters; the same tensor for buckets with the same history. shape: ()
-        order_in_group: the positions of the members among the parameters of their group.
+        positions: the positions of the members among the parameters of their group.
         live: whether what the last step has left behind can be read.
         shared: whether others share memory with the member: these move one after the other.
         entries: what `memory` holds of each member, by name.
     """
 
     clock: Tensor
-    order_in_group: Sequence[int]
+    positions: Sequence[int]
     live = False
     shared = False
 
-    def __init__(self, step: Step, members: Sequence[Tensor], positions: Sequence[int], count: int, memory: Memory) -> None:
+    def __init__(self, step: Step, members: Sequence[Tensor], sets: Sequence[int], count: int, memory: Memory) -> None:
         self.step, self.members, self.count = step, list(members), count
-        self.positions = list(positions)
+        self.sets = list(sets)
         self.layout = Layout.of(members[0], whole=not step.facts.elementwise)
         self.complex, self.dtype = members[0].is_complex(), wide(members[0].dtype)
         parts = self.layout.parts(self.members)
@@ -66,12 +66,11 @@ class Bucket:
         self.order = None
         if len(members) == 1 and step.facts.elementwise:
             self.order = sorted(range(real[0].ndim), key=real[0].stride, reverse=True)
-        device = real[0].device
-        self.index = torch.tensor(positions, device=device) if positions else None
-        self.uniform = self.index is None or len(members) == 1
+        device, self.uniform = real[0].device, not sets or len(members) == 1
+        self.index = torch.tensor(self.sets, device=device) if sets else None
         self.counts = torch.tensor(self.sizes, device=device)
-        rows, segments = step.rows["jacobian"].stop if step.replays else 0, 1 if self.uniform else len(members)
-        self.scalars = torch.zeros(rows, segments, dtype=self.dtype, device=device)
+        shape = step.rows["jacobian"].stop if step.replays else 0, 1 if self.uniform else len(members)
+        self.scalars = torch.zeros(shape, dtype=self.dtype, device=device)
         self.places: list[Tensor] = []
         self.entries: list[dict[str, Any]] = [{} for _ in members]
         self._recall(parts, [memory.get(p, {}) for p in members])
@@ -98,12 +97,15 @@ class Bucket:
                 self._fill(n, flat[n], known)
         self.state = [flat[n] for n in self.step.facts.state]
         self.kept = [flat[KEPT + n] for n in self.step.kept]
-        step = known[0].get("step")
-        alone = len(self.members) == 1 and isinstance(step, Tensor) and step.dtype == torch.float32 and step.ndim == 0
-        if alone and step.device == parts[0].device:
+        step, here = known[0].get("step"), parts[0].device
+        if (
+            len(self.members) == 1
+            and isinstance(step, Tensor)
+            and (step.dtype, step.ndim, step.device) == (torch.float32, 0, here)
+        ):
             self.steps, self.entries[0]["step"] = step.view(1), step
         else:
-            self.steps = torch.full((len(self.members),), float(self.count), device=parts[0].device, dtype=torch.float32)
+            self.steps = torch.full((len(self.members),), float(self.count), device=here, dtype=torch.float32)
             for entry, mine in zip(self.entries, self.steps.unbind(), strict=True):
                 entry["step"] = mine
         self.version = self.steps._version
@@ -236,7 +238,7 @@ class Bucket:
         """From segments to elements. shape: (rows, segments) -> (rows, elements)"""
         return rows.repeat_interleave(self.counts, dim=1, output_size=sum(self.sizes))
 
-    def sets(self, products: Tensor, sets: int) -> Tensor:
+    def gathered(self, products: Tensor, sets: int) -> Tensor:
         """From segments to sets, by summation. shape: (…, segments) -> (…, sets)"""
         if self.index is None:
             return products

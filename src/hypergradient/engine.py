@@ -53,8 +53,8 @@ class Engine:
         schedules, ticks = [group.schedule for group, _ in clocks.values()], [clock for _, clock in clocks.values()]
         if self.compile and len(work) == 1 and known is not None and self._alone(levels, work[0][1]):
             ((group, bucket),) = work
-            elements = bucket.param, bucket.grad, bucket.state, bucket.cotangents
-            rows = self(whole, levels, asks, elements, bucket.kept, bucket.scalars, known, *schedules, *ticks, dynamic=None)
+            elements = bucket.param, bucket.grad, bucket.state, bucket.kept, bucket.cotangents
+            rows = self(whole, levels, asks, elements, bucket.scalars, (known, *schedules, *ticks), dynamic=None)
             group.last, bucket.scalars = {bucket.count + 1: rows[0]}, rows[1] if bucket.step.replays else bucket.scalars
             return bucket.scatter()
         if known is None:
@@ -88,7 +88,7 @@ class Engine:
             return bucket.scalars.new_zeros(len(owner.normalization.products), *owner.shape)
         maps = () if bucket.uniform else (bucket.spread, bucket.total)
         pieces = self._pieces(bucket, [*bucket.cotangents, bucket.grad][0])
-        return bucket.sets(self._run(bucket, bucket.step.read, pieces, bucket.scalars, *maps), owner.sets)
+        return bucket.gathered(self._run(bucket, bucket.step.read, pieces, bucket.scalars, *maps), owner.sets)
 
     def _move(self, bucket: Bucket, rows: Tensor) -> None:
         now = bucket.use(rows)
@@ -137,21 +137,19 @@ class Engine:
             return function(*arguments)
 
 
-def whole(
-    levels: Levels, asks: Asks, elements: Any, kept: list[Tensor], last: Tensor, known: Tensor, *times: Tensor
-) -> tuple[Tensor, Tensor]:
+def whole(levels: Levels, asks: Asks, elements: Any, last: Tensor, others: Any) -> tuple[Tensor, Tensor]:
     """All of a step in which a single bucket moves: the parts of a small step take less time than to call them.
 
     Args:
-        elements: parameter, gradient, state, and in a list the gradient to tune along, if that is another.
-        kept, last: see `Step.read`.
-        known, times: see `Levels.tune`; the schedule and the clock.
+        elements: parameter, gradient, state, what is kept, and in a list the gradient to tune along, if that is another.
+        last: see `Step.read`.
+        others: see `Levels.tune`: what is known, the schedule, and the clock.
 
     Returns:
         the scalars of this step, as they are and in the dtype of `last`.
     """
-    ((_, step),), (param, grad, state, others), (schedule, clock) = asks, elements, times
-    found = step.read([(param, (others or [grad])[0], state, kept)], last)
+    ((_, step),), (param, grad, state, kept, instead), (known, schedule, clock) = asks, elements, others
+    found = step.read([(param, (instead or [grad])[0], state, kept)], last)
     if step.replays:
         found = torch.where(last[0] > 0, found, 0.0)  # of no step, nothing
     (now,) = levels.tune(asks, [found.to(levels.memory)], known, [schedule], [clock])

@@ -210,10 +210,8 @@ class Group:
             shared: the ids of parameters that share memory with others.
         """
         self.params, rule = list(self.entry["params"]), self.step.facts
-        past, known = dict(self.past(memory)), {tuple(map(id, b.members)): b for b in self.buckets if b.intact(memory)}
-        alike: dict[Any, list[int]] = defaultdict(list)
-        filled: Counter[Any] = Counter()
-        clocks: dict[int, Tensor]
+        past, alike = dict(self.past(memory)), defaultdict[Any, list[int]](list)
+        filled, clocks = Counter[Any](), dict[int, Tensor]()
         for i, p in enumerate(self.params):
             if present[i] or i in past:
                 size = Layout.of(p).local(p).numel()
@@ -222,20 +220,23 @@ class Group:
                 kind = p.dtype, p.device, layout, *past.get(i, (0, False)), present[i], i if alone else None
                 filled[kind] += size
                 alike[kind, filled[kind] // (BUCKET if self.owner.sets == 1 else ALONE)].append(i)
-        self.buckets, self.resting, clocks = [], set(), {}
+        known = {tuple(map(id, b.members)): b for b in self.buckets if b.intact(memory)}
+        self.buckets, self.resting = [], set()
         for ((*_, count, live, _, _), _), positions in alike.items():
-            members = [self.params[i] for i in positions]
-            bucket, sets = known.get(tuple(map(id, members))), positions if self.owner.sets > 1 else []
-            if bucket is None or (bucket.step, bucket.count, bucket.positions) != (self.step, count, sets):
-                bucket = Bucket(self.step, members, sets, count, memory)
+            bucket = known.get(tuple(id(self.params[i]) for i in positions))
+            if bucket is None or (bucket.step, bucket.count, bucket.sets) != (self.step, count, self._sets(positions)):
+                bucket = Bucket(self.step, [self.params[i] for i in positions], self._sets(positions), count, memory)
                 bucket.live = live
                 if live and self.step.replays:
                     bucket.scalars = bucket.use(self._scalars(count))
-            bucket.order_in_group = positions
-            bucket.shared = any(id(p) in shared for p in members)
+            bucket.positions, bucket.shared = positions, any(id(p) in shared for p in bucket.members)
             bucket.clock = clocks.setdefault(count, self.owner.given.new_tensor(float(count)))
             self.buckets.append(bucket)
         self.recalled = False
+
+    def _sets(self, positions: list[int]) -> list[int]:
+        """Which sets of hyperparameters the parameters at these positions use, where there are several; else nothing."""
+        return positions if self.owner.sets > 1 else []
 
     def recent(self) -> Tensor:
         """The scalars of the last step, of any parameters that moved, if it is to be replayed; 0 before there was one.
@@ -277,9 +278,9 @@ class Group:
 
     def gather(self, grads: Sequence[Tensor | None], cotangents: Mapping[Tensor, Tensor]) -> list[Bucket]:
         """Read the parameters that have a gradient. Returns their buckets; those of the others see a step pass."""
-        self.moving = [b for b in self.buckets if grads[b.order_in_group[0]] is not None]
+        self.moving = [b for b in self.buckets if grads[b.positions[0]] is not None]
         for bucket in self.moving:
-            bucket.gather([grads[i] for i in bucket.order_in_group], self.entry["maximize"], cotangents)  # type: ignore[misc]
+            bucket.gather([grads[i] for i in bucket.positions], self.entry["maximize"], cotangents)  # type: ignore[misc]
         return self.moving
 
     def rest(self) -> None:
@@ -300,6 +301,6 @@ class Group:
         """Of each set that moves now: how many levels can read something; 0 where nothing is left of a step before."""
         found: dict[int, int] = {}
         for b in self.moving:
-            for i in b.positions or (0,):
+            for i in b.sets or (0,):
                 found[i] = max(found.get(i, 0), min(self.followed, height) if b.live else 0)
         return found

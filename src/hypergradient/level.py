@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import accumulate, groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -341,20 +341,12 @@ class Levels:
             known: see there. shape: (all that is moved,)
             asks, schedules, clocks: see `numbers`, which has the last word.
         """
-        raw, unit, read, *_ = self.memory.unbind()
-        slope = self.charts.slope(raw, unit)
-        slopes = [None] * len(self.levels) if slope is None else cut(slope, self.sizes)
-        products: list[Tensors] = [x.unbind() for x in found]
-        gradients = []
-        for level, mine, trace in zip(self.levels, slopes, self._parts(Run.trace), strict=True):
-            gradients.append(level.gradient(products, mine))
-            products = [level.products(gradients[-1][1], trace)]
-        natural, grad = map(joined, zip(*gradients, strict=True))
-        split = (cut(x, self.sizes) for x in (grad, known, *self.bounds, unit))
-        parts = zip(self.levels, self._parts(Run.before), *split, strict=True)
-        moved = []
-        learned = grad[:0]
-        for level, before, mine, moves, low, high, units in reversed(list(parts)):
+        natural, grad = self._read(found)
+        moved, learned = [], grad[:0]
+        split = (cut(x, self.sizes) for x in (grad, known, *self.bounds, self.memory[UNIT]))
+        for level, before, mine, moves, low, high, units in reversed(
+            list(zip(self.levels, self._parts(Run.before), *split, strict=True))
+        ):
             tuned = level.columns(learned.view(level.own.shape)).expand(-1, len(mine))
             after, made, free = level.move(before, tuned, mine, moves, (low, high))
             learned = level.charts.values(after[RAW], units)
@@ -365,8 +357,20 @@ class Levels:
             if run.first.own.names:
                 run.differentiate(self.memory, tuned, grad[run.place], made, free)
             run.before(self.memory).copy_(after)
-        read.copy_(natural.where(known, torch.nan))
+        self.memory[READ].copy_(natural.where(known, torch.nan))
         return numbers(asks, learned, schedules, clocks)
+
+    def _read(self, found: Tensors) -> tuple[Tensor, Tensor]:
+        """The hypergradients of all that is moved; see `Level.gradient`. shape of both: (all that is moved,)"""
+        slope = self.charts.slope(self.memory[RAW], self.memory[UNIT])
+        slopes = [None] * len(self.levels) if slope is None else cut(slope, self.sizes)
+        products: list[Tensors] = [x.unbind() for x in found]
+        gradients = []
+        for level, mine, trace in zip(self.levels, slopes, self._parts(Run.trace), strict=True):
+            gradients.append(level.gradient(products, mine))
+            products = [level.products(gradients[-1][1], trace)]
+        natural, grad = map(joined, zip(*gradients, strict=True))
+        return natural, grad
 
     def _parts(self, rows: Callable[[Run, Tensor], Tensor]) -> list[Tensor]:
         """Rows of the memory, cut into the columns of each level. shape of each: (rows, n)"""

@@ -52,7 +52,7 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
     """
     owners, force = [group.owner, *(level.own for level in optimizer._levels.levels)], in_force(optimizer, group)
     tower, said = optimizer.tower, group.said
-    kept = [(h.memory, *names) for h, *names in zip(owners, signatures(tower, group.rule), tower.rules[1:], strict=False)]
+    kept = zip(signatures(tower, group.rule), tower.rules[1:], [h.memory for h in owners], strict=False)
     past = dict(group.past(optimizer.state))
     return {
         "made": optimizer.made(),
@@ -61,7 +61,7 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
         "said": {type(group.rule).__name__: {n: [group.bases.get(n, x), x, force.get(n, x)] for n, x in said.items()}},
         "levels": {
             name: {"values": {n: getattr(rule, n) for n in rule.hyperparameters()}, "memory": known.tolist()}
-            for known, name, rule in kept
+            for name, rule, known in kept
             if known is not None and readable(known)
         },
         "last": group.recent().tolist() if readable(group.recent()) else [],

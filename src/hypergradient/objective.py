@@ -27,11 +27,11 @@ def gradients(loss: Tensor, params: Sequence[Tensor]) -> dict[Tensor, Tensor]:
         p.grad = None
     try:
         with torch.enable_grad():
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         return {p: found for p in params if (found := _held(p.grad)) is not None}
     finally:
         for p, g, kept in zip(leaves, before, held, strict=True):
-            if g is not None and kept is not g:
+            if g is not None and kept is not None and kept is not g:
                 g.copy_(kept)
             p.grad = g
 
@@ -50,7 +50,7 @@ def _leaves(loss: Tensor) -> list[Tensor]:
 
 
 def _held(grad: Tensor | None) -> Tensor | None:
-    """`grad`; a copy where it lies in a larger piece of memory, as in a bucket of DDP, which every backward pass writes over."""
+    """`grad`; a copy where it lies in a larger piece of memory, such as a bucket of DDP that the next backward pass fills."""
     here = getattr(grad, "_local_tensor", grad)
     viewed = here is not None and here.untyped_storage().nbytes() > here.numel() * here.element_size()
     return grad.clone() if grad is not None and viewed else grad

@@ -147,7 +147,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def _reconcile(self) -> None:
         """See which groups there are: dicts may have been assigned, appended, taken away, and copied."""
         entries, before = self.param_groups, self._groups
-        if len(entries) == len(before) and all(g.entry is e and g.learned is e.get(LEARNED) for g, e in zip(before, entries)):
+        same = (g.entry is e and g.learned is e.get(LEARNED) for g, e in zip(before, entries, strict=False))
+        if len(entries) == len(before) and all(same):
             return
         by_dict = {id(g.entry): g for g in before}
         by_learned = {id(g.learned): g for g in before if not any(g.entry is e for e in entries)}
@@ -324,8 +325,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
         below = self._levels.levels[0].below
         pattern = tuple(made.get((id(h), i), -1) for h in below for _ in h.names for i in range(h.sets))
         if pattern != self._mask[0]:
-            masks = [n > 0 for n in pattern], self._levels.known(pattern)
-            self._mask = pattern, *(torch.tensor(mask, device=self._levels.memory.device) for mask in masks)
+            device = self._levels.memory.device
+            here, known = (torch.tensor(m, device=device) for m in ([n > 0 for n in pattern], self._levels.known(pattern)))
+            self._mask = pattern, here, known
         _, here, known = self._mask
         if min(pattern, default=1) <= 0:
             self._levels.fade(here)

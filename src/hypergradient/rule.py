@@ -209,33 +209,41 @@ class Rule(metaclass=Notation):
     # ------------------------------------------------------------- validation
 
     def __post_init__(self) -> None:
-        owner, known = type(self).__name__, self.hyperparameters()
         needed = {n: getattr(type(self), n, None) for n in ("update", "averages", "displacement")}
         if missing := [n for n, method in needed.items() if getattr(method, "__isabstractmethod__", False)]:
-            raise TypeError(
-                f"{owner} has no {missing[0]}: a rule has `update`, one of `Averages` `averages` and `displacement`"
-            )
-        for name, f in known.items():
+            name = type(self).__name__
+            raise TypeError(f"{name} has no {missing[0]}: a rule has `update`, one of `Averages` `averages` and `displacement`")
+        self._check_values()
+        self._check_options()
+        for name in self.tuned():
+            self.check_chart(type(self).__name__, name, getattr(self, name))
+
+    def _check_values(self) -> None:
+        """Raise ValueError for a number or a flag that is not allowed; keep numbers as floats."""
+        owner = type(self).__name__
+        for name, f in self.hyperparameters().items():
             value, constraint = getattr(self, name), self.constraint(name)
             if isinstance(value, Mapping) and value and f.metadata["tuned"] is not None:
                 checked: Any = {k: check(owner, f"{name}[{k!r}]", v, constraint) for k, v in value.items()}
             else:
                 checked = check(owner, name, value, constraint)
             object.__setattr__(self, name, checked)
+        for f in fields(self):
+            if isinstance(f.default, bool) and not isinstance(getattr(self, f.name), bool):
+                raise ValueError(f"{owner}: {f.name}={getattr(self, f.name)!r} is not allowed; it must be True or False")
+
+    def _check_options(self) -> None:
+        """Raise ValueError or TypeError for an option of tuning that is not allowed; keep names as a tuple."""
+        owner = type(self).__name__
         for name, (allowed, words) in ALLOWED.items():
             if not allowed(getattr(self, name)):
                 error = TypeError if name in ("tune", "charts") else ValueError
                 raise error(f"{owner}: {name}={getattr(self, name)!r} is not allowed; it must be {words}")
-        for f in fields(self):
-            if isinstance(f.default, bool) and not isinstance(getattr(self, f.name), bool):
-                raise ValueError(f"{owner}: {f.name}={getattr(self, f.name)!r} is not allowed; it must be True or False")
         if self.tune is not None:  # one name may stand for itself
             object.__setattr__(self, "tune", (self.tune,) if isinstance(self.tune, str) else tuple(self.tune))
         for argument, names in {"tune": self.tune or (), "charts": self.charts}.items():
             self._check_names(argument, tuple(names))
         object.__setattr__(self, "charts", {n: Chart.of(c) for n, c in self.charts.items()})
-        for name in self.tuned():
-            self.check_chart(owner, name, getattr(self, name))
 
     def _check_names(self, argument: str, names: tuple[str, ...]) -> None:
         """Raise ValueError where `argument` names what cannot be tuned, or one twice."""

@@ -34,14 +34,14 @@ class Scalars(NamedTuple):
     """What a step needs besides the elements, the same for all elements of a segment.
 
     Attributes:
-        count: which step of these elements this is, from 1.
+        t: which step of these elements this is, from 1.
         values: every hyperparameter of the rule.
         scale: for each that is tuned, the derivative of its value in force with respect to what is learned.
         c: what `Rule.coefficients` makes of them.
         jacobian: the derivatives of `c` with respect to what is tuned, times the scale. shape: (tuned * coefficients, …)
     """
 
-    count: Tensor
+    t: Tensor
     values: dict[str, Tensor]
     scale: dict[str, Tensor]
     c: tuple[Tensor, ...]
@@ -287,15 +287,26 @@ class Step:
             sensitivity: list[Tensor] = []
             if self.replays or not self.names:
                 new, new_state = self._moved_only(scalars, p, g, old, kept)
-            elif self.facts.elementwise:
-                new, new_state, sensitivity = self.advance(scalars, p, g, old)
             else:
-                new, new_state, sensitivity = differentiate_any(self.rule, scalars, self.names, p, g, old)
+                advance = self.advance if self.facts.elementwise else self._advance_any
+                new, new_state, sensitivity = advance(scalars, p, g, old)
             for t, slope in zip(kept, sensitivity, strict=False):  # what is not finite would stay for ever
                 t.copy_(finite_or_zero(t * self.fading + slope) if self.fading else slope)
             pairs = [(t, x) for t, x in ((param, new), *((old[n], x) for n, x in new_state.items())) if x is not t]
             for target, x in [(t, x.clone() if any(x is y for y, _ in pairs) else x) for t, x in pairs]:
                 target.copy_(x)  # what is handed on from one to the other was read before it is written
+
+    @torch.enable_grad()
+    def _advance_any(self, scalars: Scalars, param: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
+        """As `advance`, of any rule: ``u -> (dU/dh)^T u`` is linear, so its derivative with respect to u is ``dU/dh``."""
+        h = {n: scalars.values[n].detach().requires_grad_() for n in self.names}
+        at = self.rule.at({**scalars.values, **h})
+        new, after = at.update(param, grad, state, at.coefficients(scalars.t))
+        u = torch.zeros_like(new, requires_grad=True)
+        pulled = torch.autograd.grad(new, list(h.values()), u, create_graph=True, materialize_grads=True)
+        found = [torch.autograd.grad(x, u, retain_graph=True)[0] if x.requires_grad else torch.zeros_like(new) for x in pulled]
+        after = {n: x.detach() for n, x in after.items()}
+        return new.detach(), after, [t * scalars.scale[n] for n, t in zip(self.names, found, strict=True)]
 
     def _moved_only(self, scalars: Scalars, param: Tensor, grad: Tensor, state: State, kept: Tensors) -> tuple[Tensor, State]:
         """One step without its derivative; its gradient is kept where the replay needs it."""
@@ -313,21 +324,6 @@ def fresh(average: tuple[Tensor, ...]) -> Tensor:
     """What is new in an average."""
     x, _, *others = average
     return x * others[0] if others else x
-
-
-@torch.enable_grad()
-def differentiate_any(
-    rule: Rule, scalars: Scalars, names: tuple[str, ...], param: Tensor, grad: Tensor, state: State
-) -> tuple[Tensor, State, list[Tensor]]:
-    """Right for every rule: ``u -> (dU/dh)^T u`` is linear, so its derivative with respect to u is ``dU/dh``."""
-    h = {n: scalars.values[n].detach().requires_grad_() for n in names}
-    at = rule.at({**scalars.values, **h})
-    new, new_state = at.update(param, grad, state, at.coefficients(scalars.count))
-    u = torch.zeros_like(new, requires_grad=True)
-    pulled = torch.autograd.grad(new, list(h.values()), u, create_graph=True, materialize_grads=True)
-    found = [torch.autograd.grad(x, u, retain_graph=True)[0] if x.requires_grad else torch.zeros_like(new) for x in pulled]
-    new_state = {n: x.detach() for n, x in new_state.items()}
-    return new.detach(), new_state, [t * scalars.scale[n] for n, t in zip(names, found, strict=True)]
 
 
 def slopes(function: Function, inputs: Tensors, cotangents: Tensors = ()) -> tuple[Tensors, Any, Sequence[Tensor | None]]:
