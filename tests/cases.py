@@ -18,19 +18,28 @@ DECAY = {"weight_decay": 0.1}
 
 @dataclass(frozen=True)
 class Case:
-    """A rule, and the options under which it is compared with its twin.
+    """A rule, and what is known of it.
 
-    `lively` is what derivatives are taken at: all hyperparameters matter, steps are large, an eps can be seen.
+    Args:
+        options: those under which it is compared with its twin in torch.optim; none, if it has no twin there.
+        lively: what derivatives are taken at: all hyperparameters matter, steps are large, an eps can be seen.
+        matrix: whether it moves matrices only.
+        flat: the hyperparameters whose hypergradient is 0 by nature.
     """
 
     rule: type[Rule]
     options: list[Options]
     lively: Options
     matrix: bool = False
-    flat: tuple[str, ...] = ()  # hyperparameters whose hypergradient is 0 by nature
+    flat: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.rule.__name__
+
+    @property
+    def variants(self) -> list[Options]:
+        """Options to try it with, as its own arguments."""
+        return [ours(options) for options in self.options or [{}]]
 
 
 RULES = [
@@ -63,7 +72,7 @@ RULES = [
         {"lr": 0.1, "beta2": 0.9, "eps": 0.1, "momentum_decay": 0.1, **DECAY},
     ),
     Case(hg.RAdam, [{}, DECAY, {"decoupled_weight_decay": True, **DECAY}], {"lr": 0.1, "eps": 0.1, "beta2": 0.9, **DECAY}),
-    Case(hg.Lion, [{}, DECAY], {"lr": 0.1, "beta2": 0.9, **DECAY}, flat=("beta1", "beta2")),
+    Case(hg.Lion, [], {"lr": 0.1, "beta2": 0.9, **DECAY}, flat=("beta1", "beta2")),
     Case(
         hg.Muon,
         [{}, {"nesterov": False}, {"momentum": 0.5, "weight_decay": 0.0}, {"adjust_lr_fn": "match_rms_adamw"}],
@@ -74,6 +83,8 @@ RULES = [
 ]
 ABOVE = [case for case in RULES if not case.matrix]
 """Those that can stand above another rule."""
+TWINS = [case for case in RULES if case.options]
+"""Those that have a twin in torch.optim."""
 
 
 def ours(options: Options) -> Options:
@@ -117,4 +128,4 @@ def parameters(matrix: bool = False) -> list[Tensor]:
     return [w.requires_grad_() for w in weights(matrix)]
 
 
-__all__ = ["ABOVE", "RULES", "Case", "loss", "ours", "parameters", "train", "weights"]
+__all__ = ["ABOVE", "RULES", "TWINS", "Case", "loss", "ours", "parameters", "train", "weights"]

@@ -44,6 +44,36 @@
 | 29 | bf16, fp16 | test_precision::test_hypergradients_of_half_precision_parameters_are_summed_in_float32 |
 | 30 | complex, sparse | test_optimizer::test_complex_parameters, test_battery::test_battery, |
 | | | test_errors::test_sparse_gradients_are_refused_before_anything_moves |
+| 31 | state, groups: the user's | test_state::test_the_next_steps_are_those_of_torch, ::test_what_was_learned_stays, |
+| | | ::test_it_is_in_the_next_checkpoint, ::test_points_of_gaussian_splatting_come_and_go, |
+| | | ::test_the_next_steps_are_those_of_torch_with_other_groups, ::test_what_was_learned_goes_with_its_group, |
+| | | ::test_it_is_in_the_next_checkpoint_with_other_groups, test_faults::test_fine_tuning_of_a_backbone_is_resumed |
+| 32 | shared storage | test_faults::test_parameters_that_share_storage_move_one_after_the_other, |
+| | | ::test_one_parameter_twice_in_a_group_makes_two_moves, |
+| | | test_ownership::test_parameters_of_any_layout_are_updated_in_place |
+| 33 | a group with lr 0 | test_faults::test_a_group_with_a_step_size_of_0_is_frozen_until_it_is_raised, |
+| | | ::test_a_frozen_group_is_that_of_torch |
+| 34 | parameters of any kind | test_faults::test_frozen_parameters_of_any_kind_are_ignored, |
+| | | ::test_a_group_of_frozen_parameters_may_be_added_and_named |
+| 35 | modes and devices | test_faults::test_a_default_device_without_data_changes_nothing, |
+| | | ::test_parameters_without_data_make_steps_without_data, ::test_fake_tensors_make_fake_steps, |
+| | | ::test_anomaly_detection_finds_nothing_in_a_step_along_a_bad_gradient, ::test_a_default_device_without_float64 |
+| 36 | what a checkpoint says | test_faults::test_the_state_dict_of_every_optimizer_of_torch_is_taken_over, |
+| | | ::test_what_a_checkpoint_lacks_is_filled_in_with_its_default, |
+| | | ::test_what_a_checkpoint_says_counts_or_is_refused_by_name, |
+| | | test_state::test_a_plain_checkpoint_with_other_values_counts |
+| 37 | a term that is off | test_faults::test_a_bad_gradient_does_what_it_does_with_torch, |
+| | | ::test_sgd_without_momentum_forgets_a_bad_gradient, ::test_a_bad_weight_stays_alone_where_there_is_no_decay |
+| 38 | train() and eval() | |
+| 39 | warm-ups | test_schedulers::test_scheduler, ::test_schedules_multiply_what_is_learned, |
+| | | test_faults::test_a_scheduler_made_for_a_torch_optimizer_goes_on_after_from_torch, |
+| | | test_distributed::test_fsdp2_a_warm_up_from_0_counts_its_first_step |
+| 40 | gradients through hooks | test_a_step_in_backward, test_faults::test_tune_on_with_checkpoints_in_the_model_is_as_without, |
+| | | ::test_tune_on_sees_what_hooks_of_a_parameter_make_of_its_gradient, |
+| | | test_faults_distributed::test_what_is_tuned_on_another_loss_is_what_one_process_would_learn, |
+| | | ::test_tune_on_under_ddp_with_a_reentrant_checkpoint |
+
+Row 38 has none: no rule averages yet. Of row 39, that a fast learner does not undo a warm-up is not tested yet.
 """
 
 import copy

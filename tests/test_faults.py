@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import lightning.pytorch as pl
 import pytest
 import torch
-from cases import RULES, loss, ours, parameters
+from cases import RULES, TWINS, loss, ours, parameters
 from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -32,7 +32,6 @@ from hypergradient import (
     unit_interval,
 )
 
-TWINS = [c for c in RULES if c.rule is not hg.Lion]  # torch.optim has no Lion
 ELEMENTWISE = [c for c in TWINS if not c.matrix]
 LARGE = (400, 400)  # so many elements are not gathered with others
 ABOVE = [None, SGD(lr=0.0)]
@@ -386,9 +385,9 @@ def test_the_hypergradient_of_a_rule_that_mixes_elements_is_that_of_its_formula(
 
 @pytest.mark.parametrize("case", [c for c in RULES if not c.matrix], ids=str)
 def test_rules_that_do_not_mix_elements_are_not_taken_for_such(case):
-    for options in case.options:
+    for options in case.variants:
         mine = make_params((4, 3), (5,))
-        optimizer = Hyperoptimizer(mine, Adam(lr=1e-2) / case.rule(**ours(options)))
+        optimizer = Hyperoptimizer(mine, Adam(lr=1e-2) / case.rule(**options))
         go(optimizer, 2)
 
 

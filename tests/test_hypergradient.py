@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from cases import ABOVE, RULES, loss, ours, parameters, train, weights
+from cases import ABOVE, RULES, loss, parameters, train, weights
 from helpers import STEPS, difference
 from oracle import Oracle
 
@@ -91,8 +91,8 @@ def test_equals_the_paper_drawn_literally(tower):
 @pytest.mark.parametrize("case", [c for c in RULES if not c.matrix], ids=str)
 def test_horizon_and_cosine_are_what_they_say(case, horizon, normalize):
     """``T_t = (1 - 1/horizon) T_{t-1} + dU_t/dh`` with dU_t/dh by finite differences, ``<g, T>`` and its cosine."""
-    names, size, flat = ("lr", "weight_decay"), 1e-5, torch.nn.utils.parameters_to_vector
-    rule = case.rule(**case.lively, tune=names, charts={"lr": POSITIVE}, horizon=horizon, normalize=normalize)
+    names, size, flat = {"lr", "weight_decay"} & {*case.rule.tunable()}, 1e-5, torch.nn.utils.parameters_to_vector
+    rule = case.rule(**case.lively, tune=tuple(names), charts={"lr": POSITIVE}, horizon=horizon, normalize=normalize)
     mine = parameters()
     optimizer = Hyperoptimizer(mine, rule / SGD(lr=1e-3))
     trace = {n: torch.zeros_like(flat(mine)) for n in names}
@@ -165,14 +165,14 @@ def test_rounding_is_no_direction_for_a_cosine(rule, dtype):
     assert optimizer.hyperparameters()[0]["lr"] != before["lr"]
 
 
-CLOSED = [(c, o) for c in RULES if issubclass(c.rule, Averages) and c.rule.closed("displacement") for o in c.options]
+CLOSED = [(c, o) for c in RULES if issubclass(c.rule, Averages) and c.rule.closed("displacement") for o in c.variants]
 
 
 @pytest.mark.parametrize("step", [1, 2, 300])
 @pytest.mark.parametrize(("case", "options"), CLOSED, ids=str)
 def test_closed_forms_are_what_is_derived(case, options, step):
     torch.manual_seed(step)
-    rule, count = case.rule(**{**case.lively, **ours(options)}), torch.tensor(float(step))
+    rule, count = case.rule(**{**case.lively, **options}), torch.tensor(float(step))
     values = {n: torch.tensor([getattr(rule, n)] * 3, requires_grad=True) for n in rule.hyperparameters()}
     at = rule.at(values)
     c = at.coefficients(count)

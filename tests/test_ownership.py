@@ -1,63 +1,11 @@
-"""State and parameters belong to the user: what is edited is used and saved, memory of any layout is updated in place."""
-
-import copy
+"""The memory of parameters belongs to the user: it is updated in place, whatever its layout."""
 
 import pytest
 import torch
-from helpers import TOWER, fit, network
+from helpers import TOWER
 from torch import nn
 
 from hypergradient import SGD, Adam, Hyperoptimizer
-
-
-def reset_entries(optimizer):
-    """As a script does that restarts the momentum."""
-    for p, memory in optimizer.state.items():
-        memory["exp_avg"] = torch.zeros_like(p)
-
-
-def copy_entries(optimizer):
-    """As one does that moves the state to another device and back."""
-    for memory in optimizer.state.values():
-        memory.update({n: x.clone() for n, x in memory.items() if isinstance(x, torch.Tensor)})
-
-
-def clear(optimizer):
-    """As one does that starts anew from the present weights."""
-    optimizer.state.clear()
-
-
-EDITS = [reset_entries, copy_entries, clear]
-
-
-@pytest.mark.parametrize("edit", EDITS)
-def test_state_that_a_user_edits_is_used(edit):
-    runs = []
-    for kind in (lambda ps: Hyperoptimizer(ps, Adam(lr=0.01)), lambda ps: torch.optim.Adam(ps, lr=0.01)):
-        model = network()
-        optimizer = kind(model.parameters())
-        fit(optimizer, model, 4)
-        edit(optimizer)
-        fit(optimizer, model, 4, 4)
-        runs.append(list(model.parameters()))
-    torch.testing.assert_close(*runs, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("edit", EDITS)
-def test_state_that_a_user_has_edited_is_saved_as_it_is(edit):
-    """Or a checkpoint made later is of another training than the one that goes on."""
-    model = network()
-    optimizer = Hyperoptimizer(model.parameters(), TOWER)
-    fit(optimizer, model, 4)
-    edit(optimizer)
-    fit(optimizer, model, 4, 4)
-    twin = copy.deepcopy(model)
-    other = Hyperoptimizer(twin.parameters(), TOWER)
-    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    fit(optimizer, model, 4, 8)
-    fit(other, twin, 4, 8)
-    torch.testing.assert_close(list(twin.parameters()), list(model.parameters()), rtol=0, atol=0)
-    assert other.hyperparameters() == optimizer.hyperparameters()
 
 
 LAYOUTS = {

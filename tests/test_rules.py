@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from cases import RULES, loss, ours, parameters, train
+from cases import RULES, TWINS, loss, ours, parameters, train
 
 import hypergradient as hg
 from hypergradient import Hyperoptimizer
 
-TWINS = [c for c in RULES if hasattr(torch.optim, str(c))]
 PAIRS = [pytest.param(c, o, id=f"{c}-{o}") for c in TWINS for o in c.options]
 
 
@@ -24,6 +23,11 @@ def test_equals_torch_optim(case, options, monkeypatch):
     options = {"lr": 1e-2, **options}
     twin = getattr(torch.optim, str(case))(theirs, **options)
     compare(Hyperoptimizer(mine, case.rule(**ours(options))), twin, mine, theirs)
+
+
+@pytest.mark.parametrize("case", RULES, ids=str)
+def test_a_rule_that_is_in_torch_optim_is_compared_with_it(case):
+    assert bool(case.options) == hasattr(torch.optim, str(case))
 
 
 @pytest.mark.parametrize("case", [c for c in TWINS if not c.matrix], ids=str)  # torch's Muon has no maximize

@@ -79,7 +79,7 @@ class Bucket:
         self.kinds = [_kind(p) for p in members]
         self.addresses = [address(x) for entry in self.entries for x in entry.values()]
         for p, entry in zip(members, self.entries, strict=True):
-            memory[p].update(entry)
+            memory.setdefault(p, {}).update(entry)
 
     # ------------------------------------------------------------------ what is remembered
 

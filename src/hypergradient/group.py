@@ -128,13 +128,13 @@ class Group:
         for n, value in said.items():
             if value != self.said.get(n):
                 check(where, n, value, rule.constraint(n))
-        self.rule = settled(rule, entry) if settings != self.settings else rule
         fresh = {n for n, base in self.bases.items() if base == 0 != said[n]}
         for n in fresh:
             rule.check_chart(where, n, said[n])
+        anew = bool(fresh) or settings != self.settings
+        self.rule = settled(rule, entry) if settings != self.settings else rule
         self.bases.update({n: said[n] for n in fresh})
         self.fresh |= fresh
-        anew = bool(fresh) or settings != self.settings
         self.said, self.settings = said, settings
         if self.betas is not None:
             self.betas = entry["betas"] = said["beta1"], said["beta2"]
@@ -185,8 +185,8 @@ class Group:
 
     def share(self, owner: Hyperparameters) -> None:
         """Use these hyperparameters, from here on or from where a checkpoint left them."""
-        self.recalled = bool(self.saved.get("last") and any(self.saved["last"][0]))
-        self.last = {0: owner.given.new_tensor(self.saved["last"])} if self.recalled else self.last
+        if self.saved.get("last") and any(self.saved["last"][0]):
+            self.last, self.recalled = {0: owner.given.new_tensor(self.saved["last"])}, True
         self.owner, self.fresh, self.saved = owner, set(), {}
         self._schedule()
 

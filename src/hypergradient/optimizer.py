@@ -150,21 +150,32 @@ class Hyperoptimizer(torch.optim.Optimizer):
         same = (g.entry is e and g.learned is e.get(LEARNED) for g, e in zip(before, entries, strict=False))
         if len(entries) == len(before) and all(same):
             return
-        by_dict = {id(g.entry): g for g in before}
-        by_learned = {id(g.learned): g for g in before if not any(g.entry is e for e in entries)}
-        kept = [by_dict.get(id(e)) or by_learned.pop(id(e.get(LEARNED)), None) for e in entries]
-        memory.refresh(self, [g for g in before if g not in kept and hasattr(g, "owner")])
+        gone = [g for g in before if not any(g.entry is e for e in entries)]
+        found = [self._found(e, [g for g in before if g.entry is e], gone) for e in entries]
+        memory.refresh(self, [g for g in gone if hasattr(g, "owner")])
         rules, groups = [self.tower.rules[0], *self.rules], []
-        self._groups = [g for g in kept if g is not None]
-        for i, (entry, group) in enumerate(zip(entries, kept, strict=True)):
-            if group is not None and group.learned is entry.get(LEARNED):
-                group.entry = entry
-            else:
+        self._groups = [g for g in found if g is not None]
+        for i, (entry, group) in enumerate(zip(entries, found, strict=True)):
+            if group is None:
                 if any(entry.get(LEARNED) is g.learned for g in before):  # a copy of the dict of another
                     entry[LEARNED] = {}
-                group = self._revive(entry, rules if group is None else [group.rule], f"group {i}")
+                own = [g.rule for g in before if g.entry is entry]
+                group = self._revive(entry, own or rules, f"group {i}")
             groups.append(group)
         self._groups = groups
+
+    def _found(self, entry: dict[str, Any], own: list[Group], gone: list[Group]) -> Group | None:
+        """The group that goes on in `entry`: its own, or one of those that are gone, of whose dict this is a copy."""
+        if own and own[0].learned is entry.get(LEARNED):
+            return own[0]
+        for group in gone if self._made else ():
+            if group.learned is entry.get(LEARNED) or (
+                entry["params"] and group.params and entry["params"][0] is group.params[0]
+            ):
+                gone.remove(group)
+                group.entry, entry[LEARNED] = entry, group.learned
+                return group
+        return None
 
     def _revive(self, entry: dict[str, Any], rules: Sequence[Rule], where: str) -> Group:
         """The group of a dict that was saved, or written by hand: with the first of `rules` that it may be one of."""
@@ -211,7 +222,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             if shared := next((g for g in self._groups[:i] if self.per == "all" and g.rule == group.rule), None):
                 group.share(shared.owner)
         below, above = list(dict.fromkeys(group.owner for group in self._groups)), []
-        for own in self._above:
+        for own in self._above if below else ():
             above.append(Level(own, below))
             below = [own]
         self._levels, self._mask, self._pattern = Levels(above, like), ((), like, like), None
