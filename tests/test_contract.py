@@ -68,7 +68,8 @@
 | 39 | warm-ups | test_schedulers::test_scheduler, ::test_schedules_multiply_what_is_learned, |
 | | | test_faults::test_a_scheduler_made_for_a_torch_optimizer_goes_on_after_from_torch, |
 | | | test_distributed::test_fsdp2_a_warm_up_from_0_counts_its_first_step |
-| 40 | gradients through hooks | test_a_step_in_backward, test_faults::test_tune_on_with_checkpoints_in_the_model_is_as_without, |
+| 40 | gradients through hooks | test_a_step_in_backward, |
+| | | test_faults::test_tune_on_with_checkpoints_in_the_model_is_as_without, |
 | | | ::test_tune_on_sees_what_hooks_of_a_parameter_make_of_its_gradient, |
 | | | test_faults_distributed::test_what_is_tuned_on_another_loss_is_what_one_process_would_learn, |
 | | | ::test_tune_on_under_ddp_with_a_reentrant_checkpoint |

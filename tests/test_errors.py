@@ -12,7 +12,6 @@ from hypergradient import (
     POSITIVE,
     SGD,
     UNIT,
-    Adagrad,
     Adam,
     AdamW,
     Hyperoptimizer,

@@ -33,6 +33,7 @@ from hypergradient import (
 )
 
 ELEMENTWISE = [c for c in TWINS if not c.matrix]
+PER = "all", "group", "tensor"
 LARGE = (400, 400)  # so many elements are not gathered with others
 ABOVE = [None, SGD(lr=0.0)]
 ABOVE_IDS = ["alone", "tower"]
@@ -219,9 +220,10 @@ def test_one_parameter_twice_can_be_tuned(shape):
 # ------------------------------------------------------------------------------------- groups with a step size of 0
 
 
-@pytest.mark.parametrize("per", ["all", "group", "tensor"])
-@pytest.mark.parametrize("chart", [None, POSITIVE], ids=["default chart", "POSITIVE"])
-@pytest.mark.parametrize("case", RULES, ids=str)
+FROZEN_GROUPS = [*((c, None, "group") for c in RULES), *((named("Adam"), c, p) for c in (None, POSITIVE) for p in PER)]
+
+
+@pytest.mark.parametrize(("case", "chart", "per"), FROZEN_GROUPS, ids=str)
 def test_a_group_with_a_step_size_of_0_is_frozen_until_it_is_raised(case, chart, per):
     shape = (4, 3)
     a, b, c = make_params(shape, shape, shape)
@@ -243,8 +245,7 @@ def test_a_group_with_a_step_size_of_0_is_frozen_until_it_is_raised(case, chart,
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
-@pytest.mark.parametrize("per", ["all", "group", "tensor"])
-@pytest.mark.parametrize("case", TWINS, ids=str)
+@pytest.mark.parametrize(("case", "per"), [*((c, "group") for c in TWINS), *((named("Adam"), p) for p in PER)], ids=str)
 def test_a_frozen_group_is_that_of_torch(case, per, first):
     _, kind = pair(case)
     runs = []
@@ -352,9 +353,10 @@ def literal(rule, params, steps):
 MIXING = [Normalized(), Centred(), Trust(), Neighbours(), Averaged()]
 
 
-@pytest.mark.parametrize("per", ["group", "tensor"])
+@pytest.mark.parametrize(
+    ("shapes", "per"), [([(4, 3), (5,), (2, 3)], p) for p in PER] + [([(600, 600), (5,)], "group")], ids=str
+)
 @pytest.mark.parametrize("above", ABOVE, ids=ABOVE_IDS)
-@pytest.mark.parametrize("shapes", [[(4, 3), (5,), (2, 3)], [(600, 600), (5,)]], ids=["small", "large"])
 @pytest.mark.parametrize("rule", MIXING, ids=lambda r: type(r).__name__)
 def test_a_rule_that_mixes_elements_is_run_parameter_by_parameter(rule, shapes, above, per):
     mine = make_params(*shapes)
@@ -709,9 +711,8 @@ FROZEN = {
 }
 
 
-@pytest.mark.parametrize("per", ["all", "group", "tensor"])
+@pytest.mark.parametrize(("above", "per"), [(None, "group"), *((ABOVE[1], p) for p in PER)], ids=str)
 @pytest.mark.parametrize("where", [0, 2], ids=["first", "last"])
-@pytest.mark.parametrize("above", ABOVE, ids=ABOVE_IDS)
 @pytest.mark.parametrize("make", FROZEN.values(), ids=FROZEN)
 def test_frozen_parameters_of_any_kind_are_ignored(make, above, where, per):
     runs = []
@@ -753,12 +754,12 @@ SCHEDULES = {
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step\\(\\)` before `optimizer.step\\(\\)`")
 @pytest.mark.parametrize("above", ABOVE, ids=ABOVE_IDS)
 @pytest.mark.parametrize("before", [0, 2])
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_a_scheduler_made_for_a_torch_optimizer_goes_on_after_from_torch(schedule, kind, before, above):
     """The row of the issue: the schedule is dead; a warm-up from 0 stays at 0 for ever."""
     runs = []
-    momentum = {"momentum": 0.9} if kind in (torch.optim.SGD, torch.optim.RMSprop) else {}
+    momentum = {"momentum": 0.9} if kind is torch.optim.SGD else {}
     for taken_over in (False, True):
         mine = make_params((4, 3), (2, 3))
         optimizer = kind([{"params": mine[:1]}, {"params": mine[1:], "lr": 0.02}], lr=0.01, **momentum)
@@ -868,8 +869,14 @@ CHANGES = {  # what is saved, what it is loaded into, what an error has to name
 }
 
 
-@pytest.mark.parametrize("per", ["group", "tensor"])
-@pytest.mark.parametrize(("saved", "loaded", "name"), CHANGES.values(), ids=CHANGES)
+PER_TENSOR = "lr in a tower", "lr above", "by name"
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded", "name", "per"),
+    [pytest.param(*x, "group", id=n) for n, x in CHANGES.items()]
+    + [pytest.param(*CHANGES[n], "tensor", id=f"{n}, per tensor") for n in PER_TENSOR],
+)
 def test_what_a_checkpoint_says_counts_or_is_refused_by_name(saved, loaded, name, per):
     whole = Hyperoptimizer(make_params((4, 3), (2, 3)), saved, per=per)
     go(whole, 4)
@@ -1028,8 +1035,7 @@ def literal_step(weights, grads, moments, step, values, slopes, rate):
 # ------------------------------------------------------------------------------------- changes in mid-training
 
 
-@pytest.mark.parametrize("shape", [(4, 3), LARGE], ids=["small", "large"])
-@pytest.mark.parametrize("how", ["module", "data"])
+@pytest.mark.parametrize(("shape", "how"), [((4, 3), "module"), ((4, 3), "data"), (LARGE, "module")], ids=str)
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float64, torch.float32)], ids=["double", "float"])
 @pytest.mark.parametrize("tower", [
     SGD(lr=0.1), SGD(lr=0.1, momentum=0.9), Adam(lr=0.1), SGD(lr=0.1, tune=("lr",)) / SGD(lr=0.0),
@@ -1284,7 +1290,7 @@ TERMS = [pytest.param(c, o, id=f"{c}-{o}") for c in ELEMENTWISE for o in c.optio
 
 
 @pytest.mark.parametrize("above", ABOVE, ids=ABOVE_IDS)
-@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
 @pytest.mark.parametrize(("case", "options"), TERMS)
 def test_a_bad_gradient_does_what_it_does_with_torch(case, options, bad, above):
     """The weights are put back afterwards; a term that is off has no part in a step."""
@@ -1328,7 +1334,7 @@ def test_a_bad_weight_stays_alone_where_there_is_no_decay(case, above):
     same(*runs, **CLOSE)
 
 
-RANGE = [*((c, s, z) for c in ELEMENTWISE for s in ((4, 3), (7,)) for z in (2e19, 1e25, 3e38)), (named("Adam"), LARGE, 2e19)]
+RANGE = [*((c, (4, 3), z) for c in ELEMENTWISE for z in (2e19, 3e38)), (named("Adam"), LARGE, 2e19)]
 
 
 @pytest.mark.parametrize("above", [None, SGD(lr=0.0), SGD(lr=1e-3)], ids=["alone", "tower", "tuned"])
@@ -1358,8 +1364,8 @@ def test_a_gradient_whose_square_is_out_of_range_does_what_it_does_with_torch(ca
 
 FINE = {
     "SGD": [{"momentum": 0.9999}, {"momentum": 0.999, "dampening": 0.999}],
-    "Adam": [{"betas": (0.9, 0.99999)}, {"betas": (0.999, 0.9999)}, {"betas": (0.9, 0.99999), "amsgrad": True}],
-    "AdamW": [{"betas": (0.9, 0.99999)}, {"betas": (0.999, 0.9999)}],
+    "Adam": [{"betas": (0.999, 0.9999)}, {"betas": (0.9, 0.99999), "amsgrad": True}],
+    "AdamW": [{"betas": (0.9, 0.99999)}],
     "RMSprop": [{"alpha": 0.9999}, {"alpha": 0.99999, "momentum": 0.9}, {"alpha": 0.9999, "centered": True, "eps": 1e-3}],
     "Adagrad": [{"lr_decay": 1e-5}],
     "Adadelta": [{"rho": 0.9999}, {"rho": 0.99999}],

@@ -24,7 +24,6 @@ from hypergradient import (
     NAdam,
     RAdam,
     RMSprop,
-    Rule,
 )
 
 BELOW = SGD(lr=0.5, momentum=0.5, charts={"momentum": REAL})
@@ -56,6 +55,8 @@ def test_equals_finite_differences(case, level):
             assert level > 0 or found != 0, name
 
 
+BETAS = ("beta1", "beta2")
+HEAVY = SGD(lr={"lr": 1e-2, "momentum": 2e-2}, momentum=0.5, dampening=0.2)
 TOWERS = [
     Adam(lr=0.05, eps=0.1) / SGD(lr=0.01),
     SGD(lr=0.1, momentum=0.5, tune=("lr", "momentum", "weight_decay", "dampening")) / Adam(lr=0.01, eps=1e-3) / SGD(lr=1e-3),
@@ -66,6 +67,15 @@ TOWERS = [
     Lion(lr=0.01) / SGD(lr=0.01) / Adagrad(lr=0.01) / SGD(lr=0.01, charts={"lr": POSITIVE}) / SGD(lr=0.01),
     SGD(lr=0.1, momentum=0.9, nesterov=True, charts={"lr": POSITIVE, "momentum": UNIT}) / SGD(lr=0.05),
     *(SGD(lr=0.5) / SGD(lr=0.05) / c.rule(**{**c.lively, "lr": 1e-3}) / SGD(lr=1e-4) for c in ABOVE),
+    # levels that are alike, each with an origin, or a value for each name, of its own
+    SGD(lr=0.5) / AdamW(lr=0.05, weight_decay=0.3, tune="lr") / AdamW(lr=0.05, weight_decay=0.3, tune="lr") / SGD(lr=0.05),
+    SGD(lr=0.1, momentum=0.5) / HEAVY / HEAVY / SGD(lr=1e-3),
+    # betas of 0, of which nothing moves: from an average after a step, none before it can be had then
+    *(
+        r(lr=0.05, beta1=0.0, beta2=b, eps=0.1, tune=("lr", *BETAS)) / SGD(lr=0.0)
+        for r in (Adam, AdamW, RAdam)
+        for b in (0.0, 0.9)
+    ),
 ]
 
 
@@ -144,7 +154,6 @@ def test_a_step_that_cannot_be_replayed_is_followed(tune):
     torch.testing.assert_close(first, second, rtol=1e-10, atol=1e-12)
 
 
-BETAS = ("beta1", "beta2")
 FIRST = {Adam: BETAS, AdamW: BETAS, Adamax: BETAS, NAdam: ("beta2",), RAdam: BETAS}
 """What the first step of a rule does not depend on: NAdam's looks ahead, by its first beta."""
 

@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from cases import parameters, train
-from helpers import HEIGHT_3, NoHostSynchronization, tensors
+from helpers import HEIGHT_3, NoHostSynchronization, scalars, tensors
 
 from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer, Muon
+from hypergradient.group import ALONE, BUCKET
 
 
 def test_two_thousand_steps_leave_nothing_behind():
@@ -78,3 +80,15 @@ def test_nothing_is_kept_that_can_be_recovered(tower, more):
     train(optimizer, mine, 3)
     for p in mine[1:3]:
         assert {n for n, x in optimizer.state[p].items() if x.shape == p.shape} == {"exp_avg", "exp_avg_sq"} | more
+
+
+@pytest.mark.parametrize(("per", "bound"), [("group", BUCKET), ("tensor", ALONE)])
+def test_small_parameters_are_gathered_but_not_all_of_them_in_one_place(per, bound):
+    """A step works on a copy of what is gathered, and a checkpoint of one parameter holds the memory of all beside it."""
+    large, *mine = scalars(ALONE, *[ALONE // 3] * 30, dtype=torch.float32)
+    optimizer = Hyperoptimizer([large, *mine], SGD(lr=0.1, momentum=0.9, tune=("lr",)) / SGD(lr=1e-9), per=per)
+    optimizer.step()
+    places = {x.data_ptr(): x.nbytes() for x in (optimizer.state[p]["momentum_buffer"].untyped_storage() for p in mine)}
+    assert 1 < len(places) < len(mine)
+    assert max(places.values()) <= 4 * (bound + ALONE)
+    assert optimizer.state[large]["momentum_buffer"].untyped_storage().nbytes() == 4 * ALONE

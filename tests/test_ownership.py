@@ -7,7 +7,6 @@ from torch import nn
 
 from hypergradient import SGD, Adam, Hyperoptimizer
 
-
 LAYOUTS = {
     "slices of one buffer": lambda x: torch.cat([x.flatten(), x.flatten()])[: x.numel()].view(x.shape),
     "transposed": lambda x: x.T.contiguous().T,

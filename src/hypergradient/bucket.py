@@ -41,7 +41,7 @@ class Bucket:
         uniform: whether all members use one set.
         state: what the rule remembers of the elements.
         kept: what is kept of the last step until its hypergradient is read.
-        steps: `count`, for each member. shape: (members,)
+        steps, told: `count`, for each member: as the user can change it, and as it was left. shape of both: (members,)
         scalars: those of the last step, where it is replayed, in the dtype to work in. shape: (rows, segments)
         clock: `count` in the dtype of hyperparameters; the same tensor for buckets with the same history. shape: ()
         positions: the positions of the members among the parameters of their group.
@@ -108,7 +108,7 @@ class Bucket:
             self.steps = torch.full((len(self.members),), float(self.count), device=here, dtype=torch.float32)
             for entry, mine in zip(self.entries, self.steps.unbind(), strict=True):
                 entry["step"] = mine
-        self.version = self.steps._version
+        self.version, self.told = self.steps._version, self.steps.new_full((len(self.members),), float(self.count))
 
     def _adopted(self, name: str, known: Sequence[Mapping[str, Any]]) -> Tensor | None:
         """Of a single member: what is known, where it can be worked on as it is."""
@@ -151,10 +151,14 @@ class Bucket:
         return all(x is y for x, y in zip(found, mine, strict=True)) and self.addresses == [address(x) for x in mine]
 
     def untouched(self) -> bool:
-        """Whether nobody has written to the steps. Where the host need not wait, it sees that also in ``.data``."""
+        """Whether nobody has written to the steps. Where the host need not wait, it sees that also of ``.data``."""
         if self.steps._version != self.version:
             return False
-        return self.steps.device.type != "cpu" or not readable(self.steps) or set(self.steps.tolist()) <= {self.count}
+        return self.steps.device.type != "cpu" or not readable(self.steps) or torch.equal(self.steps, self.told)
+
+    def tick(self) -> None:
+        """Know that the steps have been counted."""
+        self.count, self.live, self.version = self.count + 1, True, self.steps._version
 
     # ------------------------------------------------------------- members and elements
 

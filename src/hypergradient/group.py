@@ -293,9 +293,9 @@ class Group:
         """The end of a step."""
         if moved := self.moving:
             self.followed = self.followed + 1 if any(b.live for b in moved) else 1
-            torch._foreach_add_([b.steps for b in moved], 1)
+            torch._foreach_add_([x for b in moved for x in (b.steps, b.told)], 1)
         for bucket in moved:
-            bucket.count, bucket.live, bucket.version = bucket.count + 1, True, bucket.steps._version
+            bucket.tick()
 
     def readable(self, height: int) -> Mapping[int, int]:
         """Of each set that moves now: how many levels can read something; 0 where nothing is left of a step before."""
