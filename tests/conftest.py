@@ -8,7 +8,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 
-torch.set_num_threads(1)  # of two, one waits for the other while anything else runs: up to twenty times as long
+torch.set_num_threads(1)  # of two, one waits for the other where anything else runs: a small step takes twenty times as long
 
 
 @pytest.fixture

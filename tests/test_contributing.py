@@ -42,15 +42,15 @@ def copied(folder):
 def follow(text, root):
     """Do what the section of CONTRIBUTING says. Returns the name of the new rule."""
     section = text.split("## Add a rule")[1].split("\n## ")[0]
-    rule, export, row = (textwrap.dedent(block) for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL))
+    rule, export = (textwrap.dedent(block) for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL))
     (root / re.search(r"`(src/hypergradient/rules/\w+\.py)`", section)[1]).write_text(rule)
     exports = root / re.search(r"\*\*One line\*\* in `(.*?)`", section)[1]
     lines = exports.read_text().splitlines(keepends=True)
     lines.insert(next(i for i, line in enumerate(lines) if line.startswith("from") and line > export), export)
     exports.write_text("".join(lines))
-    table = root / re.search(r"\*\*One row\*\* in `RULES` of `(.*?)`", section)[1]
-    before, after = table.read_text().split("\n]\nABOVE")
-    table.write_text(f"{before}\n{textwrap.indent(row, ' ' * 4)}]\nABOVE{after}")
+    table, row = re.search(r"\*\*One row\*\* in `RULES` of `(.*?)`: `(.*?)`", section).groups()
+    before, after = (root / table).read_text().split("\n]\nABOVE")
+    (root / table).write_text(f"{before}\n    {row}\n]\nABOVE{after}")
     return re.search(r"class (\w+)\(", rule)[1]
 
 

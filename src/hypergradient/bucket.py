@@ -75,9 +75,12 @@ class Bucket:
         self.entries: list[dict[str, Any]] = [{} for _ in members]
         self._recall(parts, [memory.get(p, {}) for p in members])
         if not step.facts.elementwise:
+            if (why := step.rule.accepts(members[0])) is not None:
+                raise ValueError(f"a parameter has shape {tuple(members[0].shape)}: {why}")
             rehearse(step.rule, self._flat(parts).to(self.dtype), dict(zip(step.facts.state, self.state, strict=True)))
         self.kinds = [_kind(p) for p in members]
-        self.addresses = [address(x) for entry in self.entries for x in entry.values()]
+        self.given = [(list(entry.items()), list(map(_place, entry.values()))) for entry in self.entries]
+        self.versions = self._versions()
         for p, entry in zip(members, self.entries, strict=True):
             memory.setdefault(p, {}).update(entry)
 
@@ -85,7 +88,7 @@ class Bucket:
 
     def _recall(self, parts: Sequence[Tensor], known: Sequence[Mapping[str, Any]]) -> None:
         """Take the state from what is `known` of the members, and from the rule where nothing is."""
-        names = (*self.step.facts.state, *(KEPT + n for n in self.step.kept))
+        self.names = names = (*self.step.facts.state, *(KEPT + n for n in self.step.kept))
         flat = {n: x for n in names if (x := self._adopted(n, known)) is not None}
         if len(flat) < len(names):
             like = self._flat(parts).to(self.dtype)
@@ -146,9 +149,7 @@ class Bucket:
         """Whether the members and what is remembered of them are as this bucket has left them."""
         if not self.untouched() or self.kinds != [_kind(p) for p in self.members]:
             return False
-        found = [memory.get(p, {}).get(n) for p, entry in zip(self.members, self.entries, strict=True) for n in entry]
-        mine = [x for entry in self.entries for x in entry.values()]
-        return all(x is y for x, y in zip(found, mine, strict=True)) and self.addresses == [address(x) for x in mine]
+        return all(self.own(i, memory) for i in range(len(self.members)))
 
     def untouched(self) -> bool:
         """Whether nobody has written to the steps. Where the host need not wait, it sees that also of ``.data``."""
@@ -158,7 +159,26 @@ class Bucket:
 
     def tick(self) -> None:
         """Know that the steps have been counted."""
-        self.count, self.live, self.version = self.count + 1, True, self.steps._version
+        self.count, self.live, self.version, self.versions = self.count + 1, True, self.steps._version, self._versions()
+
+    def _versions(self) -> list[int]:
+        return [x._version for x in (*self.state, *self.kept)]
+
+    def written(self) -> bool:
+        """Whether somebody has written to what the last step has left behind."""
+        return self._versions() != self.versions
+
+    def own(self, i: int, memory: Memory) -> bool:
+        """Whether `memory` holds of the member `i` what this bucket has put there."""
+        found = memory.get(self.members[i], {})
+        return all(found.get(n) is x and _place(x) == where for (n, x), where in zip(*self.given[i], strict=True))
+
+    def same(self, i: int, memory: Memory) -> bool:
+        """Whether `memory` holds of the member `i` the numbers that this bucket has put there, if perhaps elsewhere."""
+        found = memory.get(self.members[i], {})
+        mine = {n: self.views(x)[i] for n, x in zip(self.names, (*self.state, *self.kept), strict=True)}
+        alike = (isinstance(x := found.get(n), Tensor) and x.shape == y.shape and torch.equal(x.to(y), y) for n, y in mine.items())
+        return self.own(i, memory) or (self.layout.mesh is None and all(alike))
 
     # ------------------------------------------------------------- members and elements
 
@@ -222,11 +242,15 @@ class Bucket:
 
     def rest(self) -> None:
         """Let a step pass in which these elements did not move."""
-        if self.step.replays:
-            self.live = False
-            self.scalars.zero_()
+        self.forget()
         for kept in self.kept:
             kept.mul_(self.step.fading) if self.step.fading else kept.zero_()
+        self.versions = self._versions()
+
+    def forget(self) -> None:
+        """What the last step has left behind is no more what a replay would need."""
+        if self.step.replays:
+            self.live, self.scalars = False, torch.zeros_like(self.scalars)
 
     # ---------------------------------------------------------------- elements and segments
 
@@ -254,4 +278,8 @@ def _brief(x: Any) -> str:
 
 
 def _kind(p: Tensor) -> tuple[Any, ...]:
-    return p.shape, p.dtype, p.device, Layout.of(p)
+    return p.shape, p.stride(), p.dtype, p.device, Layout.of(p)
+
+
+def _place(x: Tensor) -> tuple[Any, ...]:
+    return address(x), x.shape, x.stride()

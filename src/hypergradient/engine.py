@@ -106,10 +106,10 @@ class Engine:
         n = sum(bucket.sizes)
         parts = 1 if self.compile or not (bucket.uniform and bucket.step.facts.elementwise) else max(1, round(n / PIECE))
         if parts == 1:
-            return [(bucket.param, grad, bucket.state, bucket.kept)]
+            return ((bucket.param, grad, bucket.state, bucket.kept),)
         cuts = [t.split(-(-n // parts)) for t in (bucket.param, grad, *bucket.state, *bucket.kept)]
         k = len(bucket.state)
-        return [(param, grad, rest[:k], rest[k:]) for param, grad, *rest in zip(*cuts, strict=True)]
+        return tuple((param, grad, rest[:k], rest[k:]) for param, grad, *rest in zip(*cuts, strict=True))
 
     # ----------------------------------------------------------------- a function
 
@@ -162,7 +162,10 @@ def _form(x: Any, tensors: list[Tensor]) -> Any:
     """`x` without its tensors, which go to `tensors`: for a function of tensors alone is called in half the time."""
     if isinstance(x, Tensor):
         return tensors.append(x)
-    return tuple([_form(y, tensors) for y in x]) if isinstance(x, (list, tuple)) else x
+    if isinstance(x, list):  # of tensors alone
+        tensors += x
+        return (None,) * len(x)
+    return tuple([_form(y, tensors) for y in x]) if isinstance(x, tuple) else x
 
 
 def _filled(form: Any, tensors: Iterator[Tensor]) -> Any:

@@ -78,7 +78,7 @@ class Group:
         owner: the hyperparameters that the parameters are moved with.
         step: what is done with them.
         buckets: where they are; `moving`: those that move in this step.
-        fresh: which tuned hyperparameters begin anew.
+        anew: whether the hyperparameters have to be made anew; `fresh`: which of those that are tuned begin anew.
         followed: how many steps have been made, one after the other, each with something to be read of the one before.
         last: the scalars of the last step, by the number of steps made with it. shape of each: (rows, sets)
         saved: what a checkpoint says, see `memory.learned`, until there are levels to take it over.
@@ -105,15 +105,12 @@ class Group:
         self.resting = {i for i, rests in enumerate(self.saved.get("resting", ())) if rests}
         self.learned = entry[LEARNED]
         self.last: dict[int, Tensor] = {}
-        self.recalled = False
+        self.recalled, self.anew = False, True
 
     # ------------------------------------------------------------ what the user says
 
-    def listen(self, where: str) -> bool:
+    def listen(self, where: str) -> None:
         """Take over what the dict says of the hyperparameters, where it says something new.
-
-        Returns:
-            whether the hyperparameters have to be made anew.
 
         Raises:
             ValueError: it says what is not allowed. Nothing has changed then.
@@ -124,14 +121,14 @@ class Group:
         said = {n: float(newer.get(n, entry[n])) for n in rule.hyperparameters()}
         settings = [entry[n] for n in rule.settings()]
         if said == self.said and settings == self.settings:
-            return False
+            return
         for n, value in said.items():
             if value != self.said.get(n):
                 check(where, n, value, rule.constraint(n))
         fresh = {n for n, base in self.bases.items() if base == 0 != said[n]}
         for n in fresh:
             rule.check_chart(where, n, said[n])
-        anew = bool(fresh) or settings != self.settings
+        self.anew = self.anew or bool(fresh) or settings != self.settings
         self.rule = settled(rule, entry) if settings != self.settings else rule
         self.bases.update({n: said[n] for n in fresh})
         self.fresh |= fresh
@@ -139,9 +136,8 @@ class Group:
         if self.betas is not None:
             self.betas = entry["betas"] = said["beta1"], said["beta2"]
             entry.update({n: said[n] for n in newer})
-        if not anew and hasattr(self, "owner"):
+        if not self.anew:
             self._schedule()
-        return anew
 
     def _schedule(self) -> None:
         """What the dict says, as the step needs it. A step size that starts at 0 is frozen until it is raised."""
@@ -173,7 +169,8 @@ class Group:
         elif old is not None and old.names == owner.names:
             columns = list(self._columns(params)) if tensor else [0]
             if tensor:
-                self.last = {count: rows[:, [column or 0 for column in columns]] for count, rows in self.last.items()}
+                here = [column or 0 for column in columns]
+                self.last = {count: rows[:, here] for count, rows in self.last.items()} if old.sets else {}
             owner.memory = old.memory
             owner.source = [
                 None if column is None or n in self.fresh else k * old.sets + column
@@ -187,7 +184,7 @@ class Group:
         """Use these hyperparameters, from here on or from where a checkpoint left them."""
         if self.saved.get("last") and any(self.saved["last"][0]):
             self.last, self.recalled = {0: owner.given.new_tensor(self.saved["last"])}, True
-        self.owner, self.fresh, self.saved = owner, set(), {}
+        self.owner, self.fresh, self.saved, self.anew = owner, set(), {}, False
         self._schedule()
 
     def _columns(self, params: Sequence[Tensor]) -> Iterator[int | None]:
@@ -212,6 +209,8 @@ class Group:
         self.params, rule = list(self.entry["params"]), self.step.facts
         past, alike = dict(self.past(memory)), defaultdict[Any, list[int]](list)
         filled, clocks = Counter[Any](), dict[int, Tensor]()
+        for changed in (b for b in self.buckets if b.written()):
+            changed.forget()
         for i, p in enumerate(self.params):
             if present[i] or i in past:
                 size = Layout.of(p).local(p).numel()
@@ -259,22 +258,28 @@ class Group:
     def past(self, memory: Memory) -> Iterator[tuple[int, tuple[int, bool]]]:
         """Of each parameter that has moved before: how many steps it has made, and whether the last can be read."""
         found: dict[int, tuple[int, bool]] = {}
-        idle = {id(p) for b in self.buckets if b.count and not b.live for p in b.members}
+        lost: set[int] = set()
         for bucket in self.buckets:
+            live = bucket.live and not (self.step.replays and bucket.written())
             if bucket.intact(memory):
-                found.update((id(p), (bucket.count, bucket.live)) for p in bucket.members)
+                found.update((id(p), (bucket.count, live)) for p in bucket.members)
+            lost.update(id(p) for i, p in enumerate(bucket.members) if not (live and bucket.same(i, memory)))
         times: Counter[int] = Counter()
-        for i, p in enumerate(self.params):
+        for i, p in enumerate(self.entry["params"]):
             times[id(p)] += 1
             if (entry := memory.get(p)) and id(p) not in found:
-                count = int(entry.get("step", 1))
-                left = all(getattr(entry.get(KEPT + n), "shape", None) == p.shape for n in self.step.kept)
-                known = count in self.last or self.recalled or not self.step.replays
-                found[id(p)] = count, count > 0 and left and known and i not in self.resting and id(p) not in idle
+                found[id(p)] = self._remembered(p, entry, i in self.resting or id(p) in lost)
             count, live = found.get(id(p), (0, False))
             count += times[id(p)] - 1  # one parameter twice moves twice
             if id(p) in found or count:
                 yield i, (count, live and (times[id(p)] == 1 or count in self.last or not self.step.replays))
+
+    def _remembered(self, p: Tensor, entry: Mapping[str, Any], lost: bool) -> tuple[int, bool]:
+        """As `past`, of a parameter that is in no bucket; `lost`: its last step is known to be of no use."""
+        count = int(entry.get("step", 1))
+        left = all(getattr(entry.get(KEPT + n), "shape", None) == p.shape for n in self.step.kept)
+        known = not self.step.replays or (not lost and (count in self.last or self.recalled))
+        return count, count > 0 and left and known
 
     def gather(self, grads: Sequence[Tensor | None], cotangents: Mapping[Tensor, Tensor]) -> list[Bucket]:
         """Read the parameters that have a gradient. Returns their buckets; those of the others see a step pass."""

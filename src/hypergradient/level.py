@@ -69,7 +69,7 @@ class Hyperparameters:
 
     def recall(self, mine: Tensor) -> None:
         """Go on in the memory of a new level, `mine`, from what has been remembered. shape: (rows, tuned * sets)"""
-        if (old := self.memory) is not None:
+        if (old := self.memory) is not None and not old.is_meta:
             here = [i for i, column in enumerate(self.source) if column is not None]
             mine[:, here] = old[:, [column for column in self.source if column is not None]].to(mine)
         self.memory, self.source = mine, list(range(len(self.charts)))

@@ -47,18 +47,19 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
 
     Returns:
         `made`: how many steps the optimizer has made. `followed`, `resting`: see `Group`. `said`: under the name of the rule,
-        of each hyperparameter what it was at the start, what the user says, and what is in force. `levels`: under the
+        of each hyperparameter what it was at the start, what the user says, what is learned, what is in force. `levels`: under the
         signature of each, its own hyperparameters and its memory. `last`: the scalars of the last step.
     """
-    owners, force = [group.owner, *(level.own for level in optimizer._levels.levels)], in_force(optimizer, group)
-    tower, said = optimizer.tower, group.said
+    owners, learned = [group.owner, *(level.own for level in optimizer._levels.levels)], values(optimizer, group)
+    tower, bases = optimizer.tower, group.bases
+    said = {n: [bases.get(n, x), x, *learned.get(n, (x, x))] for n, x in group.said.items()}
     kept = zip(signatures(tower, group.rule), tower.rules[1:], [h.memory for h in owners], strict=False)
     past = dict(group.past(optimizer.state))
     return {
         "made": optimizer.made(),
         "followed": group.followed,
-        "resting": [int(i in past and not past[i][1]) for i in range(len(group.params))],
-        "said": {type(group.rule).__name__: {n: [group.bases.get(n, x), x, force.get(n, x)] for n, x in said.items()}},
+        "resting": [int(i in past and not past[i][1]) for i in range(len(group.entry["params"]))],
+        "said": {type(group.rule).__name__: said},
         "levels": {
             name: {"values": {n: getattr(rule, n) for n in rule.hyperparameters()}, "memory": known.tolist()}
             for name, rule, known in kept
@@ -68,13 +69,19 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
     }
 
 
-def in_force(optimizer: Hyperoptimizer, group: Group) -> dict[str, float]:
-    """By name, what of the tuned hyperparameters is in force; of several sets the median."""
+def values(optimizer: Hyperoptimizer, group: Group) -> dict[str, tuple[float, float]]:
+    """By name, what of the tuned hyperparameters is learned, and what is in force; of several sets the medians."""
     owner, levels = group.owner, optimizer._levels
     if not owner.names or not readable(levels.memory):
-        return {n: group.said[n] for n in owner.names}
-    values = owner.values(levels.learned(levels.memory)[0], group.schedule)[0].tolist()
-    return {n: median(row) if row else group.said[n] for n, row in zip(owner.names, values, strict=False)}
+        return {}
+    learned = levels.learned(levels.memory)[0]
+    rows = zip(
+        owner.names,
+        learned[owner.place].view(owner.shape).tolist(),
+        owner.values(learned, group.schedule)[0].tolist(),
+        strict=False,
+    )
+    return {n: (median(known), median(force)) for n, known, force in rows if known}
 
 
 def refresh(optimizer: Hyperoptimizer, groups: Sequence[Group]) -> None:
@@ -89,13 +96,13 @@ def packed(state_dict: dict[str, Any]) -> dict[str, Any]:
     """`state_dict` with the values in force in its groups."""
     for entry in state_dict["param_groups"]:
         entry[LEARNED] = deepcopy(entry[LEARNED])
-        entry.update({n: value for n, (_, _, value) in words(entry).items()})
+        entry.update({n: force for n, (*_, force) in words(entry).items()})
         if "betas" in entry:
             entry["betas"] = entry["beta1"], entry["beta2"]
     return state_dict
 
 
-def words(entry: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
+def words(entry: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
     """What the dict of a group has kept under `said`."""
     return next(iter((entry.get(LEARNED) or {}).get("said", {}).values()), {})
 
@@ -113,12 +120,12 @@ def restore(entry: dict[str, Any]) -> dict[str, float]:
     said = words(entry)
     if "betas" in entry:  # in a dict of torch, or edited
         for n, value in zip(("beta1", "beta2"), entry["betas"], strict=True):
-            entry[n] = value if n not in entry or (n in said and entry[n] == said[n][2]) else entry[n]
-    for n, (_, old, force) in said.items():
+            entry[n] = value if n not in entry or (n in said and entry[n] == said[n][3]) else entry[n]
+    for n, (base, old, known, force) in said.items():
         now = float(entry.get(n, force))
-        entry[n] = old if now in (old, force) else old * now / force if force else now
+        entry[n] = old if now in (old, force) else now * base / known if known else now
     entry.pop("betas", None)
-    return {n: base for n, (base, _, _) in said.items()}
+    return {n: base for n, (base, *_) in said.items()}
 
 
 def recalled(tower: Tower, saved: Mapping[str, Any]) -> Tower:
@@ -185,7 +192,7 @@ def _upgraded(group: dict[str, Any], mine: list[dict[str, Any]], everywhere: dic
         "made": made,
         "followed": made - group.pop("read_since"),
         "resting": [int("numbers" in memory and not memory["numbers"][0] > 0) for memory in mine],
-        "said": {"": {n: [base, group[n], group[n]] for n, base in bases.items()}},
+        "said": {"": {n: [base, group[n], group[n], group[n]] for n, base in bases.items()}},
         "levels": {
             n: {"values": {}, "memory": theirs[n].tolist()} for n in sorted(theirs, key=lambda n: int(n.split(":")[0][6:]))
         },

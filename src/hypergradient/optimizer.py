@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from copy import deepcopy
 from itertools import chain
 from operator import is_
@@ -153,6 +153,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         gone = [g for g in before if not any(g.entry is e for e in entries)]
         found = [self._found(e, [g for g in before if g.entry is e], gone) for e in entries]
         memory.refresh(self, [g for g in gone if hasattr(g, "owner")])
+        for lost in gone:
+            lost.learned["last"] = []  # by the time that one comes back, the last step will be another
         rules, groups = [self.tower.rules[0], *self.rules], []
         self._groups = [g for g in found if g is not None]
         for i, (entry, group) in enumerate(zip(entries, found, strict=True)):
@@ -191,19 +193,21 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """All groups as the user has left them, with the hyperparameters that move them, and the levels above."""
         self._reconcile()
         groups = self._groups
-        anew = [group.listen(f"group {i}") for i, group in enumerate(groups)]
+        for i, group in enumerate(groups):
+            group.listen(f"group {i}")
         device = self._device()
         sets = [list(map(id, group.entry["params"])) for group in groups] if self.per == "tensor" else []
         built = device, list(map(id, groups)), sets
-        if any(anew) or built != self._built:
+        if any(group.anew for group in groups) or built != self._built:
             self._build(torch.empty((), dtype=exact(device), device=device))
             self._built = built
         return groups
 
     def _device(self) -> torch.device:
         """Where the hyperparameters are: with the first parameter that may move."""
-        params = (p for group in self.param_groups for p in group["params"])
-        return next((p.device for p in params if p.requires_grad or p.grad is not None), torch.device("cpu"))
+        params = [p for group in self.param_groups for p in group["params"] if p.requires_grad or p.grad is not None]
+        moving = (p for p in params if p.grad is not None)
+        return next(moving, params[0]).device if params else torch.device("cpu")
 
     def _build(self, like: Tensor) -> None:
         """Make the hyperparameters of all groups and the levels anew; all that has been learned goes on."""
@@ -290,14 +294,16 @@ class Hyperoptimizer(torch.optim.Optimizer):
             present: of each group, which parameters have gradients.
         """
         params = [group.entry["params"] for group in groups]
-        pattern = present, [(b.live, b.untouched(), b.step is g.step) for g in groups for b in g.buckets]
+        buckets = [(b.live, b.untouched(), b.step is g.step and not b.written()) for g in groups for b in g.buckets]
+        shapes = [f(p) for f in (Tensor.numel, Tensor.is_contiguous) for mine in params for p in mine]
+        pattern = present, buckets, shapes
         if pattern == self._pattern and self._unmoved(params):
             return
         moving = [p for mine, here in zip(params, present, strict=True) for p, moves in zip(mine, here, strict=True) if moves]
         shared = overlapping(moving)
         for group, here in zip(groups, present, strict=True):
             group.fill(self.state, here, shared)
-        self._pattern = present, [(b.live, True, True) for g in groups for b in g.buckets]
+        self._pattern = present, [(b.live, True, True) for g in groups for b in g.buckets], shapes
         self._seen = [*self._tensors(params)]
         self._address = Tensor.data_ptr if set(map(type, self._seen)) <= {Tensor, torch.nn.Parameter} else address
         self._where = list(map(self._address, self._seen))
@@ -305,14 +311,19 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def _unmoved(self, params: Sequence[Sequence[Tensor]]) -> bool:
         """Whether all tensors are there that were there at the end of `_fill`, and where they were."""
-        count = sum(map(len, params)) + sum(map(len, self.state.values()))
+        count = sum(map(len, params)) + sum(map(len, self._memories()))
         same = count == len(self._seen) and all(map(is_, self._tensors(params), self._seen))
         same = same and len(self.state) == len(self._keys) and all(map(is_, self.state, self._keys))
         return same and list(map(self._address, self._seen)) == self._where
 
     def _tensors(self, params: Sequence[Sequence[Tensor]]) -> Iterator[Any]:
         """All that a step rests upon."""
-        return chain(chain.from_iterable(params), chain.from_iterable(map(dict.values, self.state.values())))
+        return chain(chain.from_iterable(params), chain.from_iterable(map(dict.values, self._memories())))
+
+    def _memories(self) -> Collection[dict[str, Any]]:
+        """What `state` holds of parameters: users put other things there, too."""
+        found = self.state.values()
+        return found if set(map(type, found)) <= {dict} else [m for m in found if isinstance(m, dict)]
 
     def _rehearsal(self, work: Work) -> bool:
         """Whether this is no step at all: before every other, along gradients of 0, with a step size of 0.
@@ -450,7 +461,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 theirs = adapted["state"][key]  # perhaps those of a living optimizer
                 self.state[p] = {n: memory.shaped(n, x, p) for n, x in theirs.items() if x is not None}
         if not any("made" in group.get(LEARNED, {}) for group in adapted["param_groups"]):  # one of torch
-            self._made = max((int(mine.get("step", 1)) for mine in self.state.values()), default=0)
+            self._made = max((int(mine.get("step", 1)) for mine in self._memories()), default=0)
 
     def _compare(self, saved: Sequence[dict[str, Any]]) -> None:
         """Raise ValueError where these are not the groups of an optimizer with the same tower and the same groups."""
@@ -461,6 +472,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             copied = deepcopy({n: x for n, x in entry.items() if n != "params"})
             rule, _ = self._settle(copied, group.rule, where := f"group {i}")
             learned = copied.get(LEARNED) or {}
+            memory.recalled(self.tower, learned)
             if "levels" in learned and readable(self._levels.memory):
                 memory.check(self.tower, rule, group.owner.sets, where, learned)
 
