@@ -63,9 +63,8 @@ class Bucket:
         parts = self.layout.parts(self.members)
         real = [torch.view_as_real(x) for x in parts] if self.complex else parts
         self.shapes, self.sizes = [x.shape for x in real], [x.numel() for x in real]
-        self.order = None
-        if len(members) == 1 and step.facts.elementwise:
-            self.order = sorted(range(real[0].ndim), key=real[0].stride, reverse=True)
+        apart = len(members) == 1 and step.facts.elementwise
+        self.order = sorted(range(real[0].ndim), key=real[0].stride, reverse=True) if apart else None
         device, self.uniform = real[0].device, not sets or len(members) == 1
         self.index = torch.tensor(self.sets, device=device) if sets else None
         self.counts = torch.tensor(self.sizes, device=device)
@@ -75,14 +74,18 @@ class Bucket:
         self.entries: list[dict[str, Any]] = [{} for _ in members]
         self._recall(parts, [memory.get(p, {}) for p in members])
         if not step.facts.elementwise:
-            if (why := step.rule.accepts(members[0])) is not None:
-                raise ValueError(f"a parameter has shape {tuple(members[0].shape)}: {why}")
-            rehearse(step.rule, self._flat(parts).to(self.dtype), dict(zip(step.facts.state, self.state, strict=True)))
-        self.kinds = [_kind(p) for p in members]
+            self._rehearse(parts)
+        self.kinds, self.versions = [_kind(p) for p in members], self._versions()
         self.given = [(list(entry.items()), list(map(_place, entry.values()))) for entry in self.entries]
-        self.versions = self._versions()
         for p, entry in zip(members, self.entries, strict=True):
             memory.setdefault(p, {}).update(entry)
+
+    def _rehearse(self, parts: Sequence[Tensor]) -> None:
+        """Raise an error now where the rule cannot move this parameter: later, others would have moved."""
+        step, (p,) = self.step, self.members
+        if (why := step.rule.accepts(p)) is not None:
+            raise ValueError(f"a parameter has shape {tuple(p.shape)}: {why}")
+        rehearse(step.rule, self._flat(parts).to(self.dtype), dict(zip(step.facts.state, self.state, strict=True)))
 
     # ------------------------------------------------------------------ what is remembered
 
@@ -177,7 +180,9 @@ class Bucket:
         """Whether `memory` holds of the member `i` the numbers that this bucket has put there, if perhaps elsewhere."""
         found = memory.get(self.members[i], {})
         mine = {n: self.views(x)[i] for n, x in zip(self.names, (*self.state, *self.kept), strict=True)}
-        alike = (isinstance(x := found.get(n), Tensor) and x.shape == y.shape and torch.equal(x.to(y), y) for n, y in mine.items())
+        alike = (
+            isinstance(x := found.get(n), Tensor) and x.shape == y.shape and torch.equal(x.to(y), y) for n, y in mine.items()
+        )
         return self.own(i, memory) or (self.layout.mesh is None and all(alike))
 
     # ------------------------------------------------------------- members and elements
@@ -281,5 +286,5 @@ def _kind(p: Tensor) -> tuple[Any, ...]:
     return p.shape, p.stride(), p.dtype, p.device, Layout.of(p)
 
 
-def _place(x: Tensor) -> tuple[Any, ...]:
+def _place(x: Any) -> tuple[Any, ...]:
     return address(x), x.shape, x.stride()

@@ -116,10 +116,9 @@ class Group:
             ValueError: it says what is not allowed. Nothing has changed then.
         """
         entry, rule = self.entry, self.rule
-        betas = zip(("beta1", "beta2"), entry["betas"], strict=True) if self.betas is not None else ()
-        newer = dict(betas) if self.betas is not None and tuple(entry["betas"]) != self.betas else {}
-        said = {n: float(newer.get(n, entry[n])) for n in rule.hyperparameters()}
-        settings = [entry[n] for n in rule.settings()]
+        said, settings = {n: float(entry[n]) for n in rule.hyperparameters()}, [entry[n] for n in rule.settings()]
+        if self.betas is not None and tuple(entry["betas"]) != self.betas:
+            said["beta1"], said["beta2"] = map(float, entry["betas"])
         if said == self.said and settings == self.settings:
             return
         for n, value in said.items():
@@ -135,7 +134,7 @@ class Group:
         self.said, self.settings = said, settings
         if self.betas is not None:
             self.betas = entry["betas"] = said["beta1"], said["beta2"]
-            entry.update({n: said[n] for n in newer})
+            entry.update({n: said[n] for n in ("beta1", "beta2") if said[n] != entry[n]})
         if not self.anew:
             self._schedule()
 
@@ -206,22 +205,14 @@ class Group:
             present: which have a gradient.
             shared: the ids of parameters that share memory with others.
         """
-        self.params, rule = list(self.entry["params"]), self.step.facts
-        past, alike = dict(self.past(memory)), defaultdict[Any, list[int]](list)
-        filled, clocks = Counter[Any](), dict[int, Tensor]()
+        self.params, clocks = list(self.entry["params"]), dict[int, Tensor]()
+        past = dict(self.past(memory))
         for changed in (b for b in self.buckets if b.written()):
             changed.forget()
-        for i, p in enumerate(self.params):
-            if present[i] or i in past:
-                size = Layout.of(p).local(p).numel()
-                alone = size >= ALONE or not rule.elementwise or id(p) in shared
-                layout = Layout.of(p, whole=not rule.elementwise)
-                kind = p.dtype, p.device, layout, *past.get(i, (0, False)), present[i], i if alone else None
-                filled[kind] += size
-                alike[kind, filled[kind] // (BUCKET if self.owner.sets == 1 else ALONE)].append(i)
+        alike = self._alike([i for i, here in enumerate(present) if here or i in past], past, present, shared)
         known = {tuple(map(id, b.members)): b for b in self.buckets if b.intact(memory)}
         self.buckets, self.resting = [], set()
-        for ((*_, count, live, _, _), _), positions in alike.items():
+        for (*_, count, live, _), positions in alike.items():
             bucket = known.get(tuple(id(self.params[i]) for i in positions))
             if bucket is None or (bucket.step, bucket.count, bucket.sets) != (self.step, count, self._sets(positions)):
                 bucket = Bucket(self.step, [self.params[i] for i in positions], self._sets(positions), count, memory)
@@ -232,6 +223,21 @@ class Group:
             bucket.clock = clocks.setdefault(count, self.owner.given.new_tensor(float(count)))
             self.buckets.append(bucket)
         self.recalled = False
+
+    def _alike(
+        self, positions: Sequence[int], past: Mapping[int, Any], present: Sequence[bool], shared: Collection[int]
+    ) -> dict[Any, list[int]]:
+        """The positions that go together, by what they have in common: last what `past` says, and whether they are `present`."""
+        apart, bound = not self.step.facts.elementwise, BUCKET if self.owner.sets == 1 else ALONE
+        alike, filled = defaultdict[Any, list[int]](list), Counter[Any]()
+        for i in positions:
+            p = self.params[i]
+            size = Layout.of(p).local(p).numel()
+            alone = size >= ALONE or apart or id(p) in shared
+            kind = p.dtype, p.device, Layout.of(p, whole=apart), i if alone else None, *past.get(i, (0, False)), present[i]
+            filled[kind] += size
+            alike[(filled[kind] // bound, *kind)].append(i)
+        return alike
 
     def _sets(self, positions: list[int]) -> list[int]:
         """Which sets of hyperparameters the parameters at these positions use, where there are several; else nothing."""

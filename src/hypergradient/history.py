@@ -122,7 +122,6 @@ class History:
             RuntimeError: nothing has been recorded.
         """
         from matplotlib.figure import Figure
-        from matplotlib.ticker import LogFormatter
 
         rows: dict[int, dict[bool, dict[Any, dict[int, list[float]]]]] = {}
         for r in self._curves():
@@ -136,28 +135,11 @@ class History:
         for row, (level, kinds) in enumerate(sorted(rows.items())):
             for column, (bounded, curves) in enumerate(sorted(kinds.items())):
                 axes = figure.add_subplot(grid[row, column] if len(kinds) == 2 else grid[row, :])
-                names = list(dict.fromkeys(name for _, _, name in curves))
-                several, ends = len({group for group, _, _ in curves}) > 1, [0.0]
-                for (group, rule, name), curve in curves.items():
-                    middle, least, most = ([of(values) for values in curve.values()] for of in (median, min, max))
-                    label = f"{name}: {middle[0]:.3g} → {middle[-1]:.3g}" + f", group {group} ({rule})" * several
-                    color, line = COLORS[names.index(name) % len(COLORS)], LINES[(group or 0) % len(LINES)]
-                    if least != most:
-                        label += ", median in its range"
-                        axes.fill_between(list(curve), least, most, color=color, alpha=0.15, linewidth=0)
-                    axes.plot(list(curve), middle, label=label, color=color, linestyle=line, marker="." * (len(curve) == 1))
-                    ends += [min(least), max(most)]
-                axes.set(xlabel="step", ylabel=", ".join(names))
-                if not bounded and min(ends) == 0 < max(ends):
-                    axes.set_yscale("log")
-                    axes.yaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())
+                _draw(axes, curves, not bounded)
                 if column == 0:
                     doing = f"tunes level {level - 1}" if level else "moves the weights"
                     title = f"level {level}, which {doing}: {', '.join(dict.fromkeys(rule for _, rule, _ in curves))}"
                     axes.set_title(title, loc="left", fontsize=10)
-                axes.grid(color="#e6e6e6", linewidth=0.6)
-                axes.spines[["top", "right"]].set_visible(False)
-                axes.legend(frameon=False, fontsize=9)
         return figure
 
     def scheduler(self, optimizer: Optimizer) -> LRScheduler:
@@ -198,6 +180,30 @@ class Replay(LRScheduler):
                 group["betas"] = tuple(now.get(n, old) for n, old in zip(("beta1", "beta2"), group["betas"], strict=True))
         pairs = zip(self.optimizer.param_groups, self.tracks, strict=True)
         return [_interpolated(track["lr"], self.last_epoch) if "lr" in track else group["lr"] for group, track in pairs]
+
+
+def _draw(axes: Any, curves: Mapping[Any, Mapping[int, list[float]]], wide: bool) -> None:
+    """A line for each curve, by group, rule and name; `wide`: on a logarithmic axis, where the values allow it."""
+    from matplotlib.ticker import LogFormatter
+
+    names = list(dict.fromkeys(name for _, _, name in curves))
+    several, ends = len({group for group, _, _ in curves}) > 1, [0.0]
+    for (group, rule, name), curve in curves.items():
+        middle, least, most = ([of(values) for values in curve.values()] for of in (median, min, max))
+        label = f"{name}: {middle[0]:.3g} → {middle[-1]:.3g}" + f", group {group} ({rule})" * several
+        color, line = COLORS[names.index(name) % len(COLORS)], LINES[(group or 0) % len(LINES)]
+        if least != most:
+            label += ", median in its range"
+            axes.fill_between(list(curve), least, most, color=color, alpha=0.15, linewidth=0)
+        axes.plot(list(curve), middle, label=label, color=color, linestyle=line, marker="." * (len(curve) == 1))
+        ends += [min(least), max(most)]
+    axes.set(xlabel="step", ylabel=", ".join(names))
+    if wide and min(ends) == 0 < max(ends):
+        axes.set_yscale("log")
+        axes.yaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())
+    axes.grid(color="#e6e6e6", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
 
 
 def records(snapshot: Snapshot, step: int) -> list[dict[str, Any]]:

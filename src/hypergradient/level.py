@@ -142,6 +142,7 @@ class Level:
         rows: how many rows of the memory come before the sensitivities.
         start: what is remembered of what it moves, at the start. shape: (rows, n)
         sets: with which set of its own hyperparameters it moves each. (n entries)
+        origin: where a decay draws to, if there is one. shape: (n,)
         kind: the same for levels that are alike but for what moves them.
     """
 
@@ -162,14 +163,16 @@ class Level:
             self.sets = [own.below.index(n) for h in below for n in h.names for _ in range(h.sets)]
             self.index = torch.tensor(self.sets, device=raw.device)
             self.member = (self.index == torch.arange(own.sets, device=raw.device)[:, None]).to(raw)
-        fixed = dict(zip(own.order[t:], own.given[t:], strict=True))
-        off = frozenset(n for n in fixed if not any(own.initial[n]))
-        self.rule = own.rule.at({"off": off, **{n: self.columns(value) for n, value in fixed.items()}})
-        self.origin = (
-            raw.clone() if getattr(self.rule, "weight_decay", None) is not None and "weight_decay" not in off else None
-        )
-        alone = self.member is not None or self.origin is not None
-        self.kind = str(own), [own.initial[n] for n in fixed], id(self) if alone else None
+        self._fix(dict(zip(own.order[t:], own.given[t:], strict=True)), raw)
+
+    def _fix(self, fixed: Mapping[str, Tensor], raw: Tensor) -> None:
+        """Take the values that nothing moves into the rule; a decay draws to where the coordinates are now."""
+        off = frozenset(n for n in fixed if not any(self.own.initial[n]))
+        self.rule = self.own.rule.at({"off": off, **{n: self.columns(value) for n, value in fixed.items()}})
+        decays = hasattr(self.rule, "weight_decay") and self.rule.uses("weight_decay")
+        self.origin = raw.clone() if decays else None
+        alone = self.member is not None or decays
+        self.kind = str(self.own), [self.own.initial[n] for n in fixed], id(self) if alone else None
 
     def columns(self, values: Tensor) -> Tensor:
         """From sets of its own hyperparameters to what they move. shape: (…, sets) -> (…, n), or (…, 1) of a single set"""

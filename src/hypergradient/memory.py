@@ -47,8 +47,8 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
 
     Returns:
         `made`: how many steps the optimizer has made. `followed`, `resting`: see `Group`. `said`: under the name of the rule,
-        of each hyperparameter what it was at the start, what the user says, what is learned, what is in force. `levels`: under the
-        signature of each, its own hyperparameters and its memory. `last`: the scalars of the last step.
+        of each hyperparameter what it was at the start, what the user says, what is learned, what is in force. `levels`:
+        under the signature of each, its own hyperparameters and its memory. `last`: the scalars of the last step.
     """
     owners, learned = [group.owner, *(level.own for level in optimizer._levels.levels)], values(optimizer, group)
     tower, bases = optimizer.tower, group.bases
@@ -182,11 +182,6 @@ def _upgraded(group: dict[str, Any], mine: list[dict[str, Any]], everywhere: dic
     first = first or [n for n in everywhere if n.startswith("level 1:")]
     theirs = {n: own.get(n, x) for n, x in everywhere.items() if n in first or not n.startswith("level 1:")}
     sets = next((x.shape[1] // len(bases) for n, x in theirs.items() if n.startswith("level 1:")), 1)
-    moved = [(i, memory["numbers"].tolist()) for i, memory in enumerate(mine) if "numbers" in memory]
-    last = [[0.0] * sets for _ in moved[0][1]] if moved else []
-    for i, numbers in moved:
-        for row, x in zip(last, numbers if numbers[0] > 0 else (), strict=False):
-            row[i if sets > 1 else 0] = x
     made = group.pop("steps_made")
     group[LEARNED] = {
         "made": made,
@@ -196,6 +191,16 @@ def _upgraded(group: dict[str, Any], mine: list[dict[str, Any]], everywhere: dic
         "levels": {
             n: {"values": {}, "memory": theirs[n].tolist()} for n in sorted(theirs, key=lambda n: int(n.split(":")[0][6:]))
         },
-        "last": last,
+        "last": _last(mine, sets),
     }
     return group
+
+
+def _last(mine: list[dict[str, Any]], sets: int) -> list[list[float]]:
+    """The scalars of the last step, from those of each parameter."""
+    moved = [(i, memory["numbers"].tolist()) for i, memory in enumerate(mine) if "numbers" in memory]
+    last = [[0.0] * sets for _ in moved[0][1]] if moved else []
+    for i, numbers in moved:
+        for row, x in zip(last, numbers if numbers[0] > 0 else (), strict=False):
+            row[i if sets > 1 else 0] = x
+    return last
