@@ -227,7 +227,7 @@ class Group:
     def _alike(
         self, positions: Sequence[int], past: Mapping[int, Any], present: Sequence[bool], shared: Collection[int]
     ) -> dict[Any, list[int]]:
-        """The positions that go together, by what they have in common: last what `past` says, and whether they are `present`."""
+        """The positions that go together, by what they have in common: last what `past` says, and `present`."""
         apart, bound = not self.step.facts.elementwise, BUCKET if self.owner.sets == 1 else ALONE
         alike, filled = defaultdict[Any, list[int]](list), Counter[Any]()
         for i in positions:

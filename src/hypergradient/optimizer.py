@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from itertools import chain
 from operator import is_
@@ -293,37 +293,29 @@ class Hyperoptimizer(torch.optim.Optimizer):
         Args:
             present: of each group, which parameters have gradients.
         """
-        params = [group.entry["params"] for group in groups]
+        params = [p for group in groups for p in group.entry["params"]]
         buckets = [(b.live, b.untouched(), b.step is g.step and not b.written()) for g in groups for b in g.buckets]
-        shapes = [f(p) for f in (Tensor.numel, Tensor.is_contiguous) for mine in params for p in mine]
-        pattern = present, buckets, shapes
-        if pattern == self._pattern and self._unmoved(params):
+        shapes = list(map(Tensor.numel, params)), list(map(Tensor.is_contiguous, params))
+        pattern, seen = (present, buckets, shapes), [*params, *self._remembered()]
+        same = pattern == self._pattern and len(seen) == len(self._seen) and len(self.state) == len(self._keys)
+        same = same and all(map(is_, seen, self._seen)) and all(map(is_, self.state, self._keys))
+        if same and list(map(self._address, seen)) == self._where:
             return
-        moving = [p for mine, here in zip(params, present, strict=True) for p, moves in zip(mine, here, strict=True) if moves]
+        moving = [p for p, moves in zip(params, chain.from_iterable(present), strict=True) if moves]
         shared = overlapping(moving)
         for group, here in zip(groups, present, strict=True):
             group.fill(self.state, here, shared)
         self._pattern = present, [(b.live, True, True) for g in groups for b in g.buckets], shapes
-        self._seen = [*self._tensors(params)]
+        self._seen, self._keys = [*params, *self._remembered()], list(self.state)
         self._address = Tensor.data_ptr if set(map(type, self._seen)) <= {Tensor, torch.nn.Parameter} else address
         self._where = list(map(self._address, self._seen))
-        self._keys = list(self.state)
 
-    def _unmoved(self, params: Sequence[Sequence[Tensor]]) -> bool:
-        """Whether all tensors are there that were there at the end of `_fill`, and where they were."""
-        count = sum(map(len, params)) + sum(map(len, self._memories()))
-        same = count == len(self._seen) and all(map(is_, self._tensors(params), self._seen))
-        same = same and len(self.state) == len(self._keys) and all(map(is_, self.state, self._keys))
-        return same and list(map(self._address, self._seen)) == self._where
-
-    def _tensors(self, params: Sequence[Sequence[Tensor]]) -> Iterator[Any]:
-        """All that a step rests upon."""
-        return chain(chain.from_iterable(params), chain.from_iterable(map(dict.values, self._memories())))
-
-    def _memories(self) -> Collection[dict[str, Any]]:
+    def _remembered(self) -> list[Any]:
         """What `state` holds of parameters: users put other things there, too."""
-        found = self.state.values()
-        return found if set(map(type, found)) <= {dict} else [m for m in found if isinstance(m, dict)]
+        try:
+            return list(chain.from_iterable(map(dict.values, self.state.values())))
+        except TypeError:
+            return [x for memory in self.state.values() if isinstance(memory, dict) for x in memory.values()]
 
     def _rehearsal(self, work: Work) -> bool:
         """Whether this is no step at all: before every other, along gradients of 0, with a step size of 0.
@@ -461,7 +453,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 theirs = adapted["state"][key]  # perhaps those of a living optimizer
                 self.state[p] = {n: memory.shaped(n, x, p) for n, x in theirs.items() if x is not None}
         if not any("made" in group.get(LEARNED, {}) for group in adapted["param_groups"]):  # one of torch
-            self._made = max((int(mine.get("step", 1)) for mine in self._memories()), default=0)
+            self._made = max((int(mine.get("step", 1)) for mine in self.state.values() if isinstance(mine, dict)), default=0)
 
     def _compare(self, saved: Sequence[dict[str, Any]]) -> None:
         """Raise ValueError where these are not the groups of an optimizer with the same tower and the same groups."""

@@ -59,12 +59,12 @@ class Adam(Averages):
     ) -> dict[int | str, Tensor]:
         m, name = state["exp_avg"], "max_exp_avg_sq" if self.amsgrad else "exp_avg_sq"
         root = sqrt(state[name])
-        below = root + c[1]
-        along = u / below
-        found: dict[int | str, Tensor] = {0: along * m}
-        if "exp_avg" in wanted:
-            found["exp_avg"] = c[0] * along
+        if not {1, name, "exp_avg"} & set(wanted):
+            return {0: (u * m).div_(root.add_(c[1]))}
+        inverse = (root + c[1]).reciprocal_()
+        along = u * inverse
+        found: dict[int | str, Tensor] = {0: along * m, "exp_avg": c[0] * along}
         if 1 in wanted or name in wanted:
-            found[1] = (-c[0] * found[0]).div_(below)
+            found[1] = (-c[0] * found[0]).mul_(inverse)
             found[name] = (found[1] / root).mul_(0.5)
         return found
