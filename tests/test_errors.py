@@ -232,3 +232,12 @@ def test_a_rule_without_an_update_is_told():
 
     with pytest.raises(TypeError, match="Empty has no update"):
         Empty()
+
+
+def test_a_value_of_a_level_that_is_not_allowed_is_not_loaded():
+    mine, theirs = parameters(), parameters()
+    optimizer, another = (Hyperoptimizer(params, Adam() / SGD(lr=1e-5)) for params in (mine, theirs))
+    train(another, theirs, 2)
+    saved = copy.deepcopy(another.state_dict())
+    next(iter(saved["param_groups"][0]["learned"]["levels"].values()))["values"]["lr"] = -1.0
+    unchanged(optimizer, mine, lambda: optimizer.load_state_dict(saved), ValueError, r"SGD: lr=-1.0 is not allowed")

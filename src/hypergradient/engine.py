@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .bucket import Bucket
 from .layout import total
-from .level import RAW, Asks, Hyperparameters, Levels, numbers
+from .level import RAW, Asks, Hyperparameters, Levels, scalars
 from .sensitivity import Pieces
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Engine:
             group.last, bucket.scalars = {bucket.count + 1: rows[0]}, rows[1] if bucket.step.replays else bucket.scalars
             return bucket.scatter()
         if known is None:
-            found = self(numbers, asks, levels.memory[RAW], schedules, ticks, dynamic=False)
+            found = self(scalars, asks, levels.memory[RAW], schedules, ticks, dynamic=False)
         else:
             found = self(levels.tune, asks, self._read(levels, work), known, schedules, ticks, dynamic=False)
         now = dict(zip(clocks, found, strict=True))

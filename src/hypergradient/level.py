@@ -126,7 +126,7 @@ def upper(tower: Tower, like: Tensor) -> Iterator[Hyperparameters]:
 
 
 Asks = Sequence[tuple[Hyperparameters, Step]]
-"""Which numbers are asked for: the hyperparameters that make them, and the step that they are for."""
+"""Which scalars are asked for: the hyperparameters that make them, and the step that they are for."""
 
 
 class Level:
@@ -275,7 +275,7 @@ class Run(NamedTuple):
 
 
 class Levels:
-    """All levels above the weights, with one memory: what the last step says goes up, the numbers of this step come down.
+    """All levels above the weights, with one memory: what the last step says goes up, the scalars of this step come down.
 
     Args:
         levels: from the weights upwards; there may be none.
@@ -341,8 +341,8 @@ class Levels:
 
         Args:
             found: for each of the hyperparameters that the first level moves, what was read; see `Step.read`.
-            known: see there. shape: (all that is moved,)
-            asks, schedules, clocks: see `numbers`, which has the last word.
+            known: see `known`. shape: (all that is moved,)
+            asks, schedules, clocks: see `scalars`, which has the last word.
         """
         natural, grad = self._read(found)
         moved, learned = [], grad[:0]
@@ -361,7 +361,7 @@ class Levels:
                 run.differentiate(self.memory, tuned, grad[run.place], made, free)
             run.before(self.memory).copy_(after)
         self.memory[READ].copy_(natural.where(known, torch.nan))
-        return numbers(asks, learned, schedules, clocks)
+        return scalars(asks, learned, schedules, clocks)
 
     def _read(self, found: Tensors) -> tuple[Tensor, Tensor]:
         """The hypergradients of all that is moved; see `Level.gradient`. shape of both: (all that is moved,)"""
@@ -380,7 +380,7 @@ class Levels:
         return [x for run in self.runs for x in cut(rows(run, self.memory), self.sizes[run.levels])]
 
 
-def numbers(asks: Asks, learned: Tensor, schedules: Tensors, clocks: Tensors) -> list[Tensor]:
+def scalars(asks: Asks, learned: Tensor, schedules: Tensors, clocks: Tensors) -> list[Tensor]:
     """What is asked for; see `Step.prepare`.
 
     Args:

@@ -464,9 +464,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
             copied = deepcopy({n: x for n, x in entry.items() if n != "params"})
             rule, _ = self._settle(copied, group.rule, where := f"group {i}")
             learned = copied.get(LEARNED) or {}
-            memory.recalled(self.tower, learned)
             if "levels" in learned and readable(self._levels.memory):
                 memory.check(self.tower, rule, group.owner.sets, where, learned)
+                memory.recalled(self.tower, learned)
 
     def __getstate__(self) -> dict[str, Any]:
         memory.refresh(self, self._assemble())
