@@ -232,8 +232,8 @@ class Level:
         moved, after = self.update(tuned, raw, grad, step, state)
         new = torch.stack([moved, unit, grad, step, *(after[n] for n in self.state)])
         made = known & finite(new)
-        new[RAW].clamp_(*ends)
-        return torch.where(made, new, old), made, new[RAW] == moved
+        held = new[RAW].clamp_(*ends)
+        return torch.where(made, new, old), made, held == moved
 
 
 class Run(NamedTuple):
@@ -344,9 +344,10 @@ class Levels:
             known: see `known`. shape: (all that is moved,)
             asks, schedules, clocks: see `scalars`, which has the last word.
         """
-        natural, grad = self._read(found)
+        raw, unit, read, *_ = self.memory.unbind()
+        natural, grad = self._read(found, self.charts.slope(raw, unit))
         moved, learned = [], grad[:0]
-        split = (cut(x, self.sizes) for x in (grad, known, *self.bounds, self.memory[UNIT]))
+        split = (cut(x, self.sizes) for x in (grad, known, *self.bounds, unit))
         for level, before, mine, moves, low, high, units in reversed(
             list(zip(self.levels, self._parts(Run.before), *split, strict=True))
         ):
@@ -360,12 +361,11 @@ class Levels:
             if run.first.own.names:
                 run.differentiate(self.memory, tuned, grad[run.place], made, free)
             run.before(self.memory).copy_(after)
-        self.memory[READ].copy_(natural.where(known, torch.nan))
+        read.copy_(natural.where(known, torch.nan))
         return scalars(asks, learned, schedules, clocks)
 
-    def _read(self, found: Tensors) -> tuple[Tensor, Tensor]:
+    def _read(self, found: Tensors, slope: Tensor | None) -> tuple[Tensor, Tensor]:
         """The hypergradients of all that is moved; see `Level.gradient`. shape of both: (all that is moved,)"""
-        slope = self.charts.slope(self.memory[RAW], self.memory[UNIT])
         slopes = [None] * len(self.levels) if slope is None else cut(slope, self.sizes)
         products: list[Tensors] = [x.unbind() for x in found]
         gradients = []

@@ -46,12 +46,13 @@ class Adam(Averages):
         rest1, rest2 = 1 - self.beta1**step, 1 - self.beta2**step
         root = rest2.sqrt()
         found = {(0, "lr"): root / rest1, (1, "eps"): root}
+        falls = torch.full_like(self.lr, -1.0) if {"beta1", "beta2"} & set(wanted) else root
         if "beta1" in wanted:
             found[0, "beta1"] = c[0] * step * self.beta1 ** (step - 1) / rest1
-            found[2, "beta1"] = torch.full_like(self.lr, -1.0)
+            found[2, "beta1"] = falls
         if "beta2" in wanted:
             slope = step * self.beta2 ** (step - 1) / (-2 * rest2)  # of the logarithm of the root
-            found |= {(0, "beta2"): c[0] * slope, (1, "beta2"): c[1] * slope, (3, "beta2"): torch.full_like(self.lr, -1.0)}
+            found |= {(0, "beta2"): c[0] * slope, (1, "beta2"): c[1] * slope, (3, "beta2"): falls}
         return found
 
     def displacement_slopes(
