@@ -84,6 +84,15 @@ def resumed(optimizer, params):
     return twin
 
 
+def refusal(action):
+    """The message of the ValueError that `action` raises, or None."""
+    try:
+        action()
+    except ValueError as e:
+        return str(e)
+    return None
+
+
 # ----------------------------------------------------------------------- judges
 
 

@@ -11,6 +11,8 @@ from benchmarks.measure import peak_bytes
 from benchmarks.problems import PROBLEMS, shapes
 from experiments.models import MLP, ResNet20, loss
 
+from hypergradient import SGD, Adam, Hyperoptimizer
+
 pytestmark = pytest.mark.usefixtures("float32")
 
 
@@ -36,6 +38,13 @@ def test_bytes_of_what_is_known():
     sizes = [torch.Size([100, 100])] * 3
     said = peak_bytes(ALL[FUSED], sizes)
     assert said == pytest.approx({"iteration": 16, "step": 12, "kept": 8}, abs=0.01)
+
+
+def test_state_is_made_where_it_stays():
+    """Of one large parameter, in its first step too: 16 bytes as torch's Adam, and some for the pieces that are worked on."""
+    said = peak_bytes(lambda m: Hyperoptimizer(m.parameters(), Adam(tune="lr") / SGD(lr=1e-5)), [torch.Size([20_000_000])])
+    assert said["iteration"] <= 16.5
+    assert said["kept"] == pytest.approx(8, abs=0.01)
 
 
 def test_the_models_have_the_sizes_they_are_named_for():

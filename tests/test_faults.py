@@ -1,13 +1,13 @@
 """Faults that were found by doing what public bug reports describe, each with its siblings; the twin is torch.optim."""
 
 import copy
-import io
 from dataclasses import dataclass, replace
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from cases import RULES, TWINS, loss, ours, parameters
+from helpers import refusal, stored
 from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -93,22 +93,6 @@ def snapshot(optimizer):
 
 def same(one, other, **options):
     torch.testing.assert_close(one, other, **(options or {"rtol": 0, "atol": 0}), equal_nan=True)
-
-
-def through_a_file(x):
-    file = io.BytesIO()
-    torch.save(x, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-def refusal(action):
-    """The message of the ValueError that `action` raises, or None."""
-    try:
-        action()
-    except ValueError as e:
-        return str(e)
-    return None
 
 
 def lr(optimizer, group=0):
@@ -724,7 +708,7 @@ def test_frozen_parameters_of_any_kind_are_ignored(make, above, where, per):
         go(optimizer, 3)
         assert not optimizer.state.get(still)
         other = kind([*mine[:where], still, *mine[where:]])
-        other.load_state_dict(through_a_file(optimizer.state_dict()))
+        other.load_state_dict(stored(optimizer.state_dict()))
         go(other, 2, 3)
         runs.append(copies(mine))
     same(*runs, **CLOSE)
@@ -802,7 +786,7 @@ def test_the_state_dict_of_every_optimizer_of_torch_is_taken_over(case, above):
         go(twin, 3)
         for p, q in zip(mine, theirs, strict=True):
             p.data.copy_(q.detach())
-        optimizer.load_state_dict(through_a_file(twin.state_dict()))
+        optimizer.load_state_dict(stored(twin.state_dict()))
         for o in (optimizer, twin):
             go(o, 3, 3)
         same(copies(mine), copies(theirs), **CLOSE)
@@ -814,7 +798,7 @@ def test_the_state_dict_of_every_optimizer_of_torch_is_taken_over(case, above):
 def test_what_a_checkpoint_lacks_is_filled_in_with_its_default(tower):
     whole = Hyperoptimizer(make_params((4, 3), (2, 3)), tower)
     go(whole, 3)
-    saved = through_a_file(whole.state_dict())
+    saved = stored(whole.state_dict())
     start = copies(everything(whole))
     go(whole, 2, 3)
     for key in ("maximize", "weight_decay", "eps", "nesterov", "amsgrad", "centered", "dampening"):
@@ -882,7 +866,7 @@ def test_what_a_checkpoint_says_counts_or_is_refused_by_name(saved, loaded, name
     mine = [w.requires_grad_() for w in copies(everything(whole))]
     optimizer = Hyperoptimizer(mine, loaded, per=per)
     before = snapshot(optimizer)
-    said = refusal(lambda: optimizer.load_state_dict(through_a_file(whole.state_dict())))
+    said = refusal(lambda: optimizer.load_state_dict(stored(whole.state_dict())))
     if said is not None:
         assert name in said
         same(snapshot(optimizer), before)

@@ -1,7 +1,6 @@
 """Whose the state is: what scripts do to `state`, `param_groups` and `state_dict()` does what it does with torch.optim."""
 
 import copy
-import io
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import RULES, parameters, train
+from helpers import refusal, stored
 
 import hypergradient as hg
 from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer, Muon, RMSprop, from_torch
@@ -98,13 +98,6 @@ def same_as_torch(optimizer, twin):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
-def through_a_file(x):
-    file = io.BytesIO()
-    torch.save(x, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
 def resumed(optimizer, combination, rate):
     """An optimizer of copies of the weights, that has loaded the checkpoint of another."""
     name, horizon, per, _, _ = combination
@@ -113,7 +106,7 @@ def resumed(optimizer, combination, rate):
         for g in optimizer.param_groups
     ]
     twin = Hyperoptimizer(groups, make_tower(name, horizon, rate), per=per)
-    twin.load_state_dict(through_a_file(optimizer.state_dict()))
+    twin.load_state_dict(stored(optimizer.state_dict()))
     return twin
 
 
@@ -133,13 +126,19 @@ def slopes(optimizer):
     return [x if isinstance(x, list) else [x] for x in found]
 
 
-def refusal(action):
-    """The message of the ValueError that `action` raises, or None."""
-    try:
-        action()
-    except ValueError as e:
-        return str(e)
-    return None
+def saved_and_resumed(edit, combination, later):
+    """What is resumed from a checkpoint after an edit goes on as what was edited does."""
+    optimizer = make(combination, RATE)
+    go(optimizer, 4)
+    edit(optimizer)
+    drop_what_is_gone(optimizer)
+    go(optimizer, later, 4)
+    twin = resumed(optimizer, combination, RATE)
+    assert values(twin) == values(optimizer)
+    for o in (optimizer, twin):
+        go(o, 3, 5)
+    torch.testing.assert_close(everything(twin), everything(optimizer), rtol=0, atol=0)
+    assert values(twin) == values(optimizer)
 
 
 # ------------------------------------------------------------------------------------- edits of the state of a parameter
@@ -483,34 +482,14 @@ def test_the_next_steps_are_those_of_torch_with_other_groups(edit, combination):
 )
 @pytest.mark.parametrize("edit", EDITS + REPLACEMENTS)
 def test_it_is_in_the_next_checkpoint(edit, combination, later):
-    optimizer = make(combination, RATE)
-    go(optimizer, 4)
-    edit(optimizer)
-    drop_what_is_gone(optimizer)
-    go(optimizer, later, 4)
-    twin = resumed(optimizer, combination, RATE)
-    assert values(twin) == values(optimizer)
-    for o in (optimizer, twin):
-        go(o, 3, 5)
-    torch.testing.assert_close(everything(twin), everything(optimizer), rtol=0, atol=0)
-    assert values(twin) == values(optimizer)
+    saved_and_resumed(edit, combination, later)
 
 
 @pytest.mark.parametrize("later", [0, 1], ids=["saved at once", "saved a step later"])
 @pytest.mark.parametrize("combination", [c for c in TWO if c[1] is not None and c[0] == "Adam"], ids=name_of)
 @pytest.mark.parametrize("edit", GROUPS)
 def test_it_is_in_the_next_checkpoint_with_other_groups(edit, combination, later):
-    optimizer = make(combination, RATE)
-    go(optimizer, 4)
-    edit(optimizer)
-    drop_what_is_gone(optimizer)
-    go(optimizer, later, 4)
-    twin = resumed(optimizer, combination, RATE)
-    assert values(twin) == values(optimizer)
-    for o in (optimizer, twin):
-        go(o, 3, 5)
-    torch.testing.assert_close(everything(twin), everything(optimizer), rtol=0, atol=0)
-    assert values(twin) == values(optimizer)
+    saved_and_resumed(edit, combination, later)
 
 
 @pytest.mark.parametrize("combination", TOWERS, ids=name_of)
@@ -673,7 +652,7 @@ def test_a_step_that_is_zeroed_is_that_of_one_parameter(by, shapes, above):
     one, other = (optimizer.state[p] for p in everything(optimizer))
     (one if by == "state" else optimizer.state_dict()["state"][0])["step"].zero_()
     assert (int(one["step"]), int(other["step"])) == (0, 5)
-    saved = through_a_file(optimizer.state_dict())["state"]
+    saved = stored(optimizer.state_dict())["state"]
     assert (int(saved[0]["step"]), int(saved[1]["step"])) == (0, 5)
     go(optimizer, 1, 5)
     assert [int(optimizer.state[p]["step"]) for p in everything(optimizer)] == [1, 6]
@@ -688,7 +667,7 @@ def test_a_checkpoint_has_the_state_that_was_given_another_storage(shapes):
     tensors_get_another_storage(optimizer)
     for o in (optimizer, twin):
         go(o, 8, 1)
-    found, expected = (through_a_file(o.state_dict())["state"] for o in (optimizer, twin))
+    found, expected = (stored(o.state_dict())["state"] for o in (optimizer, twin))
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert values(optimizer) == values(twin)
 
@@ -718,7 +697,7 @@ def test_the_lr_of_a_checkpoint_is_the_one_in_force(rule, per):
     go(optimizer, 3)
     optimizer.param_groups[0]["lr"] *= 0.5
     go(optimizer, 2, 3)
-    saved = through_a_file(optimizer.state_dict())["param_groups"]
+    saved = stored(optimizer.state_dict())["param_groups"]
     assert [[group["lr"]] for group in saved] == [[pytest.approx(x, rel=1e-12)] for (x,) in rates(optimizer)]
     assert [group["lr"] for group in optimizer.param_groups] == [0.005, SECOND]
 
@@ -751,7 +730,7 @@ def test_an_lr_that_is_edited_in_a_checkpoint_is_in_force(above):
     optimizer = make(combination, RATE)
     go(optimizer, 4)
     learned = rates(optimizer)[1]
-    saved = through_a_file(optimizer.state_dict())
+    saved = stored(optimizer.state_dict())
     saved["param_groups"][0]["lr"] = 0.123
     twin = make(combination, RATE)
     twin.load_state_dict(saved)
@@ -768,7 +747,7 @@ def test_a_checkpoint_goes_on_in_a_plain_optimizer_with_the_lr_in_force():
         torch.optim.AdamW(make_groups([p.detach().clone().requires_grad_() for p in everything(optimizer)], 2), amsgrad=True)
         for _ in range(2)
     ]
-    twins[0].load_state_dict(through_a_file(optimizer.state_dict()))
+    twins[0].load_state_dict(stored(optimizer.state_dict()))
     for group, lr in zip(twins[1].param_groups, (one, two), strict=True):
         group["lr"] = lr
     for p, q in zip(everything(optimizer), everything(twins[1]), strict=True):
@@ -784,7 +763,7 @@ def test_a_plain_checkpoint_is_taken_over_by_what_from_torch_makes():
     go(plain, 4)
     params = [p.detach().clone().requires_grad_() for p in everything(plain)]
     optimizer = from_torch(torch.optim.Adam(make_groups(params, 2), lr=0.01), above=SGD(lr=0.0))
-    optimizer.load_state_dict(through_a_file(plain.state_dict()))
+    optimizer.load_state_dict(stored(plain.state_dict()))
     for o in (plain, optimizer):
         go(o, 3, 4)
     same_as_torch(optimizer, plain)
@@ -797,7 +776,7 @@ def test_a_plain_checkpoint_with_other_values_counts(above):
     params = [p.detach().clone().requires_grad_() for p in everything(plain)]
     rule = Adam(lr=0.01, tune=("lr",))
     optimizer = Hyperoptimizer(params, rule if above is None else rule / above)
-    if (said := refusal(lambda: optimizer.load_state_dict(through_a_file(plain.state_dict())))) is not None:
+    if (said := refusal(lambda: optimizer.load_state_dict(stored(plain.state_dict())))) is not None:
         assert "amsgrad" in said
         return
     assert rates(optimizer) == [[pytest.approx(0.03)]]
@@ -812,7 +791,7 @@ def test_our_checkpoint_comes_back_whole_by_way_of_a_torch_optimizer_that_has_lo
     go(optimizer, 5)
     params = [p.detach().clone().requires_grad_() for p in everything(optimizer)]
     plain = torch.optim.Adam(params, lr=0.5)
-    plain.load_state_dict(through_a_file(optimizer.state_dict()))
+    plain.load_state_dict(stored(optimizer.state_dict()))
     twin = from_torch(plain, above=SGD(lr=rate))
     assert rates(twin) == [[pytest.approx(x, rel=1e-12) for x in rates(optimizer)[0]]]
     for o in (optimizer, twin):
@@ -846,7 +825,7 @@ def test_a_checkpoint_of_version_0_1_0_is_saved_in_the_present_form(old):
         mine = [w.clone().requires_grad_() for w in old["weights"]]
         groups = [{"params": mine[:2]}, {"params": mine[2:], "lr": old["second"]}]
         optimizer = Hyperoptimizer(groups, eval(old["tower"], dict(vars(hg))), per=old["per"])
-        optimizer.load_state_dict(through_a_file(runs[0]) if again else copy.deepcopy(old["state_dict"]))
+        optimizer.load_state_dict(stored(runs[0]) if again else copy.deepcopy(old["state_dict"]))
         runs.append(copy.deepcopy(optimizer.state_dict()))
         for p, memory in optimizer.state.items():
             assert {x.shape for n, x in memory.items() if n != "step"} <= {p.shape}
