@@ -126,6 +126,19 @@ def slopes(optimizer):
     return [x if isinstance(x, list) else [x] for x in found]
 
 
+def goes_on_as_torch(edit, combination):
+    """After an edit, the next step and those that follow are those of torch."""
+    optimizer, twin = make(combination), make_twin(combination)
+    for o in (optimizer, twin):
+        go(o, 4)
+        edit(o)
+        go(o, 1, 4)
+    same_as_torch(optimizer, twin)
+    for o in (optimizer, twin):
+        go(o, 2, 5)
+    same_as_torch(optimizer, twin)
+
+
 def saved_and_resumed(edit, combination, later):
     """What is resumed from a checkpoint after an edit goes on as what was edited does."""
     optimizer = make(combination, RATE)
@@ -453,26 +466,13 @@ def drop_what_is_gone(o):
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=name_of)
 @pytest.mark.parametrize("edit", EDITS + REPLACEMENTS)
 def test_the_next_steps_are_those_of_torch(edit, combination):
-    optimizer, twin = make(combination), make_twin(combination)
-    for o in (optimizer, twin):
-        go(o, 4)
-        edit(o)
-        go(o, 1, 4)
-    same_as_torch(optimizer, twin)
-    for o in (optimizer, twin):
-        go(o, 2, 5)
-    same_as_torch(optimizer, twin)
+    goes_on_as_torch(edit, combination)
 
 
 @pytest.mark.parametrize("combination", TWO, ids=name_of)
 @pytest.mark.parametrize("edit", GROUPS)
 def test_the_next_steps_are_those_of_torch_with_other_groups(edit, combination):
-    optimizer, twin = make(combination), make_twin(combination)
-    for o in (optimizer, twin):
-        go(o, 4)
-        edit(o)
-        go(o, 3, 4)
-    same_as_torch(optimizer, twin)
+    goes_on_as_torch(edit, combination)
 
 
 @pytest.mark.parametrize(
