@@ -42,7 +42,7 @@ BAD = {
         "charts names 'speed'.*lr, beta1, beta2, eps, weight_decay",
     ),
     "not a chart": (lambda: Adam(charts={"lr": "log"}), TypeError, r"'log' is not a chart.*REAL, POSITIVE, UNIT"),
-    "horizon": (lambda: Adam(horizon=0.5), ValueError, r"horizon=0.5 .* \[1, inf\)"),
+    "horizon": (lambda: Adam(horizon=0.5), ValueError, r"horizon=0.5 .* \[1, inf\], or Age"),
     "normalize": (lambda: Adam(normalize="max"), ValueError, r"normalize='max'.*'cosine'"),
     "unknown argument": (lambda: Adam(speed=1), TypeError, "Adam has no argument 'speed'; allowed: .*amsgrad$"),
     "positional class": (lambda: Adam() / 3, TypeError, "made of rules such as .*; got 3$"),

@@ -68,7 +68,7 @@ def test_defaults_are_those_of_torch(case):
     defaults = ours(getattr(torch.optim, str(case))(parameters(case.matrix)).defaults)
     own = vars(case.rule())
     assert {n: v for n, v in own.items() if n in defaults} == {n: v for n, v in defaults.items() if n in own}
-    assert set(own) - set(defaults) == {"tune", "charts", "horizon", "normalize"}
+    assert set(own) - set(defaults) == {"tune", "charts", "horizon", "normalize", "sample"}
 
 
 @pytest.mark.parametrize("case", RULES, ids=str)

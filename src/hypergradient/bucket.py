@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors as flatten
 
 from .layout import Layout, address
-from .numerics import readable, wide
+from .numerics import exact, readable, wide
 from .probe import KEPT, rehearse
 from .sensitivity import Step
 
@@ -42,8 +42,11 @@ class Bucket:
         state: what the rule remembers of the elements.
         kept: what is kept of the last step until its hypergradient is read.
         steps, told: `count`, for each member: as the user can change it, and as it was left. shape of both: (members,)
+        sums: of each number that the rule adds up, the sum, for each member. shape: (members,)
         scalars: those of the last step, where it is replayed, in the dtype to work in. shape: (rows, segments)
-        clock: `count` in the dtype of hyperparameters; the same tensor for buckets with the same history. shape: ()
+        sample: what is read of the elements, if not all.
+        clock: `count` in the dtype of hyperparameters, and the sums; the same tensor for buckets with the same history.
+            shape: (1 + sums, sets or 1)
         positions: the positions of the members among the parameters of their group.
         live: whether what the last step has left behind can be read.
         shared: whether others share memory with the member: these move one after the other.
@@ -65,10 +68,11 @@ class Bucket:
         self.shapes, self.sizes = [x.shape for x in real], [x.numel() for x in real]
         apart = len(members) == 1 and step.facts.elementwise
         self.order = sorted(range(real[0].ndim), key=real[0].stride, reverse=True) if apart else None
+        self.sample = step.sample(members[0]) if len(members) == 1 else None
         device, self.uniform = real[0].device, not sets or len(members) == 1
         self.index = torch.tensor(self.sets, device=device) if sets else None
         self.counts = torch.tensor(self.sizes, device=device)
-        shape = step.rows["jacobian"].stop if step.replays else 0, 1 if self.uniform else len(members)
+        shape = step.rows["jacobian"].stop if step.remembers else 0, 1 if self.uniform else len(members)
         self.scalars = torch.zeros(shape, dtype=self.dtype, device=device)
         self.places: list[Tensor] = []
         self.entries: list[dict[str, Any]] = [{} for _ in members]
@@ -95,7 +99,8 @@ class Bucket:
         flat = {n: x for n in names if (x := self._adopted(n, known)) is not None}
         if len(flat) < len(names):
             like = self._flat(parts).to(self.dtype)
-            fresh = self.step.rule.init(like) | {KEPT + n: torch.zeros_like(like) for n in self.step.kept}
+            zero = torch.zeros_like(like if self.sample is None else self.sample(like))
+            fresh = self.step.rule.init(like) | {KEPT + n: zero.clone() for n in self.step.kept}
             taken = {address(like)}
             for n in (n for n in names if n not in flat):
                 flat[n] = fresh[n].clone() if address(fresh[n]) in taken else fresh[n]
@@ -114,12 +119,18 @@ class Bucket:
             self.steps = torch.full((len(self.members),), float(self.count), device=here, dtype=torch.float32)
             for entry, mine in zip(self.entries, self.steps.unbind(), strict=True):
                 entry["step"] = mine
-        self.version, self.told = self.steps._version, self.steps.new_full((len(self.members),), float(self.count))
+        self.told = self.steps.new_full((len(self.members),), float(self.count))
+        like = torch.zeros((), dtype=exact(here), device=here)
+        self.sums = [torch.stack([total_of(n, mine, like) for mine in known]) for n in self.step.facts.sums]
+        for n, sums in zip(self.step.facts.sums, self.sums, strict=True):
+            for entry, mine in zip(self.entries, sums.unbind(), strict=True):
+                entry[n] = mine
+        self.version = [x._version for x in (self.steps, *self.sums)]
 
     def _adopted(self, name: str, known: Sequence[Mapping[str, Any]]) -> Tensor | None:
         """Of a single member: what is known, where it can be worked on as it is."""
         x, (p, *others) = known[0].get(name), self.members
-        if others or not isinstance(x, Tensor) or x.shape != p.shape or self.dtype != wide(x.dtype) or x.requires_grad:
+        if others or not isinstance(x, Tensor) or x.shape != self._shape(name) or self.dtype != wide(x.dtype) or x.requires_grad:
             return None
         if (
             x.device != p.device
@@ -129,7 +140,7 @@ class Bucket:
         ):
             return None
         part = self.layout.local(x)
-        flat = self._flat([part])
+        flat = self._flat([part]) if x.shape == p.shape else part.detach().view(-1)
         if address(flat) != address(part) or not part.numel():
             return None
         self.entries[0][name] = x
@@ -137,16 +148,33 @@ class Bucket:
 
     def _fill(self, name: str, flat: Tensor, known: Sequence[Mapping[str, Any]]) -> None:
         """Put what is known into elements that begin anew, and views of these into the entries."""
-        for p, view, entry, old in zip(self.members, self.views(flat), self.entries, known, strict=True):
-            entry[name] = self.layout.join(view, p)
-            if isinstance(x := old.get(name), Tensor) and x.shape == p.shape:
-                own = Layout.of(entry[name])
-                own.local(entry[name]).copy_(own.local(x))
+        for p, view, entry, old in zip(self.members, self._views(name, flat), self.entries, known, strict=True):
+            entry[name] = view
+            if isinstance(x := old.get(name), Tensor) and x.shape == view.shape:
+                own = Layout.of(view)
+                own.local(view).copy_(own.local(x))
             elif x is not None and not name.startswith(KEPT):
                 raise ValueError(
                     f"the state {name!r} of a parameter of shape {tuple(p.shape)} is {_brief(x)}; it must be a tensor of that "
                     "shape, or not there: then it begins anew"
                 )
+
+    def _shape(self, name: str) -> torch.Size:
+        """That of what is remembered of the first member, under this name."""
+        sampled = self.sample is not None and name.startswith(KEPT)
+        return torch.Size(self.sample.shape) if sampled and self.sample else self.members[0].shape
+
+    def _views(self, name: str, flat: Tensor) -> list[Tensor]:
+        """Of what is remembered under this name, that of each member."""
+        if self.sample is None or not name.startswith(KEPT):
+            return [self.layout.join(view, p) for view, p in zip(self.views(flat), self.members, strict=True)]
+        part = flat.view(-1, *self.sample.shape[1:])
+        return [self.layout.join(part, torch.empty(self.sample.shape, device="meta"))]
+
+    def sampled(self, grad: Tensor) -> tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]:
+        """Copies of what is read of the elements, with `grad` as their gradient; and what is kept of them."""
+        assert self.sample is not None
+        return self.sample(self.param), self.sample(grad), [self.sample(x) for x in self.state], self.kept
 
     def intact(self, memory: Memory) -> bool:
         """Whether the members and what is remembered of them are as this bucket has left them."""
@@ -156,13 +184,16 @@ class Bucket:
 
     def untouched(self) -> bool:
         """Whether nobody has written to the steps. Where the host need not wait, it sees that also of ``.data``."""
-        if self.steps._version != self.version:
+        if [x._version for x in (self.steps, *self.sums)] != self.version:
             return False
         return self.steps.device.type != "cpu" or not readable(self.steps) or torch.equal(self.steps, self.told)
 
     def tick(self) -> None:
         """Know that the steps have been counted."""
-        self.count, self.live, self.version, self.versions = self.count + 1, True, self.steps._version, self._versions()
+        for sums, rows in zip(self.sums, self.clock[1:], strict=True):
+            sums.copy_(rows.expand(len(sums)) if self.index is None else rows.index_select(0, self.index))
+        self.count, self.live, self.versions = self.count + 1, True, self._versions()
+        self.version = [x._version for x in (self.steps, *self.sums)]
 
     def _versions(self) -> list[int]:
         return [x._version for x in (*self.state, *self.kept)]
@@ -179,7 +210,7 @@ class Bucket:
     def same(self, i: int, memory: Memory) -> bool:
         """Whether `memory` holds of the member `i` the numbers that this bucket has put there, if perhaps elsewhere."""
         found = memory.get(self.members[i], {})
-        mine = {n: self.views(x)[i] for n, x in zip(self.names, (*self.state, *self.kept), strict=True)}
+        mine = {n: self._views(n, x)[i] for n, x in zip(self.names, (*self.state, *self.kept), strict=True)}
         alike = (
             isinstance(x := found.get(n), Tensor) and x.shape == y.shape and torch.equal(x.to(y), y) for n, y in mine.items()
         )
@@ -249,7 +280,7 @@ class Bucket:
         """Let a step pass in which these elements did not move."""
         self.forget()
         for kept in self.kept:
-            kept.mul_(self.step.fading) if self.step.fading else kept.zero_()
+            kept.mul_(self.step.rule.fading(max(self.count, 1)))
         self.versions = self._versions()
 
     def forget(self) -> None:
@@ -276,6 +307,12 @@ class Bucket:
         if self.index is None:
             return products
         return products.new_zeros(*products.shape[:2], sets).index_add(2, self.index, products)
+
+
+def total_of(name: str, known: Mapping[str, Any], like: Tensor) -> Tensor:
+    """The sum of a number that is `known` of a parameter; 0 where it is not. shape: ()"""
+    x = known.get(name, 0.0)
+    return x.to(like).reshape(()) if isinstance(x, Tensor) and x.numel() == 1 else torch.full_like(like, float(x))
 
 
 def _brief(x: Any) -> str:

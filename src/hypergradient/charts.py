@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,16 @@ nonnegative = constraints.nonnegative
 positive = constraints.positive
 unit_interval = constraints.half_open_interval(0.0, 1.0)
 closed_unit_interval = constraints.interval(0.0, 1.0)
+
+
+class OpenUnitInterval(type(unit_interval)):  # type: ignore[misc]
+    """The numbers between 0 and 1, without both."""
+
+    def check(self, value: Any) -> Any:
+        return (value > 0) & super().check(value)
+
+
+open_unit_interval = OpenUnitInterval(0.0, 1.0)
 
 
 def interval(constraint: Constraint, dtype: torch.dtype) -> tuple[float, float]:

@@ -48,14 +48,14 @@ class Engine:
         Args:
             known: see `Levels.tune`; None where there are no levels.
         """
-        clocks = {(id(group), bucket.count): (group, bucket.clock) for group, bucket in work}
+        clocks = {(id(group), id(bucket.clock)): (group, bucket.clock) for group, bucket in work}
         asks = tuple((group.owner, group.step) for group, _ in clocks.values())
         schedules, ticks = [group.schedule for group, _ in clocks.values()], [clock for _, clock in clocks.values()]
         if self.compile and len(work) == 1 and known is not None and self._alone(levels, work[0][1]):
             ((group, bucket),) = work
             elements = bucket.param, bucket.grad, bucket.state, bucket.kept, bucket.cotangents
             rows = self(whole, levels, asks, elements, bucket.scalars, (known, *schedules, *ticks), dynamic=None)
-            group.last, bucket.scalars = {bucket.count + 1: rows[0]}, rows[1] if bucket.step.replays else bucket.scalars
+            group.last, bucket.scalars = {bucket.count + 1: rows[0]}, rows[1] if bucket.step.remembers else bucket.scalars
             return bucket.scatter()
         if known is None:
             found = self(scalars, asks, levels.memory[RAW], schedules, ticks, dynamic=False)
@@ -63,14 +63,16 @@ class Engine:
             found = self(levels.tune, asks, self._read(levels, work), known, schedules, ticks, dynamic=False)
         now = dict(zip(clocks, found, strict=True))
         for group, _ in work:
-            group.last = {count + 1: rows for (name, count), rows in now.items() if name == id(group)}
+            group.last = {}
         for group, bucket in work:
-            self._move(bucket, now[id(group), bucket.count])
+            group.last[bucket.count + 1] = rows = now[id(group), id(bucket.clock)]
+            self._move(bucket, rows)
 
     def _alone(self, levels: Levels, bucket: Bucket) -> bool:
         """Whether a step in which only this bucket moves can be one function."""
         one = len(levels.levels[0].below) == 1 and bucket.grad.device == levels.memory.device
-        return one and self._compiles(bucket) and bucket.index is None and not bucket.layout.processes
+        alone = one and bucket.index is None and not bucket.layout.processes and not bucket.sample
+        return alone and self._compiles(bucket)
 
     def _compiles(self, bucket: Bucket) -> bool:
         """Whether one compiled function serves all buckets like this one."""
@@ -84,30 +86,35 @@ class Engine:
         return [found[h] if h in found else like.new_zeros(sizes[h], *h.shape) for h in below]
 
     def _products(self, bucket: Bucket, owner: Hyperparameters) -> Tensor:
-        if bucket.step.replays and not bucket.live:
+        if bucket.step.remembers and not bucket.live:
             return bucket.scalars.new_zeros(len(owner.normalization.products), *owner.shape)
         maps = () if bucket.uniform else (bucket.spread, bucket.total)
-        pieces = self._pieces(bucket, [*bucket.cotangents, bucket.grad][0])
+        grad = [*bucket.cotangents, bucket.grad][0]
+        pieces = (bucket.sampled(grad),) if bucket.sample else self._pieces(bucket, grad)
         return bucket.gathered(self._run(bucket, bucket.step.read, pieces, bucket.scalars, *maps), owner.sets)
 
     def _move(self, bucket: Bucket, rows: Tensor) -> None:
         now = bucket.use(rows)
         bucket.refresh()
-        pieces = self._pieces(bucket, bucket.grad)
-        self._run(bucket, bucket.step.move, pieces, now if bucket.uniform else bucket.spread(now))
-        bucket.scalars = now if bucket.step.replays else bucket.scalars
+        pieces, spread = self._pieces(bucket, bucket.grad), now if bucket.uniform else bucket.spread(now)
+        if bucket.sample:
+            self._run(bucket, bucket.step.move, (bucket.sampled(bucket.grad),), now)
+        self._run(bucket, bucket.step.move, pieces, spread)
+        bucket.scalars = now if bucket.step.remembers else bucket.scalars
         bucket.scatter()
 
     def _run(self, bucket: Bucket, function: Callable[..., Any], *arguments: Any) -> Any:
         return self(function, *arguments) if self._compiles(bucket) else function(*arguments)
 
     def _pieces(self, bucket: Bucket, grad: Tensor) -> Pieces:
-        """The elements, cut into parts to be worked on one after the other; with `grad` as their gradient."""
-        n = sum(bucket.sizes)
+        """The elements, cut into parts to be worked on one after the other; with `grad` as their gradient. What is kept of a
+        sample alone, is not among them.
+        """
+        n, kept = sum(bucket.sizes), [] if bucket.sample else bucket.kept
         parts = 1 if self.compile or not (bucket.uniform and bucket.step.facts.elementwise) else max(1, round(n / PIECE))
         if parts == 1:
-            return ((bucket.param, grad, bucket.state, bucket.kept),)
-        cuts = [t.split(-(-n // parts)) for t in (bucket.param, grad, *bucket.state, *bucket.kept)]
+            return ((bucket.param, grad, bucket.state, kept),)
+        cuts = [t.split(-(-n // parts)) for t in (bucket.param, grad, *bucket.state, *kept)]
         k = len(bucket.state)
         return tuple((param, grad, rest[:k], rest[k:]) for param, grad, *rest in zip(*cuts, strict=True))
 
@@ -150,7 +157,7 @@ def whole(levels: Levels, asks: Asks, elements: Any, last: Tensor, others: Any) 
     """
     ((_, step),), (param, grad, state, kept, instead), (known, schedule, clock) = asks, elements, others
     found = step.read([(param, (instead or [grad])[0], state, kept)], last)
-    if step.replays:
+    if step.remembers:
         found = torch.where(last[0] > 0, found, 0.0)  # of no step, nothing
     (now,) = levels.tune(asks, [found.to(levels.memory)], known, [schedule], [clock])
     used = now.to(last.dtype)

@@ -13,6 +13,7 @@ from torch import Tensor
 from .bucket import Bucket, Memory
 from .layout import Layout
 from .level import Hyperparameters
+from .numerics import readable
 from .probe import KEPT
 from .rule import Rule, check
 from .sensitivity import Step
@@ -205,60 +206,78 @@ class Group:
             present: which have a gradient.
             shared: the ids of parameters that share memory with others.
         """
-        self.params, clocks = list(self.entry["params"]), dict[int, Tensor]()
+        self.params, clocks = list(self.entry["params"]), dict[Any, Tensor]()
         past = dict(self.past(memory))
         for changed in (b for b in self.buckets if b.written()):
             changed.forget()
-        alike = self._alike([i for i, here in enumerate(present) if here or i in past], past, present, shared)
+        here = {i: (*past.get(i, (0, False)), moves, self._sums(i, memory)) for i, moves in enumerate(present)}
+        alike = self._alike({i: mine for i, mine in here.items() if present[i] or i in past}, shared)
         known = {tuple(map(id, b.members)): b for b in self.buckets if b.intact(memory)}
         self.buckets, self.resting = [], set()
-        for (*_, count, live, _), positions in alike.items():
+        for (*_, count, live, _, sums), positions in alike.items():
             bucket = known.get(tuple(id(self.params[i]) for i in positions))
-            if bucket is None or (bucket.step, bucket.count, bucket.sets) != (self.step, count, self._sets(positions)):
+            begins = bucket is None or (bucket.step, bucket.count, bucket.sets) != (self.step, count, self._sets(positions))
+            if bucket is None or begins:
                 bucket = Bucket(self.step, [self.params[i] for i in positions], self._sets(positions), count, memory)
                 bucket.live = live
-                if live and self.step.replays:
-                    bucket.scalars = bucket.use(self._scalars(count))
+            bucket.clock = clocks[count, sums] = self._clock(bucket, clocks.get((count, sums)))
+            if begins and live and self.step.remembers:
+                bucket.scalars = bucket.use(self._scalars(bucket))
             bucket.positions, bucket.shared = positions, any(id(p) in shared for p in bucket.members)
-            bucket.clock = clocks.setdefault(count, self.owner.given.new_tensor(float(count)))
             self.buckets.append(bucket)
         self.recalled = False
 
-    def _alike(
-        self, positions: Sequence[int], past: Mapping[int, Any], present: Sequence[bool], shared: Collection[int]
-    ) -> dict[Any, list[int]]:
-        """The positions that go together, by what they have in common: last what `past` says, and `present`."""
+    def _alike(self, known: Mapping[int, tuple[Any, ...]], shared: Collection[int]) -> dict[Any, list[int]]:
+        """The positions that go together, by what they have in common: last, what is `known` of each."""
         apart, bound = not self.step.facts.elementwise, BUCKET if self.owner.sets == 1 else ALONE
         alike, filled = defaultdict[Any, list[int]](list), Counter[Any]()
-        for i in positions:
+        for i, mine in known.items():
             p = self.params[i]
             size = Layout.of(p).local(p).numel()
-            alone = size >= ALONE or apart or id(p) in shared
-            kind = p.dtype, p.device, Layout.of(p, whole=apart), i if alone else None, *past.get(i, (0, False)), present[i]
+            alone = size >= ALONE or apart or id(p) in shared or self.step.sample(p)
+            kind = p.dtype, p.device, Layout.of(p, whole=apart), i if alone else None, *mine
             filled[kind] += size
             alike[(filled[kind] // bound, *kind)].append(i)
         return alike
+
+    def _sums(self, i: int, memory: Memory) -> tuple[float, ...]:
+        """What a parameter has added up, where all use the same hyperparameters: those with other sums are others."""
+        found = memory.get(self.params[i]) or {}
+        sums = [found.get(n, 0.0) for n in self.step.facts.sums] if self.owner.sets == 1 else []
+        return tuple(float(x) for x in sums if not isinstance(x, Tensor) or readable(x))
+
+    def _clock(self, bucket: Bucket, known: Tensor | None) -> Tensor:
+        """What counts the steps of a bucket, and of others with the same history; `known`: that of these."""
+        clock = known
+        if clock is None:
+            clock = self.owner.given.new_zeros(1 + len(bucket.sums), self.owner.sets if bucket.sums else 1)
+            clock[0] = bucket.count
+        for row, mine in zip(clock[1:], bucket.sums, strict=True):
+            row[bucket.sets or [0]] = mine if bucket.sets else mine[:1]
+        return clock
 
     def _sets(self, positions: list[int]) -> list[int]:
         """Which sets of hyperparameters the parameters at these positions use, where there are several; else nothing."""
         return positions if self.owner.sets > 1 else []
 
     def recent(self) -> Tensor:
-        """The scalars of the last step, of any parameters that moved, if it is to be replayed; 0 before there was one.
+        """The scalars of the last step, of any parameters that moved, if it needs them; 0 before there was one.
 
         shape: (rows, sets)
         """
-        if not self.step.replays:
+        if not self.step.remembers:
             return self.owner.given.new_zeros(0, self.owner.sets)
         return next(iter(self.last.values()), self.owner.given.new_zeros(self.step.rows["jacobian"].stop, self.owner.sets))
 
-    def _scalars(self, count: int) -> Tensor:
-        """The scalars of the last step of parameters that had made `count` with it. shape: (rows, sets)"""
+    def _scalars(self, bucket: Bucket) -> Tensor:
+        """The scalars of the last step of a bucket. shape: (rows, sets)"""
+        count, step = bucket.count, self.step
         if count not in self.last:  # after a checkpoint, which keeps those of one count
-            rows = self.recent()
-            values, scale = rows[self.step.rows["values"]], rows[self.step.rows["scale"]]
-            same = rows[0].eq(count).all()
-            self.last[count] = rows if same else self.step.prepare(values, scale, rows.new_tensor(float(count)))
+            rows, clock = self.recent(), bucket.clock.clone()
+            values, scale = rows[step.rows["values"]], rows[step.rows["scale"]]
+            if step.facts.sums:  # what stands there is after that step
+                clock[1:] -= step.prepare(values, scale, torch.cat([clock[:1], 0 * clock[1:]]))[step.rows["sums"]]
+            self.last[count] = rows if rows[0].eq(count).all() else step.prepare(values, scale, clock)
         return self.last[count]
 
     def past(self, memory: Memory) -> Iterator[tuple[int, tuple[int, bool]]]:
@@ -283,7 +302,8 @@ class Group:
     def _remembered(self, p: Tensor, entry: Mapping[str, Any], lost: bool) -> tuple[int, bool]:
         """As `past`, of a parameter that is in no bucket; `lost`: its last step is known to be of no use."""
         count = int(entry.get("step", 1))
-        left = all(getattr(entry.get(KEPT + n), "shape", None) == p.shape for n in self.step.kept)
+        shape = p.shape if (sample := self.step.sample(p)) is None else sample.shape
+        left = all(getattr(entry.get(KEPT + n), "shape", None) == shape for n in self.step.kept)
         known = not self.step.replays or (not lost and (count in self.last or self.recalled))
         return count, count > 0 and left and known
 

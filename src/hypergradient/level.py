@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .charts import Charts, interval
 from .normalize import NORMALIZATIONS
-from .numerics import finite, finite_or_zero
+from .numerics import finite, finite_or_zero, ratio
+from .probe import follows_movement, prepared
 from .rule import Rule, State
 from .sensitivity import Step, Tensors, slopes
 from .tower import Tower
@@ -39,6 +40,7 @@ class Hyperparameters:
         given: their values as they were given, in that order. shape: (hyperparameters, sets)
         charts: of what is tuned, set by set of each.
         place: where that stands among all that the level above moves.
+        moves: whether its sensitivity is followed as the movement of what it moves, which is that to the logarithm.
         memory: what that level remembers of it, or None before there is one. shape: (rows, tuned * sets)
         source: by column, which of the memory it goes on with; None: it starts anew.
     """
@@ -59,6 +61,7 @@ class Hyperparameters:
         self.shape = len(self.names), self.sets
         self.charts = [rule.chart(n) for n in self.names for _ in range(self.sets)]
         self.normalization = NORMALIZATIONS[rule.normalize]
+        self.moves = tuned and follows_movement(rule, self.names)
         self.low, self.high = low[: len(self.names)], high[: len(self.names)]
         self.source: list[int | None] = list(range(len(self.charts)))
 
@@ -138,7 +141,7 @@ class Level:
 
     Attributes:
         rule: its rule, with the numbers that nothing moves.
-        state: the names of what that remembers.
+        state: the names of what that remembers; `sums`: how many of them, at the end, are sums.
         rows: how many rows of the memory come before the sensitivities.
         start: what is remembered of what it moves, at the start. shape: (rows, n)
         sets: with which set of its own hyperparameters it moves each. (n entries)
@@ -148,15 +151,17 @@ class Level:
 
     def __init__(self, own: Hyperparameters, below: Sequence[Hyperparameters]) -> None:
         self.own, self.below, t = own, list(below), len(own.names)
-        self.state = tuple(own.rule.init(torch.zeros((1,))))
+        one = torch.ones((1,))
+        sums = own.rule.at({n: one for n in own.order}).summed(one)
+        self.state, self.sums = (*own.rule.init(one), *sums), tuple(sums)
         self.rows = COUNT + 1 + len(self.state)
-        self.fading = 1 - 1 / own.rule.horizon
         end = 0
         for h in below:
             h.place = slice(end, end := end + len(h.charts))
         raw, unit = (torch.cat(x) for x in zip(*(h.start() for h in below), strict=True))
         zero = torch.zeros_like(raw)
-        self.start = torch.stack([raw, unit, zero + torch.nan, zero, *own.rule.init(raw).values(), *[zero] * t])
+        kept = [zero] * (len(sums) + t)
+        self.start = torch.stack([raw, unit, zero + torch.nan, zero, *own.rule.init(raw).values(), *kept])
         self.charts = Charts([chart for h in below for chart in h.charts], raw.device)
         self.sets, self.member = [0] * end, None
         if own.sets > 1:  # one for each name below
@@ -194,25 +199,32 @@ class Level:
         """
         flat = [[x.flatten() for x in mine] for mine in products]
         parts = [None] * len(flat) if slope is None else cut(slope, [len(h.charts) for h in self.below])
-        combined = [h.normalization.combine(*mine, part) for h, mine, part in zip(self.below, flat, parts, strict=True)]
-        return joined([product for product, *_ in flat]), joined(combined)
+        natural, combined = [], []
+        for h, mine, part in zip(self.below, flat, parts, strict=True):
+            natural.append(ratio(mine[0], part) if h.moves and part is not None else mine[0])
+            combined.append(h.normalization.combine(*mine, None if h.moves else part))
+        return joined(natural), joined(combined)
 
     def products(self, grad: Tensor, trace: Tensor) -> Tensors:
         """As `Step.read`, of what this level moves. shape: (n,), (tuned, n) -> (products, tuned, sets)"""
-        sums = [self.total(product(grad, trace)) for product in self.own.normalization.products]
+        sums = [self.total(product(grad, trace, 1.0)) for product in self.own.normalization.products]
         return [x if x.ndim == 2 else x.expand(self.own.shape) for x in sums]
+
+    def _at(self, tuned: Tensor, step: Tensor, state: Tensors) -> tuple[Rule, tuple[Tensor, ...], State]:
+        """Its rule in the step number `step`, the coefficients of that, and the state; the sums in it are those after."""
+        old = dict(zip(self.state, state, strict=True))
+        before = {n: old[n] for n in self.sums}
+        at, c, sums = prepared(self.rule.at(dict(zip(self.own.names, tuned.unbind(), strict=True))), step, before)
+        return at, c, {**old, **{n: x.expand_as(step) for n, x in sums.items()}}
 
     def update(self, tuned: Tensor, raw: Tensor, grad: Tensor, step: Tensor, state: Tensors) -> tuple[Tensor, State]:
         """`Rule.update` of a step; `tuned`: its own hyperparameters. shapes: (tuned, n), (n,) of all others
 
         A decay draws to where a coordinate started: 0 is no better than other values of a hyperparameter.
         """
-        at = self.rule.at(dict(zip(self.own.names, tuned.unbind(), strict=True)))
-        old, c = dict(zip(self.state, state, strict=True)), at.coefficients(step)
-        if self.origin is None:
-            return at.update(raw, grad, old, c)
-        moved, after = at.update(raw - self.origin, grad, old, c)
-        return moved + self.origin, after
+        at, c, old = self._at(tuned, step, state)
+        moved, after = at.update(raw if self.origin is None else raw - self.origin, grad, old, c)
+        return moved if self.origin is None else moved + self.origin, {**old, **after}
 
     def move(self, old: Tensor, tuned: Tensor, grad: Tensor, known: Tensor, ends: Tensors) -> tuple[Tensor, Tensor, Tensor]:
         """One step of those that are known to have moved something; of none if a gradient or a result is not finite.
@@ -262,7 +274,7 @@ class Run(NamedTuple):
 
         What was held at an end of its coordinate would not have moved otherwise, so it has none.
         """
-        trace, fading = self.trace(memory), self.first.fading
+        trace, rule = self.trace(memory), self.first.own.rule
         raw, _, _, count, *state = self.before(memory).unbind()
 
         def step(tuned: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
@@ -270,7 +282,7 @@ class Run(NamedTuple):
 
         (found,) = slopes(step, [tuned])[2]
         slope = torch.zeros_like(trace) if found is None else found
-        slope = finite_or_zero(trace * fading + slope if fading else slope) * free
+        slope = finite_or_zero(slope if rule.horizon == 1 else trace * rule.fading(count + 1) + slope) * free
         trace.copy_(torch.where(made, slope, trace))
 
 
@@ -313,7 +325,8 @@ class Levels:
     def fade(self, here: Tensor) -> None:
         """Let a step pass in which not all that the first level moves are `here`. shape: (n,)"""
         first = self.levels[0]
-        self.of(first)[first.rows :].mul_(torch.where(here, 1.0, first.fading))
+        mine = self.of(first)
+        mine[first.rows :].mul_(torch.where(here, 1.0, first.own.rule.fading(mine[COUNT].clamp_min(1))))
 
     def learned(self, memory: Tensor) -> Sequence[Tensor]:
         """The values of what each level moves, before schedules. shape of each: (n,)"""
@@ -386,12 +399,16 @@ def scalars(asks: Asks, learned: Tensor, schedules: Tensors, clocks: Tensors) ->
     Args:
         learned: what the first level has learned, before schedules. shape: (n,)
         schedules: for each, what the user says; see `Hyperparameters.values`.
-        clocks: for each, how many steps have been made before; this one is counted. shape: ()
+        clocks: for each, how many steps have been made before, and the sums of these; this one is counted.
+            shape: (1 + sums, sets or 1)
     """
-    return [
-        step.prepare(*own.values(learned, schedule), clock.add_(1))
-        for (own, step), schedule, clock in zip(asks, schedules, clocks, strict=True)
-    ]
+    found = []
+    for (own, step), schedule, clock in zip(asks, schedules, clocks, strict=True):
+        clock[0].add_(1)
+        found.append(step.prepare(*own.values(learned, schedule), clock))
+        if step.facts.sums:
+            clock[1:].copy_(found[-1][step.rows["sums"]])
+    return found
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:

@@ -14,13 +14,15 @@ class Normalization(NamedTuple):
     """How a hypergradient is put together.
 
     Args:
-        products: functions of gradient u and sensitivity T, element by element, whose sums are needed.
+        products: functions of gradient u, sensitivity T and `Rule.preconditioner` P, element by element, whose sums are needed.
         combine: from these sums and the derivative of the value with respect to its coordinate (None: 1) to the
             hypergradient in the coordinate. The first sum is ``<u, T>``, the hypergradient in natural units.
     """
 
-    products: tuple[Callable[[Tensor, Tensor], Tensor], ...]
+    products: tuple[Callable[[Tensor, Tensor, Tensor | float], Tensor], ...]
     combine: Callable[..., Tensor]
+    metric: bool = False
+    """Whether it needs P, which is 1 otherwise."""
 
 
 def _plain(product: Tensor, slope: Tensor | None) -> Tensor:
@@ -33,11 +35,12 @@ def _cosine(product: Tensor, gradient: Tensor, sensitivity: Tensor, slope: Tenso
     return cosine if slope is None else cosine * slope.sign()
 
 
-def _product(u: Tensor, t: Tensor) -> Tensor:
+def _product(u: Tensor, t: Tensor, p: Tensor | float) -> Tensor:
     return u * t
 
 
 NORMALIZATIONS: dict[str | None, Normalization] = {
     None: Normalization((_product,), _plain),
-    "cosine": Normalization((_product, lambda u, t: u * u, lambda u, t: t * t), _cosine),
+    "cosine": Normalization((_product, lambda u, t, p: u * u, lambda u, t, p: t * t), _cosine),
+    "metric cosine": Normalization((_product, lambda u, t, p: u * u / p, lambda u, t, p: t * t * p), _cosine, metric=True),
 }

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # as torch.compiler.disable, without a second's import of the compiler
 
-from . import memory
+from . import evaluation, memory
+from .auto import auto
 from .bucket import Bucket
 from .engine import Engine
 from .group import LEARNED, Group, settled, values_of
@@ -60,13 +61,13 @@ class Hyperoptimizer(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Any, tower: Rule | Tower, per: str = "group", maximize: bool = False, compile: bool = False
+        self, params: Any, tower: Rule | Tower | None = None, per: str = "group", maximize: bool = False, compile: bool = False
     ) -> None:
         if isinstance(params, torch.optim.Optimizer):
             raise TypeError(f"params={type(params).__name__} is an optimizer: write from_torch(optimizer, above=…)")
         if per not in ("all", "group", "tensor"):
             raise ValueError(f"per={per!r} is not allowed; it must be 'all', 'group' or 'tensor'")
-        self.tower, self.per, self.compile = Tower.of(tower), per, compile
+        self.tower, self.per, self.compile = auto() if tower is None else Tower.of(tower), per, compile
         self._groups: list[Group] = []
         self._made = 0
         self._begin()
@@ -246,6 +247,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
             ValueError: a group says what is not allowed, likewise.
         """
         loss = None
+        if any(map(evaluation.averages, self.rules)) and any(evaluation.TRAINING in entry for entry in self.state.values()):
+            self.train()
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -379,6 +382,33 @@ class Hyperoptimizer(torch.optim.Optimizer):
         if not found:
             raise ValueError("loss depends on none of the optimizer's parameters")
         self._cotangents = found
+
+    # -------------------------------------------------------------- evaluation
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Put the averages into the parameters, if the rule averages; others stay as they are. Again does nothing.
+
+        Statistics of batch norm belong to the parameters of training: take them anew, with some batches through the model in
+        training mode, without gradients.
+        """
+        self._exchange(evaluation.enter)
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Put the parameters of training back, to the bit. `step` does it by itself."""
+        self._exchange(evaluation.leave)
+
+    def _exchange(self, move: Callable[[Rule, Tensor, dict[str, Any]], None]) -> None:
+        """Have `move` exchange parameters and averages, where a rule averages."""
+        if not any(map(evaluation.averages, self.rules)):
+            return
+        self._assemble()
+        for i, group in enumerate(self._groups):
+            values = self.snapshot().hyperparameters(i)[0] if evaluation.averages(group.rule) else {}
+            for k, p in enumerate(group.entry["params"] if values else ()):
+                if entry := self.state.get(p):
+                    move(group.rule.at({n: x[k] if isinstance(x, list) else x for n, x in values.items()}), p, entry)
 
     # ------------------------------------------------------------ what it does
 

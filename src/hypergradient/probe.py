@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .averages import Averages
-from .charts import UNIT
+from .charts import POSITIVE, UNIT
 from .numerics import on_host
-from .rule import Rule, State, each
+from .rule import Age, Rule, State, each
 
-RESERVED = "step", "numbers"
+RESERVED = "step", "numbers", "training"
 """Names that the state of a rule cannot have, besides those that begin with `KEPT` or "level "."""
 KEPT = "last_"
 """How the names begin under which is remembered what is kept of the last step."""
@@ -24,16 +26,18 @@ class Facts(NamedTuple):
 
     Attributes:
         state: the names of what it remembers.
+        sums: the names of the numbers that it adds up.
         elementwise: whether each element moves by itself.
         coefficients: how many there are.
         links: which coefficient depends on which tuned hyperparameter.
         weights: of which averages the weight depends on what is tuned; which coefficient it is.
         averages: whether it is a rule of averages whose steps are made as `Averages` makes them.
-        keeps: what is kept of a step until its hypergradient is read: "sensitivity", "gradient" or "nothing".
+        keeps: what is kept of a step until its hypergradient is read: "sensitivity", "movement", "gradient" or "nothing".
         closed_scalars, closed_elements: whether the derivatives of coefficients and of elements are had in closed form.
     """
 
     state: tuple[str, ...]
+    sums: tuple[str, ...]
     elementwise: bool
     coefficients: int
     links: tuple[tuple[int, str], ...]
@@ -59,6 +63,17 @@ def remembered(rule: Rule) -> tuple[str, ...]:
     return tuple(state)
 
 
+def prepared(rule: Any, step: Tensor, before: Mapping[str, Tensor]) -> tuple[Any, tuple[Any, ...], dict[str, Tensor]]:
+    """`rule` with its sums, its coefficients, and these sums after the step number `step`.
+
+    Args:
+        before: the sums before it; what is not there is 0.
+    """
+    sums = {n: before.get(n, 0.0) + x for n, x in rule.summed(step).items()}
+    at = rule.at(sums) if sums else rule
+    return at, at.coefficients(step), sums
+
+
 def elementwise(rule: Rule) -> bool:
     """Whether each element moves by itself: two move together as they do apart. Found once for a class and its settings."""
     if not rule.elementwise:
@@ -76,10 +91,11 @@ def _moves_apart(rule: Rule) -> bool:
     given = {n: torch.tensor(next(each(getattr(rule, n))), dtype=torch.float64) for n in rule.hyperparameters()}
 
     def walk(param: Tensor, grad: Tensor) -> Tensor:
-        at, state = rule.at(given), rule.init(param)
+        at, state, sums = rule.at(given), rule.init(param), dict[str, Tensor]()
         for count in (1.0, 2.0, 3.0):
             names = state.keys()
-            param, state = at.update(param, grad * count, state, at.coefficients(torch.tensor(count, dtype=torch.float64)))
+            at, c, sums = prepared(at, torch.tensor(count, dtype=torch.float64), sums)
+            param, state = at.update(param, grad * count, state, c)
             if state.keys() != names:
                 raise ValueError(
                     f"{type(rule).__name__}: init returns a state of {sorted(names)}, update one of {sorted(state)}"
@@ -100,7 +116,8 @@ def rehearse(rule: Rule, param: Tensor, state: State) -> None:
         ValueError: another shape comes out of it, or another state; besides what `rule` itself raises.
     """
     at = rule.at({n: param.new_tensor(next(each(getattr(rule, n)))) for n in rule.hyperparameters()})
-    moved, after = at.update(param, torch.zeros_like(param), state, at.coefficients(param.new_ones(())))
+    at, c, _ = prepared(at, param.new_ones(()), {})
+    moved, after = at.update(param, torch.zeros_like(param), state, c)
     shapes, expected = (
         {n: tuple(x.shape) for n, x in d.items()} for d in ({"param": moved, **after}, {"param": param, **state})
     )
@@ -125,15 +142,25 @@ def study(rule: Rule, names: tuple[str, ...]) -> Facts:
             decay = rule.at(values).decay(c)
             closed = decay is None or any(decay is x for x in c)
         keeps = "sensitivity" if known is None or not names else _keeps(rule, values, c)
+        keeps = "movement" if follows_movement(rule, names) else keeps
         closed_scalars = isinstance(rule, Averages) and rule.closed("coefficients")
-    return Facts(state, apart, len(c), links, known or {}, averages, keeps, closed_scalars, closed)
+    sums = tuple(rule.at(values).summed(torch.ones((), dtype=torch.float64)))
+    return Facts(state, sums, apart, len(c), links, known or {}, averages, keeps, closed_scalars, closed)
+
+
+def follows_movement(rule: Rule, names: Sequence[str]) -> bool:
+    """Whether the sensitivity to what is tuned is followed as the movement of the parameters: its logarithm multiplies that,
+    over the whole run.
+    """
+    unbounded = isinstance(rule.horizon, Age) or rule.horizon == math.inf
+    return unbounded and (*names,) == (rule.multiplier,) and rule.chart(names[0]) == POSITIVE
 
 
 def _scalars(rule: Rule, names: tuple[str, ...]) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
     """Values for a step of one element, and the coefficients made of them."""
     one = torch.ones((), dtype=torch.float64)
     values = {n: (one / 2).requires_grad_(n in names) for n in rule.hyperparameters()}
-    c = rule.at(values).coefficients(2 * one)
+    _, c, _ = prepared(rule.at(values), 2 * one, {})
     return values, tuple(x if isinstance(x, Tensor) else one.new_tensor(x) for x in c)
 
 
@@ -169,7 +196,7 @@ def _weights(rule: Averages, values: dict[str, Tensor], c: tuple[Any, ...]) -> d
 
 def _keeps(rule: Rule, values: dict[str, Tensor], c: tuple[Any, ...]) -> str:
     """What a step has to keep, where its weights are coefficients."""
-    if rule.horizon > 1 or rule.normalize:
+    if rule.horizon != 1 or rule.normalize:
         return "sensitivity"
     if not (tuned := _tuned(rule, values, c)):
         return "nothing"

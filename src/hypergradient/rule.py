@@ -26,19 +26,32 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from .charts import REAL, UNIT, Chart, closed_unit_interval, describe, nonnegative, positive, real, unit_interval
+from .charts import (
+    REAL,
+    UNIT,
+    Chart,
+    closed_unit_interval,
+    describe,
+    nonnegative,
+    open_unit_interval,
+    positive,
+    real,
+    unit_interval,
+)
 from .normalize import NORMALIZATIONS
 
 if TYPE_CHECKING:
     from .tower import Tower
 
 __all__ = [
+    "Age",
     "Number",
     "Rule",
     "State",
     "closed_unit_interval",
     "hyperparameter",
     "nonnegative",
+    "open_unit_interval",
     "positive",
     "real",
     "unit_interval",
@@ -49,6 +62,23 @@ Number: TypeAlias = Any
 State: TypeAlias = dict[str, Tensor]
 """What a rule remembers: tensors shaped like the parameter."""
 Self = TypeVar("Self", bound="Rule")
+
+
+@dataclass(frozen=True)
+class Age:
+    """A horizon in proportion to the age of the run: after t steps, `times` t steps, and at least 1.
+
+    Raises:
+        ValueError: `times` is no positive number.
+    """
+
+    times: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "times", check("Age", "times", self.times, positive))
+
+    def __repr__(self) -> str:
+        return f"Age({self.times:g})"
 
 
 def hyperparameter(default: float, constraint: Constraint, tuned: bool | None = True) -> Any:
@@ -102,9 +132,12 @@ class Rule(metaclass=Notation):
         tune: the names of those that are moved. Default: step size and momentum-like coefficients.
         charts: by name, the coordinate in which one is moved. Default: coefficients in (0, 1) by logit (`UNIT`),
             all others as they are (`REAL`).
-        horizon: over how many steps a hyperparameter's effect is followed, in steps; at least 1, which is the paper's.
+        horizon: over how many steps a hyperparameter's effect is followed, in steps; at least 1, which is the paper's;
+            ``math.inf``: over the whole run; ``Age(4)``: over four times the age of the run.
         normalize: None, or ``"cosine"``: the hypergradient in a chart's coordinate is divided by the norms of the
-            gradient and of the sensitivity, and so lies in [-1, 1].
+            gradient and of the sensitivity, and so lies in [-1, 1]; ``"metric cosine"``: by their norms in the metric of
+            the rule, see `preconditioner` (on levels above the weights the same as ``"cosine"``).
+        sample: of a large parameter, hypergradients are read off one in so many blocks of neighbouring elements; 1: off all.
 
     Raises:
         ValueError: a value outside its constraint, an unknown name.
@@ -113,13 +146,17 @@ class Rule(metaclass=Notation):
 
     tune: tuple[str, ...] | None = field(default=None, kw_only=True)
     charts: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
-    horizon: float = field(default=1, kw_only=True)
+    horizon: float | Age = field(default=1, kw_only=True)
     normalize: str | None = field(default=None, kw_only=True)
+    sample: int = field(default=1, kw_only=True)
 
     off: ClassVar[frozenset[str]] = frozenset()
     """Hyperparameters that are 0 and that nothing tunes; see `uses`."""
     elementwise: ClassVar[bool] = True
     """Whether each element moves by itself; otherwise the rule is run parameter by parameter, in its shape."""
+    multiplier: ClassVar[str | None] = None
+    """The hyperparameter that multiplies all that moves a parameter. A whole run under it, times 1 + x, goes 1 + x times as
+    far along the same gradients: the sensitivity to its logarithm is the movement itself, and nothing need be derived."""
 
     def init(self, param: Tensor) -> State:
         """The state before the first step."""
@@ -132,10 +169,32 @@ class Rule(metaclass=Notation):
         """
         return ()
 
+    def summed(self, step: Tensor) -> dict[str, Tensor]:
+        """By name, numbers that are added up over the steps, for each parameter. In `coefficients` the sum, this step's
+        included, has that name: ``self.weight_sum``.
+        """
+        return {}
+
     @abstractmethod
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         """The parameter and the state after one step; elementwise unless the class says otherwise."""
         raise NotImplementedError
+
+    def preconditioner(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor | None:
+        """By what each element of the gradient is divided in a step along it, up to a factor; None: by the same for all.
+
+        Args:
+            state: that before the step.
+        """
+        return None
+
+    def evaluated(self, param: Tensor, state: State) -> Tensor:
+        """What a parameter is to be evaluated with: for a rule that averages, the average."""
+        return param
+
+    def trained(self, average: Tensor, state: State) -> Tensor:
+        """The inverse of `evaluated`."""
+        return average
 
     def uses(self, name: str) -> bool:
         """Whether the term of a hyperparameter takes part: not where it is 0 and nothing tunes it, for 0 * inf is not 0."""
@@ -185,12 +244,19 @@ class Rule(metaclass=Notation):
         marked = [n for n, f in self.hyperparameters().items() if f.metadata["tuned"]]
         return tuple(n for n in marked if n == "lr" or getattr(self, n) != 0)
 
+    def fading(self, step: Tensor | float) -> Any:
+        """What is left of a sensitivity after the step number `step`."""
+        if isinstance(self.horizon, Age):
+            left = 1 - 1 / (self.horizon.times * step)
+            return left.clamp_min(0) if isinstance(left, Tensor) else max(left, 0.0)
+        return 1 - 1 / self.horizon
+
     def chart(self, name: str) -> Chart:
         """The coordinate in which the hyperparameter `name` is moved."""
         if name in self.charts:
             return Chart.of(self.charts[name])
         inside = all(0 < v < 1 for v in each(getattr(self, name)))
-        return UNIT if inside and self.constraint(name) in (unit_interval, closed_unit_interval) else REAL
+        return UNIT if inside and self.constraint(name) in (unit_interval, closed_unit_interval, open_unit_interval) else REAL
 
     def at(self: Self, values: Mapping[str, Any]) -> Self:
         """This rule with `values`, tensors above all, in the place of its own."""
@@ -271,8 +337,9 @@ class Rule(metaclass=Notation):
 ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tune": (lambda x: isinstance(x, (Iterable, type(None))), "names of hyperparameters, or None"),
     "charts": (lambda x: isinstance(x, Mapping), "a dict of charts by name"),
-    "horizon": (lambda x: isinstance(x, (int, float)) and 1 <= x < math.inf, "a number of steps in [1, inf)"),
+    "horizon": (lambda x: isinstance(x, Age) or (isinstance(x, (int, float)) and x >= 1), "a number of steps in [1, inf], or Age"),
     "normalize": (lambda x: x in NORMALIZATIONS, " or ".join(map(repr, NORMALIZATIONS))),
+    "sample": (lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= 1, "an integer of at least 1"),
 }
 """What the options of every rule may be: a test, and the words for it."""
 

@@ -20,8 +20,9 @@ from torch.nn.functional import threshold
 
 from .normalize import NORMALIZATIONS
 from .numerics import added, finite_or_zero
-from .probe import study
+from .probe import prepared, study
 from .rule import Rule, State
+from .sample import Sample
 
 Tensors: TypeAlias = Sequence[Tensor]
 Map: TypeAlias = Callable[[Tensor], Tensor]
@@ -35,6 +36,7 @@ class Scalars(NamedTuple):
 
     Attributes:
         t: which step of these elements this is, from 1.
+        sums: see `Rule.summed`; after this step.
         values: every hyperparameter of the rule.
         scale: for each that is tuned, the derivative of its value in force with respect to what is learned.
         c: what `Rule.coefficients` makes of them.
@@ -42,6 +44,7 @@ class Scalars(NamedTuple):
     """
 
     t: Tensor
+    sums: dict[str, Tensor]
     values: dict[str, Tensor]
     scale: dict[str, Tensor]
     c: tuple[Tensor, ...]
@@ -65,62 +68,77 @@ class Step:
         linked: which coefficients depend on what is tuned.
         kept: the names of what is kept of each step until its hypergradient is read.
         replays: whether that is read by a replay.
+        remembers: whether the scalars of a step are needed to read it.
     """
 
     def __init__(self, rule: Rule, names: tuple[str, ...], off: frozenset[str] = frozenset()) -> None:
         self.rule, self.names = rule.at({"off": off}), names
         self.facts = study(self.rule, names)
         self.order = (*names, *(n for n in rule.hyperparameters() if n not in names))
-        self.fading = 1 - 1 / rule.horizon
         self.normalization = NORMALIZATIONS[rule.normalize]
         t, k = len(names), self.facts.coefficients
-        ends = accumulate((1, len(self.order), t, k, t * k), initial=0)
+        ends = accumulate((1, len(self.facts.sums), len(self.order), t, k, t * k), initial=0)
         self.rows = dict(zip(Scalars._fields, (slice(*ends) for ends in pairwise(ends)), strict=True))
         self.linked = sorted({i for i, _ in self.facts.links})
-        self.kept = {"sensitivity": names, "gradient": ("gradient",), "nothing": ()}[self.facts.keeps]
-        self.replays = self.facts.keeps != "sensitivity"
+        keeps = self.facts.keeps
+        self.kept = {"sensitivity": names, "nothing": ()}.get(keeps, (keeps,))
+        self.replays = keeps in ("gradient", "nothing")
+        self.remembers = self.replays or (self.normalization.metric and bool(names))
+
+    def sample(self, p: Tensor) -> Sample | None:
+        """What is read of a parameter; None: all."""
+        return Sample.of(p, self.rule.sample) if self.kept and self.facts.elementwise else None
 
     # -------------------------------------------------------------------- scalars
 
-    def prepare(self, values: Tensor, scale: Tensor, count: Tensor) -> Tensor:
-        """The scalars of step `count` (from 1), one row each.
+    def prepare(self, values: Tensor, scale: Tensor, clock: Tensor) -> Tensor:
+        """The scalars of a step, one row each.
 
         Apart from the functions of elements, for the compiler would repeat it for each of them.
 
         Args:
             values: every hyperparameter, in the order of `order`. shape: (hyperparameters, segments)
             scale: see `Scalars`. shape: (tuned, segments)
-            count: shape: ()
+            clock: which step it is, from 1; and the sums before it. shape: (1 + sums, segments or 1)
         """
         t, k, sets = len(self.names), self.facts.coefficients, values.shape[1]
-        rows = [count.expand_as(values[:1]), values, scale]
+        count, before = clock[0, 0], clock[1:].expand(-1, sets)
+        rows = [clock[:1].expand_as(values[:1]), self._summed(values, count, before), values, scale]
         if not k:
             return torch.cat(rows)
-        c, slope = (self._slopes_given if self.facts.closed_scalars else self._slopes_derived)(values, count)
+        c, slope = (self._slopes_given if self.facts.closed_scalars else self._slopes_derived)(values, count, before)
         return torch.cat([*rows, c, (slope.view(t, k, sets) * scale.unsqueeze(1)).view(t * k, sets)])
 
-    def _coefficients(self, tuned: Tensor, fixed: Tensor, count: Tensor) -> tuple[Any, list[Tensor]]:
-        at = self.rule.at(dict(zip(self.order, [*tuned.unbind(), *fixed.unbind()], strict=True)))
-        return at, [x if isinstance(x, Tensor) else fixed.new_tensor(x) for x in at.coefficients(count)]
+    def _summed(self, values: Tensor, count: Tensor, before: Tensor) -> Tensor:
+        """The sums after a step. shape: that of `before`, (sums, segments)"""
+        if not self.facts.sums:
+            return before
+        summed = self.rule.at(dict(zip(self.order, values.unbind(), strict=True))).summed(count)
+        return torch.stack([old + summed[n] for n, old in zip(self.facts.sums, before, strict=True)])
 
-    def _slopes_given(self, values: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    def _coefficients(self, tuned: Tensor, fixed: Tensor, count: Tensor, before: Tensor) -> tuple[Any, list[Tensor]]:
+        at = self.rule.at(dict(zip(self.order, [*tuned.unbind(), *fixed.unbind()], strict=True)))
+        at, c, _ = prepared(at, count, dict(zip(self.facts.sums, before, strict=True)))
+        return at, [x if isinstance(x, Tensor) else fixed.new_tensor(x) for x in c]
+
+    def _slopes_given(self, values: Tensor, count: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Coefficients and their derivatives, in closed form. shapes: (coefficients, segments), (tuned * coefficients, …)"""
         t, k, sets = len(self.names), self.facts.coefficients, values.shape[1]
-        at, c = self._coefficients(values[:t], values[t:], count)
+        at, c = self._coefficients(values[:t], values[t:], count, before)
         known, zero = at.coefficients_slopes(count, tuple(c), self.names) if self.linked else {}, torch.zeros_like(values[0])
         slopes = [known.get((i, n), zero) for n in self.names for i in range(k)]
         return torch.stack([x.expand(sets) for x in c]), torch.stack(slopes or [zero[:0]])
 
-    def _slopes_derived(self, values: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    def _slopes_derived(self, values: Tensor, count: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """The same by one reverse pass: each coefficient is made of a copy of its own."""
         t, k, sets = len(self.names), self.facts.coefficients, values.shape[1]
         if not self.linked:
-            c = self._coefficients(values[:t], values[t:], count)[1]
+            c = self._coefficients(values[:t], values[t:], count, before)[1]
             return torch.stack([x.expand(sets) for x in c]), values.new_zeros(t * k, sets)
         own = torch.eye(k, dtype=values.dtype, device=values.device).unsqueeze(2).expand(k, k, sets)
 
         def copies(h: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
-            return (torch.stack([x.expand(k, sets) for x in self._coefficients(h, values[t:], count)[1]]),), ()
+            return (torch.stack([x.expand(k, sets) for x in self._coefficients(h, values[t:], count, before)[1]]),), ()
 
         (made,), _, (slope,) = slopes(copies, [values[:t].unsqueeze(1).expand(t, k, sets)], [own])
         assert slope is not None
@@ -130,9 +148,10 @@ class Step:
         """The rows of `prepare` by name. shape: (rows, elements or 1) -> (elements,) or () each"""
         rows = rows.squeeze(1) if rows.shape[1] == 1 else rows
         each = rows[: self.rows["jacobian"].start].unbind()
-        (count,), values, scale, c = (each[self.rows[n]] for n in Scalars._fields[:-1])
-        named = dict(zip(self.order, values, strict=True)), dict(zip(self.names, scale, strict=True))
-        return Scalars(count, *named, c, rows[self.rows["jacobian"]])
+        (count,), *named, c = (each[self.rows[n]] for n in Scalars._fields[:-1])
+        keys = self.facts.sums, self.order, self.names
+        sums, values, scale = (dict(zip(names, mine, strict=True)) for names, mine in zip(keys, named, strict=True))
+        return Scalars(count, sums, values, scale, c, rows[self.rows["jacobian"]])
 
     # ------------------------------------------------------------------- elements
 
@@ -253,16 +272,24 @@ class Step:
             shape: (products, tuned, segments)
         """
         spread, total = maps or (lambda x: x, lambda x: (x.sum() if x.ndim else x).view(1))
-        scalars, zero, sums = self.scalars(spread(last)) if self.replays else None, last.new_zeros(last.shape[1]), []
+        scalars, zero, sums = self.scalars(spread(last)) if self.remembers else None, last.new_zeros(last.shape[1]), []
         for param, u, state, kept in pieces:
-            u, param, old = u.to(last.dtype), param.to(last.dtype), dict(zip(self.facts.state, state, strict=True))
-            terms = self.replay(scalars, u, param, old, *kept) if scalars else self._products(u, kept)
+            u, old = u.to(last.dtype), dict(zip(self.facts.state, state, strict=True))
+            if scalars and self.replays:
+                terms = self.replay(scalars, u, param.to(last.dtype), old, *kept)
+            else:
+                terms = self._products(u, kept, self._metric(scalars, u, old) if scalars else 1.0)
             sums.append(torch.stack([zero if x is None else total(x) for x in terms]))
         found = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
         return self._chained(found, last) if self.replays else found.view(-1, len(self.names), last.shape[1])
 
-    def _products(self, u: Tensor, kept: Tensors) -> Iterator[Tensor]:
-        yield from (product(u, t) for product in self.normalization.products for t in kept)
+    def _products(self, u: Tensor, kept: Tensors, metric: Tensor | float) -> Iterator[Tensor]:
+        yield from (product(u, t, metric) for product in self.normalization.products for t in kept)
+
+    def _metric(self, scalars: Scalars, grad: Tensor, state: State) -> Tensor | float:
+        """What the normalization measures gradients with; `scalars`: those of the last step."""
+        found = self.rule.at(scalars.values).preconditioner(grad, state, scalars.c)
+        return 1.0 if found is None else found
 
     def _chained(self, found: Tensor, last: Tensor) -> Tensor:
         """From what a replay says to hypergradients, by the chain rule."""
@@ -275,23 +302,26 @@ class Step:
         return -torch.addcmul(chained, direct, last[self.rows["scale"]]).unsqueeze(0)
 
     def move(self, pieces: Pieces, now: Tensor) -> None:
-        """One step in place: of the parameter, its state, and the sensitivities ``T = fading T + dU/dh`` where they are kept.
+        """One step in place: of the parameter, its state, and what is kept of it: sensitivities ``T = fading T + dU/dh``.
 
         Args:
-            pieces: of the elements.
+            pieces: of the elements; where nothing of them is to be kept, with nothing that is.
             now: the scalars of this step, of the dtype to work in. shape: (rows, elements or 1)
         """
         scalars = self.scalars(now)
+        fading = self.rule.fading(scalars.t)
         for param, grad, state, kept in pieces:
             old, p, g = dict(zip(self.facts.state, state, strict=True)), param.to(now.dtype), grad.to(now.dtype)
-            sensitivity: list[Tensor] = []
-            if self.replays or not self.names:
-                new, new_state = self._moved_only(scalars, p, g, old, kept)
-            else:
+            sensitivity: Tensors = ()
+            if self.facts.keeps == "sensitivity" and kept:
                 advance = self.advance if self.facts.elementwise else self._advance_any
                 new, new_state, sensitivity = advance(scalars, p, g, old)
+            else:
+                new, new_state = self._moved_only(scalars, p, g, old, kept if self.replays else ())
+                if kept and not self.replays:
+                    sensitivity = (new - p,)
             for t, slope in zip(kept, sensitivity, strict=False):  # what is not finite would stay for ever
-                t.copy_(finite_or_zero(t * self.fading + slope) if self.fading else slope)
+                t.copy_(slope if self.rule.horizon == 1 else finite_or_zero(t * fading + slope))
             pairs = [(t, x) for t, x in ((param, new), *((old[n], x) for n, x in new_state.items())) if x is not t]
             for target, x in [(t, x.clone() if any(x is y for y, _ in pairs) else x) for t, x in pairs]:
                 target.copy_(x)  # what is handed on from one to the other was read before it is written
@@ -300,7 +330,10 @@ class Step:
     def _advance_any(self, scalars: Scalars, param: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
         """As `advance`, of any rule: ``u -> (dU/dh)^T u`` is linear, so its derivative with respect to u is ``dU/dh``."""
         h = {n: scalars.values[n].detach().requires_grad_() for n in self.names}
-        at = self.rule.at({**scalars.values, **h})
+        sums, at = dict[str, Any](), self.rule.at({**scalars.values, **h})
+        for n, x in at.summed(scalars.t).items():  # what was added before this step is held constant
+            sums[n] = scalars.sums[n] + x - x.detach()
+        at = at.at(sums)
         new, after = at.update(param, grad, state, at.coefficients(scalars.t))
         u = torch.zeros_like(new, requires_grad=True)
         pulled = torch.autograd.grad(new, list(h.values()), u, create_graph=True, materialize_grads=True)
@@ -310,7 +343,7 @@ class Step:
 
     def _moved_only(self, scalars: Scalars, param: Tensor, grad: Tensor, state: State, kept: Tensors) -> tuple[Tensor, State]:
         """One step without its derivative; its gradient is kept where the replay needs it."""
-        at: Any = self.rule.at({**scalars.values, "in_place": self.facts.averages})
+        at: Any = self.rule.at({**scalars.values, "in_place": self.facts.averages and self.facts.keeps != "movement"})
         c = scalars.c
         if not kept:
             moved: tuple[Tensor, State] = at.update(param, grad, state, c)

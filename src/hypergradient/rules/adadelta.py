@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,12 +18,17 @@ class Adadelta(Rule):
     rho: Number = hyperparameter(0.9, closed_unit_interval)
     eps: Number = hyperparameter(1e-6, nonnegative, tuned=False)
     weight_decay: Number = hyperparameter(0.0, nonnegative, tuned=False)
+    multiplier: ClassVar[str] = "lr"
 
     def init(self, param: Tensor) -> State:
         return {"square_avg": torch.zeros_like(param), "acc_delta": torch.zeros_like(param)}
 
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
         return (1 - self.rho,)
+
+    def preconditioner(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor:
+        s = self.rho * state["square_avg"] + c[0] * grad * grad
+        return sqrt(s + self.eps) / sqrt(state["acc_delta"] + self.eps)
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         g = self.penalized(param, grad)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,12 +19,16 @@ class Adagrad(Rule):
     weight_decay: Number = hyperparameter(0.0, nonnegative, tuned=False)
     initial_accumulator_value: float = hyperparameter(0.0, nonnegative, tuned=None)
     eps: Number = hyperparameter(1e-10, nonnegative, tuned=False)
+    multiplier: ClassVar[str] = "lr"
 
     def init(self, param: Tensor) -> State:
         return {"sum": torch.full_like(param, self.initial_accumulator_value)}
 
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
         return (self.lr / (1 + (step - 1) * self.lr_decay),)
+
+    def preconditioner(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor:
+        return sqrt(state["sum"] + grad * grad) + self.eps
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         (step_size,) = c

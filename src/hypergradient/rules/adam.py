@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ class Adam(Averages):
     eps: Number = hyperparameter(1e-8, nonnegative, tuned=False)
     weight_decay: Number = hyperparameter(0.0, nonnegative, tuned=False)
     amsgrad: bool = False
+    multiplier: ClassVar[str] = "lr"
 
     def init(self, param: Tensor) -> State:
         names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * self.amsgrad
@@ -29,6 +31,10 @@ class Adam(Averages):
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
         root = (1 - self.beta2**step).sqrt()  # of more than 0, for beta2 < 1
         return self.lr / (1 - self.beta1**step) * root, self.eps * root, 1 - self.beta1, 1 - self.beta2
+
+    def preconditioner(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor:
+        name = "max_exp_avg_sq" if self.amsgrad else "exp_avg_sq"
+        return sqrt(self.average(state[name], grad, c[3], grad)) + c[1]
 
     def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, Average]:
         return {"exp_avg": (grad, c[2]), "exp_avg_sq": (grad, c[3], grad)}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,12 +18,16 @@ class Adamax(Rule):
     beta2: Number = hyperparameter(0.999, unit_interval)
     eps: Number = hyperparameter(1e-8, nonnegative, tuned=False)
     weight_decay: Number = hyperparameter(0.0, nonnegative, tuned=False)
+    multiplier: ClassVar[str] = "lr"
 
     def init(self, param: Tensor) -> State:
         return {"exp_avg": torch.zeros_like(param), "exp_inf": torch.zeros_like(param)}
 
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
         return self.lr / (1 - self.beta1**step), 1 - self.beta1
+
+    def preconditioner(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor:
+        return torch.maximum(self.beta2 * state["exp_inf"], grad.abs() + self.eps)
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         step_size, new = c

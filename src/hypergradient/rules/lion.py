@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ class Lion(Rule):
     beta1: Number = hyperparameter(0.9, unit_interval, tuned=False)
     beta2: Number = hyperparameter(0.99, unit_interval, tuned=False)
     weight_decay: Number = hyperparameter(0.0, nonnegative, tuned=False)
+    multiplier: ClassVar[str] = "lr"
 
     def init(self, param: Tensor) -> State:
         return {"exp_avg": torch.zeros_like(param)}

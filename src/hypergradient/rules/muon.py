@@ -26,6 +26,7 @@ class Muon(Rule):
     ns_steps: int = 5
     adjust_lr_fn: str | None = None
     elementwise: ClassVar[bool] = False
+    multiplier: ClassVar[str] = "lr"
 
     def __post_init__(self) -> None:
         super().__post_init__()

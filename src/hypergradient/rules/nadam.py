@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ class NAdam(Rule):
     weight_decay: Number = hyperparameter(0.0, nonnegative, tuned=False)
     momentum_decay: Number = hyperparameter(4e-3, nonnegative, tuned=False)
     decoupled_weight_decay: bool = False
+    multiplier: ClassVar[str] = "lr"
 
     def init(self, param: Tensor) -> State:
         zero = torch.zeros_like(param)
@@ -28,6 +30,9 @@ class NAdam(Rule):
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
         mu, mu_next = (self.beta1 * (1 - 0.5 * 0.96 ** (t * self.momentum_decay)) for t in (step, step + 1))
         return mu, mu_next, sqrt(1 - self.beta2**step), 1 - self.beta1, 1 - self.beta2
+
+    def preconditioner(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor:
+        return sqrt(self.beta2 * state["exp_avg_sq"] + c[4] * grad * grad) / c[2] + self.eps
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         mu, mu_next, root, new1, new2 = c

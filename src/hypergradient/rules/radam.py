@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ class RAdam(Averages):
     eps: Number = hyperparameter(1e-8, nonnegative, tuned=False)
     weight_decay: Number = hyperparameter(0.0, nonnegative, tuned=False)
     decoupled_weight_decay: bool = False
+    multiplier: ClassVar[str] = "lr"
 
     def init(self, param: Tensor) -> State:
         return {"exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
@@ -37,6 +39,9 @@ class RAdam(Averages):
 
     def gradient(self, param: Tensor, grad: Tensor) -> Tensor:
         return grad if self.decoupled_weight_decay else self.penalized(param, grad)
+
+    def preconditioner(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor:
+        return torch.where(c[2] > 0, sqrt(self.average(state["exp_avg_sq"], grad, c[4], grad)) + self.eps, 1.0)
 
     def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, Average]:
         return {"exp_avg": (grad, c[3]), "exp_avg_sq": (grad, c[4], grad)}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ class RMSprop(Rule):
     weight_decay: Number = hyperparameter(0.0, nonnegative, tuned=False)
     momentum: Number = hyperparameter(0.0, closed_unit_interval)
     centered: bool = False
+    multiplier: ClassVar[str] = "lr"
 
     def init(self, param: Tensor) -> State:
         names = ["square_avg", "momentum_buffer"] + ["grad_avg"] * self.centered
@@ -26,6 +28,12 @@ class RMSprop(Rule):
 
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
         return (1 - self.alpha,)
+
+    def preconditioner(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor:
+        s = self.alpha * state["square_avg"] + c[0] * grad * grad
+        if self.centered:
+            s = (s - (self.alpha * state["grad_avg"] + c[0] * grad).square()).clamp_min(0)
+        return sqrt(s) + self.eps
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         g = self.penalized(param, grad)

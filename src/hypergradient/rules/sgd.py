@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ class SGD(Rule):
     dampening: Number = hyperparameter(0.0, real, tuned=False)
     weight_decay: Number = hyperparameter(0.0, nonnegative, tuned=False)
     nesterov: bool = False
+    multiplier: ClassVar[str] = "lr"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,0 +1,54 @@
+"""Evaluation: for rules that average, the average in the place of the parameters, and these again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layout import Layout
+from .numerics import wide
+from .rule import Rule, State
+
+TRAINING = "training"
+"""The name under which `state` holds what a parameter was in training, while the average is in its place."""
+
+
+def enter(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
+    """Put the average into `p`; `entry`: what is remembered of it."""
+    here, state = _parts(p, entry)
+    if TRAINING in entry or not state:
+        return
+    entry[TRAINING] = p.detach().clone()
+    here.copy_(rule.evaluated(here.to(wide(p.dtype), copy=True), state))
+
+
+def leave(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
+    """Put back what `p` was in training, to the bit. Where somebody has changed it since, what belongs to the changed average."""
+    if TRAINING not in entry:
+        return
+    old = entry.pop(TRAINING)
+    here, state = _parts(p, entry)
+    old = _real(Layout.of(p).local(old))
+    average = rule.evaluated(old.to(wide(p.dtype), copy=True), state).to(here.dtype)
+    changed = rule.trained(here.to(wide(p.dtype), copy=True), state).to(here.dtype)
+    here.copy_(torch.where(here == average, old, changed))
+
+
+def averages(rule: Rule) -> bool:
+    """Whether a rule averages."""
+    return type(rule).evaluated is not Rule.evaluated
+
+
+def _parts(p: Tensor, entry: dict[str, Any]) -> tuple[Tensor, State]:
+    """What is here of a parameter and of its state, in real numbers."""
+    own = Layout.of(p)
+    same = {n: x for n, x in entry.items() if n != TRAINING and isinstance(x, Tensor) and x.shape == p.shape and n != "step"}
+    parts = {n: own.local(x) for n, x in {"": p, **same}.items()}
+    real = {n: _real(x) for n, x in parts.items()}
+    return real.pop(""), real
+
+
+def _real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x

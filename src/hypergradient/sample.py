@@ -1,0 +1,50 @@
+"""Samples: of a large parameter, a hypergradient can be read off one in so many blocks of neighbouring elements."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .layout import Layout
+
+LARGE = 1 << 17
+"""From so many elements on, in all processes together, a parameter is sampled."""
+
+
+class Sample(NamedTuple):
+    """Of each row of a tensor (dimension 0), the first of every `every` blocks of `size` elements.
+
+    Rows stay whole rows: shards of them are cut the same way, on any number of processes.
+
+    Args:
+        shape: of what is kept of all rows.
+        columns: the elements of a row.
+        blocks: how many of it are read.
+    """
+
+    shape: tuple[int, ...]
+    columns: int
+    blocks: int
+    every: int
+    size: int
+
+    @classmethod
+    def of(cls, p: Tensor, every: int) -> Sample | None:
+        """That of a parameter; None where all of it is read."""
+        layout = Layout.of(p)
+        whole = every == 1 or p.numel() < LARGE or p.is_complex() or not layout.local(p).is_contiguous()
+        if whole or not all(x.is_replicate() or (x.is_shard(0) and p.ndim > 1) for x in layout.placements):
+            return None
+        columns = prod(p.shape[1:]) if p.ndim > 1 else p.numel()
+        size = min(4096, 1 << (columns // (2 * every)).bit_length() >> 1)  # a power of 2; at least two blocks of a row
+        if not size:
+            return None
+        blocks = columns // (every * size)
+        return cls((*p.shape[: p.ndim > 1], blocks * size), columns, blocks, every, size)
+
+    def __call__(self, flat: Tensor) -> Tensor:
+        """A copy of what is read of the elements that are here. shape: (elements,) -> (elements of the sample,)"""
+        rows = flat.view(-1, self.columns)[:, : self.blocks * self.every * self.size]
+        return rows.unflatten(1, (self.blocks, self.every, self.size))[:, :, 0].reshape(-1)
