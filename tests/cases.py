@@ -80,6 +80,12 @@ RULES = [
         matrix=True,
         flat=("eps",),
     ),
+    Case(
+        hg.AdamWScheduleFree,
+        [],
+        {"lr": 0.1, "beta1": 0.8, "beta2": 0.9, "eps": 0.1, "r": 1.0, "weight_lr_power": 1.5, **DECAY},
+    ),
+    Case(hg.SGDScheduleFree, [], {"lr": 0.1, "momentum": 0.8, "r": 1.0, "weight_lr_power": 1.5, **DECAY}),
 ]
 ABOVE = [case for case in RULES if not case.matrix]
 """Those that can stand above another rule."""

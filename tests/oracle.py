@@ -44,6 +44,7 @@ class Oracle:
             for start, r in zip(self.start, self.rules, strict=False)
         ]
         self.state = [[r.init(x) for x in self.targets(k)] for k, r in enumerate(self.rules)]
+        self.sums: list[list[dict[str, Tensor]]] = [[{} for _ in self.targets(k)] for k in range(len(self.rules))]
         self.origins = [[x.detach().clone() if k else torch.zeros(()) for x in self.targets(k)] for k in range(len(self.rules))]
         self.count = [0] * len(self.rules)
         self.gradients: list[dict[Entry, float]] = []
@@ -91,8 +92,11 @@ class Oracle:
             for e in self.raw[k] if k < len(self.raw) else ():
                 if e.column in (None, column):
                     values[e.name] = self.value(k, e) + bump.get((k, e.name), 0.0)
-            rule = self.rules[k].at(values)
-            c = rule.coefficients(torch.tensor(float(self.count[k])))
+            rule, count = self.rules[k].at(values), torch.tensor(float(self.count[k]))
+            sums = {n: self.sums[k][i].get(n, 0.0) + x for n, x in rule.summed(count).items()}
+            self.sums[k][i] = {n: x.detach() for n, x in sums.items()}
+            rule = rule.at(sums)
+            c = rule.coefficients(count)
             origin = self.origins[k][i]  # a decay of a rule above draws to where a hyperparameter started
             new, state = rule.update(x.detach() - origin, g.detach(), self.state[k][i], c)
             new = new + origin

@@ -7,13 +7,16 @@ from typing import Any
 
 from .charts import POSITIVE
 from .rule import Age, Rule
+from .rules.adagrad import Adagrad
 from .rules.adamw_schedule_free import AdamWScheduleFree
-from .rules.sgd import SGD
 from .tower import Tower
 
 START = {"lr": 1e-6, "r": 2.0}
 """What `auto` takes in the place of a rule's defaults: a step size so small that it does no harm and grows from there; and
 averages in which step t weighs as t squared."""
+
+ABOVE = Adagrad(lr=1.3, initial_accumulator_value=2.0)
+"""What moves the logarithm of the step size: in the first steps by up to 0.75, and by less the more has been seen."""
 
 
 def auto(rule: Rule | None = None, **arguments: Any) -> Tower:
@@ -21,8 +24,8 @@ def auto(rule: Rule | None = None, **arguments: Any) -> Tower:
 
         optimizer = Hyperoptimizer(model.parameters(), auto(weight_decay=0.1))
 
-    The logarithm of the step size is moved by at most a half in each step, along the cosine of the gradient and of the path
-    so far, that is of what its effect has been over the run.
+    The logarithm of the step size is moved along the cosine between the gradient and the path so far, which is what the step
+    size has done over the run: larger as long as the path goes downhill, smaller when it would better have been shorter.
 
     Args:
         rule: what moves the parameters; default: ``AdamWScheduleFree(**arguments)``. Its values stay, but for an lr and an
@@ -48,4 +51,4 @@ def around(rule: Rule) -> Tower:
     if "lr" not in rule.tunable():
         raise ValueError(f"rule={rule!r} is not allowed: it has no hyperparameter lr that can be tuned")
     charts = {**rule.charts, "lr": POSITIVE}
-    return replace(rule, tune="lr", charts=charts, horizon=Age(4), normalize="metric cosine", sample=16) / SGD(lr=0.5)
+    return replace(rule, tune="lr", charts=charts, horizon=Age(4), normalize="metric cosine", sample=16) / ABOVE

@@ -130,7 +130,13 @@ class Bucket:
     def _adopted(self, name: str, known: Sequence[Mapping[str, Any]]) -> Tensor | None:
         """Of a single member: what is known, where it can be worked on as it is."""
         x, (p, *others) = known[0].get(name), self.members
-        if others or not isinstance(x, Tensor) or x.shape != self._shape(name) or self.dtype != wide(x.dtype) or x.requires_grad:
+        if (
+            others
+            or not isinstance(x, Tensor)
+            or x.shape != self._shape(name)
+            or self.dtype != wide(x.dtype)
+            or x.requires_grad
+        ):
             return None
         if (
             x.device != p.device

@@ -4,36 +4,46 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from .auto import around
 from .optimizer import Hyperoptimizer
 from .rule import Rule
 from .tower import Tower
 
 ENGINE = {"foreach", "fused", "capturable", "differentiable", "decoupled_weight_decay"}
 """Options of torch that choose an implementation, of which there is one here, and one that chooses a rule."""
-TUNING = {"tune", "charts", "horizon", "normalize"}
+TUNING = {"tune", "charts", "horizon", "normalize", "sample"}
 
 
-def from_torch(optimizer: torch.optim.Optimizer, above: Rule | Tower | None = None, **options: Any) -> Hyperoptimizer:
+def from_torch(
+    optimizer: torch.optim.Optimizer, above: Rule | Tower | Literal["auto"] | None = "auto", **options: Any
+) -> Hyperoptimizer:
     """A Hyperoptimizer with the groups, values and state of an optimizer of `torch.optim`.
 
-        optimizer = from_torch(torch.optim.AdamW(model.parameters(), lr=3e-4), above=SGD(lr=1e-5))
+        optimizer = from_torch(torch.optim.AdamW(model.parameters(), lr=3e-4))
 
     The groups are the same dicts, so that a scheduler made for `optimizer` goes on. If `optimizer` has loaded a checkpoint
     of a Hyperoptimizer with the same tower, that comes back whole.
 
     Args:
         optimizer: one whose class has a rule of the same name. It can be in mid-training; it must not be used any more.
-        above: what tunes it; None: nothing.
+        above: what tunes it, such as ``SGD(lr=1e-5)``; ``"auto"``: it is tuned as by `auto`, from its own lr; None: nothing.
         options: `tune`, `charts`, `horizon`, `normalize` of the rule, and `per` of the Hyperoptimizer.
 
     Raises:
         TypeError: there is no such rule.
+        ValueError: another string; an option of tuning beside ``"auto"``, which has its own.
     """
     tuning = {n: options.pop(n) for n in TUNING & options.keys()}
+    if isinstance(above, str):
+        if above != "auto" or tuning:
+            raise ValueError(
+                f"above={above!r} is not allowed with {sorted(tuning)}: write a rule such as above=SGD(lr=1e-5), None, or "
+                "'auto' alone"
+            )
     groups = [_translated(group, type(optimizer), tuning) for group in optimizer.param_groups]
     rule = groups[0]["rule"]
     for group in groups:  # alike where nothing but values differ, which the group says itself
@@ -42,7 +52,9 @@ def from_torch(optimizer: torch.optim.Optimizer, above: Rule | Tower | None = No
             type(own) is type(rule) and own.tuned() == rule.tuned() and all(own.chart(n) == rule.chart(n) for n in own.tuned())
         )
         group["rule"] = replace(rule, **{n: getattr(own, n) for n in own.settings()}) if alike else own
-    result = Hyperoptimizer(groups, Tower.of(rule) if above is None else rule / above, **options)
+        group["rule"] = around(group["rule"]).rules[0] if isinstance(above, str) else group["rule"]
+    tower = around(rule) if isinstance(above, str) else Tower.of(rule) if above is None else rule / above
+    result = Hyperoptimizer(groups, tower, **options)
     result.load_state_dict(optimizer.state_dict())
     for i, (theirs, mine) in enumerate(zip(optimizer.param_groups, result.param_groups, strict=True)):
         theirs.clear()

@@ -83,6 +83,7 @@ class Group:
         followed: how many steps have been made, one after the other, each with something to be read of the one before.
         last: the scalars of the last step, by the number of steps made with it. shape of each: (rows, sets)
         saved: what a checkpoint says, see `memory.learned`, until there are levels to take it over.
+        highest, rise: the highest lr that the user has given it, and to how many times what counts at the start it has grown.
         resting: after a checkpoint, the positions of parameters that had not moved in the last step.
         recalled: whether `last` comes from a checkpoint.
         learned: the object under the key "learned", which belongs to this group.
@@ -103,6 +104,7 @@ class Group:
         self.fresh: set[str] = set()
         self.saved: dict[str, Any] = dict(entry.get(LEARNED) or {})
         self.followed: int = self.saved.get("followed", 0)
+        self.highest, self.rise = self.saved.get("highest", (0.0, 1.0))
         self.resting = {i for i, rests in enumerate(self.saved.get("resting", ())) if rests}
         self.learned = entry[LEARNED]
         self.last: dict[int, Tensor] = {}
@@ -143,13 +145,30 @@ class Group:
         """What the dict says, as the step needs it. A step size that starts at 0 is frozen until it is raised."""
         bases, owner = self.bases, self.owner
         factors = [self.said[n] / bases[n] if bases[n] else float(n != "lr") for n in owner.names]
+        growth = [self._growth()] if owner.moves else []
+        if owner.moves:
+            factors[0] /= self.rise
         fixed = {n: self.said[n] for n in owner.order[len(owner.names) :]}
         off = frozenset(n for n, value in fixed.items() if value == 0 and n != "lr")
-        self.schedule = owner.given.new_tensor([*factors, *fixed.values()]).unsqueeze(1)
+        self.schedule = owner.given.new_tensor([*factors, *fixed.values(), *growth]).unsqueeze(1)
         kind = type(owner.rule), str(owner), off, *self.settings
         if kind not in self.steps:
             self.steps[kind] = Step(owner.rule, owner.names, off)
         self.step = self.steps[kind]
+
+    def _growth(self) -> float:
+        """How much of what it wants to grow a step size may, that learns so fast that it would undo its schedule: all where
+        the user's lr is the highest so far, nothing where it is no more than half of that.
+
+        Such a step size is that of the highest. So a warm-up is left to it, which has its own; and it does not matter what a
+        schedule takes for the lr of the rule.
+        """
+        lr, start = self.said["lr"], self.bases["lr"]
+        if self.followed == 0 or self.highest == 0:
+            self.highest, self.rise = lr, max(1.0, lr / start if start else 1.0)
+        elif lr > self.highest:
+            self.highest, self.rise = lr, self.rise * lr / self.highest
+        return max(0.0, 2 * lr / self.highest - 1) if self.highest else 1.0
 
     # ----------------------------------------------------------- its hyperparameters
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from .charts import Charts, interval
 from .normalize import NORMALIZATIONS
 from .numerics import finite, finite_or_zero, ratio
-from .probe import follows_movement, prepared
+from .probe import follows_movement, prepared, sums
 from .rule import Rule, State
 from .sensitivity import Step, Tensors, slopes
 from .tower import Tower
@@ -89,13 +89,14 @@ class Hyperparameters:
 
         Args:
             learned: of what is tuned, before schedules, among all that the level above moves. shape: (n,)
-            schedule: what the user says: of what is tuned a factor, the values of all others. shape: (hyperparameters, 1)
+            schedule: what the user says: of what is tuned a factor, the values of all others; see also `restrained`.
+                shape: (hyperparameters, 1), or more
 
         Returns:
             in the order of `order`. shapes: (hyperparameters, sets), (tuned, sets)
         """
         t = len(self.names)
-        factor, fixed = schedule[:t], schedule[t:].expand(-1, self.sets)
+        factor, fixed = schedule[:t], schedule[t : len(self.order)].expand(-1, self.sets)
         if not t:
             return fixed, fixed[:0]
         free = learned[self.place].view(self.shape) * factor
@@ -151,16 +152,15 @@ class Level:
 
     def __init__(self, own: Hyperparameters, below: Sequence[Hyperparameters]) -> None:
         self.own, self.below, t = own, list(below), len(own.names)
-        one = torch.ones((1,))
-        sums = own.rule.at({n: one for n in own.order}).summed(one)
-        self.state, self.sums = (*own.rule.init(one), *sums), tuple(sums)
+        self.sums = sums(own.rule)
+        self.state = (*own.rule.init(torch.zeros((1,))), *self.sums)
         self.rows = COUNT + 1 + len(self.state)
         end = 0
         for h in below:
             h.place = slice(end, end := end + len(h.charts))
         raw, unit = (torch.cat(x) for x in zip(*(h.start() for h in below), strict=True))
         zero = torch.zeros_like(raw)
-        kept = [zero] * (len(sums) + t)
+        kept = [zero] * (len(self.sums) + t)
         self.start = torch.stack([raw, unit, zero + torch.nan, zero, *own.rule.init(raw).values(), *kept])
         self.charts = Charts([chart for h in below for chart in h.charts], raw.device)
         self.sets, self.member = [0] * end, None
@@ -207,15 +207,15 @@ class Level:
 
     def products(self, grad: Tensor, trace: Tensor) -> Tensors:
         """As `Step.read`, of what this level moves. shape: (n,), (tuned, n) -> (products, tuned, sets)"""
-        sums = [self.total(product(grad, trace, 1.0)) for product in self.own.normalization.products]
-        return [x if x.ndim == 2 else x.expand(self.own.shape) for x in sums]
+        found = [self.total(product(grad, trace, None)) for product in self.own.normalization.products]
+        return [x if x.ndim == 2 else x.expand(self.own.shape) for x in found]
 
     def _at(self, tuned: Tensor, step: Tensor, state: Tensors) -> tuple[Rule, tuple[Tensor, ...], State]:
         """Its rule in the step number `step`, the coefficients of that, and the state; the sums in it are those after."""
         old = dict(zip(self.state, state, strict=True))
         before = {n: old[n] for n in self.sums}
-        at, c, sums = prepared(self.rule.at(dict(zip(self.own.names, tuned.unbind(), strict=True))), step, before)
-        return at, c, {**old, **{n: x.expand_as(step) for n, x in sums.items()}}
+        at, c, now = prepared(self.rule.at(dict(zip(self.own.names, tuned.unbind(), strict=True))), step, before)
+        return at, c, {**old, **{n: x.expand_as(step) for n, x in now.items()}}
 
     def update(self, tuned: Tensor, raw: Tensor, grad: Tensor, step: Tensor, state: Tensors) -> tuple[Tensor, State]:
         """`Rule.update` of a step; `tuned`: its own hyperparameters. shapes: (tuned, n), (n,) of all others
@@ -360,7 +360,8 @@ class Levels:
         raw, unit, read, *_ = self.memory.unbind()
         natural, grad = self._read(found, self.charts.slope(raw, unit))
         moved, learned = [], grad[:0]
-        split = (cut(x, self.sizes) for x in (grad, known, *self.bounds, unit))
+        down = restrained(grad, asks, schedules)
+        split = (cut(x, self.sizes) for x in (down, known, *self.bounds, unit))
         for level, before, mine, moves, low, high, units in reversed(
             list(zip(self.levels, self._parts(Run.before), *split, strict=True))
         ):
@@ -391,6 +392,26 @@ class Levels:
     def _parts(self, rows: Callable[[Run, Tensor], Tensor]) -> list[Tensor]:
         """Rows of the memory, cut into the columns of each level. shape of each: (rows, n)"""
         return [x for run in self.runs for x in cut(rows(run, self.memory), self.sizes[run.levels])]
+
+
+def restrained(grad: Tensor, asks: Asks, schedules: Tensors) -> Tensor:
+    """The gradients that levels move along: of step sizes that learn fast, less where they would grow and should not.
+
+    Args:
+        grad: of all that is moved. shape: (n,)
+        schedules: their last rows say, for those, how much of the growth is left.
+    """
+    growth: dict[Hyperparameters, Tensor] = {}
+    for (own, _), schedule in zip(asks, schedules, strict=True):
+        if own.moves:
+            growth[own] = torch.maximum(growth[own], schedule[-1]) if own in growth else schedule[-1]
+    if not growth:
+        return grad
+    down = grad.clone()
+    for own, left in growth.items():
+        mine = grad[own.place]
+        down[own.place] = torch.where(mine < 0, mine * left, mine)
+    return down
 
 
 def scalars(asks: Asks, learned: Tensor, schedules: Tensors, clocks: Tensors) -> list[Tensor]:

@@ -46,7 +46,7 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
     """All that belongs to `group` and stands neither in its dict nor in `state`; numbers, lists and dicts.
 
     Returns:
-        `made`: how many steps the optimizer has made. `followed`, `resting`: see `Group`. `said`: under the name of the rule,
+        `made`: how many steps the optimizer has made. `followed`, `highest`, `resting`: see `Group`. `said`: under the name of the rule,
         of each hyperparameter what it was at the start, what the user says, what is learned, what is in force. `levels`:
         under the signature of each, its own hyperparameters and its memory. `last`: the scalars of the last step.
     """
@@ -58,6 +58,7 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
     return {
         "made": optimizer.made(),
         "followed": group.followed,
+        "highest": [group.highest, group.rise],
         "resting": [int(i in past and not past[i][1]) for i in range(len(group.entry["params"]))],
         "said": {type(group.rule).__name__: said},
         "levels": {
@@ -117,13 +118,13 @@ def restore(entry: dict[str, Any]) -> dict[str, float]:
     Returns:
         what the tuned hyperparameters were at the start.
     """
-    said = words(entry)
+    said, (_, rise) = words(entry), (entry.get(LEARNED) or {}).get("highest", (0.0, 1.0))
     if "betas" in entry:  # in a dict of torch, or edited
         for n, value in zip(("beta1", "beta2"), entry["betas"], strict=True):
             entry[n] = value if n not in entry or (n in said and entry[n] == said[n][3]) else entry[n]
     for n, (base, old, known, force) in said.items():
         now = float(entry.get(n, force))
-        entry[n] = old if now in (old, force) else now * base / known if known else now
+        entry[n] = old if now in (old, force) else now * base * rise / known if known else now
     entry.pop("betas", None)
     return {n: base for n, (base, *_) in said.items()}
 
@@ -152,10 +153,10 @@ def check(tower: Tower, rule: Rule, sets: int, where: str, saved: Mapping[str, A
             )
 
 
-def shaped(name: str, value: Any, param: Tensor) -> Any:
+def shaped(value: Any, param: Tensor) -> Any:
     """A copy of what is remembered of `param`; a number of an optimizer of torch, such as NAdam's product, in its shape."""
-    if name == "step" or not isinstance(value, Tensor):
-        return value.clone() if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
     if value.ndim == 0 and param.ndim and param.is_complex() and not value.is_complex():
         value = torch.complex(value, value)  # for both parts
     return value.expand(param.shape).clone() if value.ndim == 0 else value.clone()

@@ -19,10 +19,10 @@ class Normalization(NamedTuple):
             hypergradient in the coordinate. The first sum is ``<u, T>``, the hypergradient in natural units.
     """
 
-    products: tuple[Callable[[Tensor, Tensor, Tensor | float], Tensor], ...]
+    products: tuple[Callable[[Tensor, Tensor, Tensor | None], Tensor], ...]
     combine: Callable[..., Tensor]
     metric: bool = False
-    """Whether it needs P, which is 1 otherwise."""
+    """Whether it needs P, which is None otherwise, and where the rule has none."""
 
 
 def _plain(product: Tensor, slope: Tensor | None) -> Tensor:
@@ -35,12 +35,19 @@ def _cosine(product: Tensor, gradient: Tensor, sensitivity: Tensor, slope: Tenso
     return cosine if slope is None else cosine * slope.sign()
 
 
-def _product(u: Tensor, t: Tensor, p: Tensor | float) -> Tensor:
+def _product(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
     return u * t
+
+
+def _usual(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
+    """The square of u in the metric 1 / P, and in equal parts that of a gradient of the usual size P: where hardly anything
+    is left of the gradient, there is nothing to be said about the step size, and a cosine of u alone would say 1.
+    """
+    return u * u if p is None else (u * u / p + p) / 2
 
 
 NORMALIZATIONS: dict[str | None, Normalization] = {
     None: Normalization((_product,), _plain),
     "cosine": Normalization((_product, lambda u, t, p: u * u, lambda u, t, p: t * t), _cosine),
-    "metric cosine": Normalization((_product, lambda u, t, p: u * u / p, lambda u, t, p: t * t * p), _cosine, metric=True),
+    "metric cosine": Normalization((_product, _usual, lambda u, t, p: t * t * (1.0 if p is None else p)), _cosine, metric=True),
 }

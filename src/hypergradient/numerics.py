@@ -23,6 +23,15 @@ def sqrt(x: Tensor) -> Tensor:
     return (x + torch.finfo(x.dtype).tiny).sqrt_()
 
 
+def usual_square(x: Tensor, average: Tensor, beta: Tensor, step: Tensor) -> Tensor:
+    """An average of squares after x, too, without the bias of its beginning at 0.
+
+    Args:
+        step: how many squares there are in `average`.
+    """
+    return torch.addcmul(beta * average, (1 - beta) * x, x) / (1 - beta ** (step + 1)).clamp_min(torch.finfo(x.dtype).eps)
+
+
 def power_less_1(base: Tensor, exponent: Tensor) -> Tensor:
     """``base**exponent - 1`` for ``0 <= base < 1``, to the last digits also where the base is near 1.
 

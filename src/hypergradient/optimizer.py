@@ -21,6 +21,7 @@ from .layout import address, overlapping, total
 from .level import Hyperparameters, Level, Levels, upper
 from .numerics import exact, plain, readable
 from .objective import gradients
+from .probe import sums
 from .report import Snapshot, printed
 from .rule import Rule
 from .sensitivity import Step
@@ -478,10 +479,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
             hook.remove()
         # torch has cast the state to the dtypes of the parameters; what it remembers of half-precision ones is wider.
         saved = chain.from_iterable(group["params"] for group in adapted["param_groups"])
+        numbers = {"step", *chain.from_iterable(map(sums, self.rules))}
         for p, key in zip(chain.from_iterable(group["params"] for group in self.param_groups), saved, strict=True):
             if key in adapted["state"]:
                 theirs = adapted["state"][key]  # perhaps those of a living optimizer
-                self.state[p] = {n: memory.shaped(n, x, p) for n, x in theirs.items() if x is not None}
+                self.state[p] = {n: x.clone() if n in numbers and isinstance(x, Tensor) else memory.shaped(x, p) for n, x in theirs.items() if x is not None}
         if not any("made" in group.get(LEARNED, {}) for group in adapted["param_groups"]):  # one of torch
             self._made = max((int(mine.get("step", 1)) for mine in self.state.values() if isinstance(mine, dict)), default=0)
 

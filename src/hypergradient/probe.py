@@ -63,6 +63,13 @@ def remembered(rule: Rule) -> tuple[str, ...]:
     return tuple(state)
 
 
+def sums(rule: Rule) -> tuple[str, ...]:
+    """The names of the numbers that `rule` adds up."""
+    with on_host():
+        one = torch.ones((), dtype=torch.float64)
+        return tuple(rule.at({n: one for n in rule.hyperparameters()}).summed(one))
+
+
 def prepared(rule: Any, step: Tensor, before: Mapping[str, Tensor]) -> tuple[Any, tuple[Any, ...], dict[str, Tensor]]:
     """`rule` with its sums, its coefficients, and these sums after the step number `step`.
 
@@ -144,8 +151,7 @@ def study(rule: Rule, names: tuple[str, ...]) -> Facts:
         keeps = "sensitivity" if known is None or not names else _keeps(rule, values, c)
         keeps = "movement" if follows_movement(rule, names) else keeps
         closed_scalars = isinstance(rule, Averages) and rule.closed("coefficients")
-    sums = tuple(rule.at(values).summed(torch.ones((), dtype=torch.float64)))
-    return Facts(state, sums, apart, len(c), links, known or {}, averages, keeps, closed_scalars, closed)
+    return Facts(state, sums(rule), apart, len(c), links, known or {}, averages, keeps, closed_scalars, closed)
 
 
 def follows_movement(rule: Rule, names: Sequence[str]) -> bool:

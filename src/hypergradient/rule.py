@@ -180,11 +180,12 @@ class Rule(metaclass=Notation):
         """The parameter and the state after one step; elementwise unless the class says otherwise."""
         raise NotImplementedError
 
-    def preconditioner(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor | None:
-        """By what each element of the gradient is divided in a step along it, up to a factor; None: by the same for all.
+    def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor | None:
+        """By what each element of the gradient is divided: the size that it usually has, `grad` included. None: by nothing.
 
         Args:
-            state: that before the step.
+            state: that before a step along `grad`.
+            step: how many steps have been made.
         """
         return None
 
@@ -337,7 +338,10 @@ class Rule(metaclass=Notation):
 ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tune": (lambda x: isinstance(x, (Iterable, type(None))), "names of hyperparameters, or None"),
     "charts": (lambda x: isinstance(x, Mapping), "a dict of charts by name"),
-    "horizon": (lambda x: isinstance(x, Age) or (isinstance(x, (int, float)) and x >= 1), "a number of steps in [1, inf], or Age"),
+    "horizon": (
+        lambda x: isinstance(x, Age) or (isinstance(x, (int, float)) and x >= 1),
+        "a number of steps in [1, inf], or Age",
+    ),
     "normalize": (lambda x: x in NORMALIZATIONS, " or ".join(map(repr, NORMALIZATIONS))),
     "sample": (lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= 1, "an integer of at least 1"),
 }

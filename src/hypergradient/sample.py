@@ -38,10 +38,10 @@ class Sample(NamedTuple):
         if whole or not all(x.is_replicate() or (x.is_shard(0) and p.ndim > 1) for x in layout.placements):
             return None
         columns = prod(p.shape[1:]) if p.ndim > 1 else p.numel()
-        size = min(4096, 1 << (columns // (2 * every)).bit_length() >> 1)  # a power of 2; at least two blocks of a row
+        blocks = max(2, -(-columns // (4096 * every)))  # neighbours, so that memory that is left out is not touched
+        size = columns // (blocks * every)
         if not size:
             return None
-        blocks = columns // (every * size)
         return cls((*p.shape[: p.ndim > 1], blocks * size), columns, blocks, every, size)
 
     def __call__(self, flat: Tensor) -> Tensor:

@@ -278,18 +278,17 @@ class Step:
             if scalars and self.replays:
                 terms = self.replay(scalars, u, param.to(last.dtype), old, *kept)
             else:
-                terms = self._products(u, kept, self._metric(scalars, u, old) if scalars else 1.0)
+                terms = self._products(u, kept, self._metric(scalars, u, old) if scalars else None)
             sums.append(torch.stack([zero if x is None else total(x) for x in terms]))
         found = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
         return self._chained(found, last) if self.replays else found.view(-1, len(self.names), last.shape[1])
 
-    def _products(self, u: Tensor, kept: Tensors, metric: Tensor | float) -> Iterator[Tensor]:
+    def _products(self, u: Tensor, kept: Tensors, metric: Tensor | None) -> Iterator[Tensor]:
         yield from (product(u, t, metric) for product in self.normalization.products for t in kept)
 
-    def _metric(self, scalars: Scalars, grad: Tensor, state: State) -> Tensor | float:
+    def _metric(self, scalars: Scalars, grad: Tensor, state: State) -> Tensor | None:
         """What the normalization measures gradients with; `scalars`: those of the last step."""
-        found = self.rule.at(scalars.values).preconditioner(grad, state, scalars.c)
-        return 1.0 if found is None else found
+        return self.rule.at(scalars.values).preconditioner(grad, state, scalars.t)
 
     def _chained(self, found: Tensor, last: Tensor) -> Tensor:
         """From what a replay says to hypergradients, by the chain rule."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..numerics import sqrt
+from ..numerics import sqrt, usual_square
 from ..rule import Number, Rule, State, closed_unit_interval, hyperparameter, nonnegative
 
 
@@ -26,9 +26,8 @@ class Adadelta(Rule):
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
         return (1 - self.rho,)
 
-    def preconditioner(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor:
-        s = self.rho * state["square_avg"] + c[0] * grad * grad
-        return sqrt(s + self.eps) / sqrt(state["acc_delta"] + self.eps)
+    def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
+        return sqrt(usual_square(grad, state["square_avg"], self.rho, step) + self.eps)
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         g = self.penalized(param, grad)

@@ -27,8 +27,8 @@ class Adagrad(Rule):
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
         return (self.lr / (1 + (step - 1) * self.lr_decay),)
 
-    def preconditioner(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor:
-        return sqrt(state["sum"] + grad * grad) + self.eps
+    def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
+        return sqrt((state["sum"] + grad * grad) / (step + 1)) + self.eps
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         (step_size,) = c

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..averages import Average, Averages
-from ..numerics import sqrt
+from ..numerics import sqrt, usual_square
 from ..rule import Number, State, hyperparameter, nonnegative, unit_interval
 
 
@@ -32,9 +32,9 @@ class Adam(Averages):
         root = (1 - self.beta2**step).sqrt()  # of more than 0, for beta2 < 1
         return self.lr / (1 - self.beta1**step) * root, self.eps * root, 1 - self.beta1, 1 - self.beta2
 
-    def preconditioner(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor:
-        name = "max_exp_avg_sq" if self.amsgrad else "exp_avg_sq"
-        return sqrt(self.average(state[name], grad, c[3], grad)) + c[1]
+    def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
+        v = usual_square(grad, state["exp_avg_sq"], self.beta2, step)
+        return sqrt(torch.maximum(v, state["max_exp_avg_sq"]) if self.amsgrad else v) + self.eps
 
     def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, Average]:
         return {"exp_avg": (grad, c[2]), "exp_avg_sq": (grad, c[3], grad)}

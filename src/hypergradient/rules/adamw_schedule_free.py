@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..numerics import sqrt
+from ..numerics import sqrt, usual_square
 from ..rule import Number, State, hyperparameter, nonnegative, open_unit_interval, real, unit_interval
 from ..schedule_free import ScheduleFree
 
@@ -35,8 +35,8 @@ class AdamWScheduleFree(ScheduleFree):
         root = (1 - self.beta2**step).sqrt()
         return root, self.eps * root, 1 - self.beta2, self.new(step)
 
-    def preconditioner(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor:
-        return sqrt(torch.addcmul(state["exp_avg_sq"] * (1 - c[2]), grad * c[2], grad)) + c[1]
+    def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
+        return sqrt(usual_square(grad, state["exp_avg_sq"], self.beta2, step)) + self.eps
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         root, eps, new, share = c

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..numerics import sqrt
+from ..numerics import sqrt, usual_square
 from ..rule import Number, Rule, State, hyperparameter, nonnegative, unit_interval
 
 
@@ -31,8 +31,8 @@ class NAdam(Rule):
         mu, mu_next = (self.beta1 * (1 - 0.5 * 0.96 ** (t * self.momentum_decay)) for t in (step, step + 1))
         return mu, mu_next, sqrt(1 - self.beta2**step), 1 - self.beta1, 1 - self.beta2
 
-    def preconditioner(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor:
-        return sqrt(self.beta2 * state["exp_avg_sq"] + c[4] * grad * grad) / c[2] + self.eps
+    def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
+        return sqrt(usual_square(grad, state["exp_avg_sq"], self.beta2, step)) + self.eps
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         mu, mu_next, root, new1, new2 = c

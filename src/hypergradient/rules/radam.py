@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..averages import Average, Averages
-from ..numerics import power_less_1, sqrt
+from ..numerics import power_less_1, sqrt, usual_square
 from ..rule import Number, State, hyperparameter, nonnegative, unit_interval
 
 
@@ -40,8 +40,8 @@ class RAdam(Averages):
     def gradient(self, param: Tensor, grad: Tensor) -> Tensor:
         return grad if self.decoupled_weight_decay else self.penalized(param, grad)
 
-    def preconditioner(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor:
-        return torch.where(c[2] > 0, sqrt(self.average(state["exp_avg_sq"], grad, c[4], grad)) + self.eps, 1.0)
+    def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
+        return sqrt(usual_square(grad, state["exp_avg_sq"], self.beta2, step)) + self.eps
 
     def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, Average]:
         return {"exp_avg": (grad, c[3]), "exp_avg_sq": (grad, c[4], grad)}

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..numerics import sqrt
+from ..numerics import sqrt, usual_square
 from ..rule import Number, Rule, State, closed_unit_interval, hyperparameter, nonnegative
 
 
@@ -29,11 +29,8 @@ class RMSprop(Rule):
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
         return (1 - self.alpha,)
 
-    def preconditioner(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor:
-        s = self.alpha * state["square_avg"] + c[0] * grad * grad
-        if self.centered:
-            s = (s - (self.alpha * state["grad_avg"] + c[0] * grad).square()).clamp_min(0)
-        return sqrt(s) + self.eps
+    def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
+        return sqrt(usual_square(grad, state["square_avg"], self.alpha, step)) + self.eps
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         g = self.penalized(param, grad)

@@ -1,0 +1,321 @@
+"""The default: what it is, what it keeps, how it follows schedules."""
+
+import copy
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from cases import RULES, loss, parameters, train, weights
+from helpers import EXACT, clones, resumed
+from torch.optim import lr_scheduler
+
+import hypergradient as hg
+from hypergradient import POSITIVE, SGD, Adam, AdamW, AdamWScheduleFree, Age, Hyperoptimizer, Rule, auto, from_torch, hyperparameter, nonnegative
+
+
+def lr(optimizer, group=0):
+    return optimizer.hyperparameters(group)[0]["lr"]
+
+
+def test_the_default_is_auto_and_prints_as_the_tower_it_is():
+    optimizer = Hyperoptimizer(parameters())
+    assert optimizer.tower == auto() == auto(AdamWScheduleFree())
+    assert repr(optimizer).startswith("AdamWScheduleFree(lr=1e-06, r=2) / ")
+    assert eval(repr(auto()), vars(hg)) == auto()
+    assert auto(weight_decay=0.1) == auto(AdamWScheduleFree(weight_decay=0.1))
+
+
+@pytest.mark.parametrize("case", RULES, ids=str)
+def test_auto_goes_around_any_rule_and_takes_its_values(case):
+    rule = auto(case.rule(lr=0.02, weight_decay=0.1)).rules[0]
+    assert type(rule) is case.rule
+    assert (rule.lr, rule.weight_decay, rule.tuned()) == (0.02, 0.1, ("lr",))
+    assert auto(case.rule()).rules[0].lr == 1e-6
+    params = parameters(case.matrix)
+    optimizer = Hyperoptimizer(params, auto(case.rule()))
+    before = loss(params).item()
+    train(optimizer, params, 30)
+    assert lr(optimizer) > 1e-4
+    assert loss(params).item() < before
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(TypeError, match=r"rule=<class .*SGD'> is not allowed.*write auto\(SGD\(\)\)"):
+        auto(SGD)
+    with pytest.raises(TypeError, match="takes no more arguments: give weight_decay to SGD"):
+        auto(SGD(), weight_decay=0.1)
+    with pytest.raises(TypeError, match="AdamWScheduleFree has no argument 'decay'"):
+        auto(decay=0.1)
+
+    @dataclass(frozen=True)
+    class Other(Rule):
+        rate: float = hyperparameter(0.1, nonnegative)
+
+        def update(self, param, grad, state, c):
+            return param - self.rate * grad, state
+
+    with pytest.raises(ValueError, match="no hyperparameter lr"):
+        auto(Other())
+    with pytest.raises(ValueError, match=r"Age: times=0 is not allowed"):
+        Age(0)
+
+
+# ------------------------------------------------- its sensitivity is its movement
+
+
+@pytest.mark.parametrize("case", RULES, ids=str)
+def test_the_lr_multiplies_all_that_moves_a_parameter(case):
+    """Along the same gradients, the derivative of the whole run with respect to the logarithm of a common factor."""
+    options = {**case.lively, "weight_decay": 0.0}
+    rule = case.rule(**options)
+    assert rule.multiplier == "lr"
+    gradients = [weights(case.matrix, seed) for seed in range(1, 6)]
+
+    def run(factor):
+        values = {n: torch.tensor(getattr(rule, n)) for n in rule.hyperparameters()}
+        at, after = rule.at({**values, "lr": values["lr"] * factor}), []
+        for w, *grads in zip(weights(case.matrix), *gradients, strict=True):
+            state, sums = rule.init(w), {}
+            for t, g in enumerate(grads, 1):
+                step = torch.tensor(float(t))
+                sums = {n: sums.get(n, 0.0) + x for n, x in at.summed(step).items()}
+                here = at.at(sums)
+                w, state = here.update(w, g, state, here.coefficients(step))
+            after.append(w)
+        return torch.cat([w.flatten() for w in after])
+
+    slope = torch.autograd.functional.jacobian(run, torch.tensor(1.0))
+    start = torch.cat([w.flatten() for w in weights(case.matrix)])
+    torch.testing.assert_close(slope, run(torch.tensor(1.0)) - start, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", [c for c in RULES if "ScheduleFree" not in str(c)], ids=str)
+def test_decay_is_part_of_it(case):
+    rule = case.rule(**case.lively)
+    (w, *_), (g, *_) = weights(case.matrix), weights(case.matrix, 1)
+    values = {n: torch.tensor(getattr(rule, n)) for n in rule.hyperparameters()}
+
+    def step(log):
+        at = rule.at({**values, "lr": values["lr"] * log.exp()})
+        return at.update(w, g, rule.init(w), at.coefficients(torch.tensor(1.0)))[0]
+
+    slope = torch.autograd.functional.jacobian(step, torch.tensor(0.0))
+    torch.testing.assert_close(slope, step(torch.tensor(0.0)) - w, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("horizon", [math.inf, Age(4), Age(0.5)], ids=str)
+@pytest.mark.parametrize("case", RULES, ids=str)
+def test_the_step_size_is_moved_by_the_formula(case, horizon):
+    options = {**case.lively, "tune": "lr", "charts": {"lr": POSITIVE}, "horizon": horizon}
+    rule = case.rule(**options, normalize="metric cosine")
+    params = parameters(case.matrix)
+    optimizer = Hyperoptimizer(params, rule / SGD(lr=0.5))
+    trace, logarithm = [torch.zeros_like(p) for p in params], math.log(rule.lr)
+    for t in range(1, 8):
+        optimizer.zero_grad()
+        loss(params, t).backward()
+        if t > 1:
+            sums = [torch.zeros(())] * 3
+            for p, s in zip(params, trace, strict=True):
+                values = rule.at({n: torch.tensor(getattr(rule, n)) for n in rule.hyperparameters()})
+                names = rule.init(p.detach())
+                metric = values.preconditioner(p.grad, {n: optimizer.state[p][n] for n in names}, torch.tensor(t - 1.0))
+                square = p.grad**2 if metric is None else (p.grad**2 / metric + metric) / 2
+                metric = 1.0 if metric is None else metric
+                terms = p.grad * s, square, s * s * metric
+                sums = [x + y.sum() for x, y in zip(sums, terms, strict=True)]
+            logarithm -= 0.5 * (sums[0] / (sums[1] * sums[2]).sqrt()).clamp(-1, 1).item()
+        before = [p.detach().clone() for p in params]
+        optimizer.step()
+        assert lr(optimizer) == pytest.approx(math.exp(logarithm), rel=1e-9)
+        fading = 1.0 if horizon == math.inf else max(0.0, 1 - 1 / (horizon.times * t))
+        trace = [s * fading + (p.detach() - q) for s, p, q in zip(trace, params, before, strict=True)]
+
+
+def test_its_hypergradient_is_told_in_natural_units():
+    params = parameters()
+    optimizer = Hyperoptimizer(params, auto(Adam(lr=0.01)))
+    loss(params).backward()
+    before = [p.detach().clone() for p in params]
+    optimizer.step()
+    optimizer.zero_grad()
+    loss(params, 1).backward()
+    expected = sum((p.grad * (p.detach() - q)).sum().item() for p, q in zip(params, before, strict=True)) / 0.01
+    optimizer.step()
+    assert optimizer.hypergradients()[0]["lr"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_it_can_stand_under_another_tower():
+    params = parameters()
+    optimizer = Hyperoptimizer(params, auto() / SGD(lr=1e-2))
+    train(optimizer, params, 30)
+    start = auto().rules[1].lr
+    assert optimizer.hyperparameters()[1]["lr"] != start
+    assert math.isfinite(optimizer.hyperparameters()[1]["lr"])
+
+
+# -------------------------------------------------------------------- what is kept
+
+
+@pytest.mark.parametrize("per", ["all", "group", "tensor"])
+@pytest.mark.parametrize("rule", [AdamWScheduleFree(), SGD(momentum=0.9), hg.Muon()], ids=str)
+def test_resume_is_exact(rule, per):
+    matrix = isinstance(rule, hg.Muon)
+    mine = [*parameters(matrix), torch.randn(*((700, 300) if matrix else (300_000,))).requires_grad_()]
+
+    def fit(optimizer, params, start):
+        for t in range(start, start + 4):
+            optimizer.zero_grad()
+            (loss(params[:-1], t) + (params[-1] - 1).square().mean()).backward()
+            optimizer.step()
+
+    optimizer = Hyperoptimizer(mine, auto(rule), per=per)
+    fit(optimizer, mine, 0)
+    theirs = clones(mine)
+    twin, other = resumed(optimizer, theirs), copy.deepcopy((optimizer, mine))
+    for one, params in ((optimizer, mine), (twin, theirs), other):
+        fit(one, params, 4)
+    torch.testing.assert_close(mine, theirs, **EXACT)
+    torch.testing.assert_close(mine, other[1], **EXACT)
+    assert optimizer.hyperparameters() == twin.hyperparameters()
+
+
+def test_of_a_large_parameter_a_sample_is_read():
+    p = torch.randn(1000, 512, dtype=torch.float32).requires_grad_()
+    q = torch.randn(20_000_00, dtype=torch.float32).requires_grad_()
+    optimizer = Hyperoptimizer([p, q])
+    for x in (p, q):
+        x.grad = x.detach().clone()
+    optimizer.step()
+    kept = optimizer.state[p]["last_movement"], optimizer.state[q]["last_movement"]
+    assert [x.numel() / y.numel() for x, y in zip(kept, (p, q), strict=True)] == pytest.approx([1 / 16, 1 / 16], rel=0.02)
+    for x in (p, q):
+        x.grad = x.detach().clone()
+    optimizer.step()
+    assert lr(optimizer) == pytest.approx(1e-6 * math.exp(0.75), rel=0.1)  # a gradient along the path: nearly all of it
+
+
+@pytest.mark.parametrize("rule", [Adam(lr=1e-3), AdamW(lr=1e-3, horizon=5), SGD(lr=1e-3, momentum=0.5)], ids=str)
+@pytest.mark.parametrize("shape", [(1000, 512), (400_000,), (64, 64, 9, 9)], ids=str)
+def test_a_sample_of_any_tower_says_about_the_same(rule, shape):
+    found = {}
+    for sample in (1, 4):
+        torch.manual_seed(0)
+        p = torch.randn(shape).requires_grad_()
+        optimizer = Hyperoptimizer([p], replace(rule, sample=sample) / SGD(lr=0.0))
+        for _ in range(4):
+            p.grad = p.detach().clone() + 0.1
+            optimizer.step()
+        found[sample] = optimizer.hypergradients()[0]["lr"], p.detach().clone()
+    assert found[4][0] == pytest.approx(found[1][0] / 4, rel=0.05)
+    torch.testing.assert_close(found[1][1], found[4][1], rtol=1e-12, atol=1e-14)
+
+
+# ----------------------------------------------------------------------- schedules
+
+
+def warm_up(optimizer):
+    return lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, t / 40))
+
+
+SCHEDULES = {
+    "warm-up from 0": warm_up,
+    "constant warm-up": lambda o: lr_scheduler.LambdaLR(o, lambda t: 2e-4 if t < 40 else 1.0),
+    "OneCycle": lambda o: lr_scheduler.OneCycleLR(o, max_lr=3e-3, total_steps=100, cycle_momentum=False),
+    "OneCycle of SGD": lambda o: lr_scheduler.OneCycleLR(o, max_lr=1.0, total_steps=100, cycle_momentum=False),
+    "restarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 25),
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 100),
+    "steps": lambda o: lr_scheduler.MultiStepLR(o, [40, 70]),
+    "finder": lambda o: lr_scheduler.LambdaLR(o, lambda t: 1e-3 * 1.2**t),
+}
+
+
+def follow(schedule, tower, steps=100):
+    params, found = parameters(), []
+    optimizer = Hyperoptimizer(params, tower)
+    scheduler = schedule(optimizer) if schedule else None
+    for t in range(steps):
+        optimizer.zero_grad()
+        loss(params, t % 7).backward()
+        optimizer.step()
+        found.append(lr(optimizer))
+        if scheduler:
+            scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize("tower", [auto(), auto(Adam()), auto(SGD(momentum=0.9))], ids=["default", "Adam", "SGD"])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_no_schedule_makes_a_step_size_more_than_twice_what_it_would_be(name, tower):
+    alone, with_it = follow(None, tower), follow(SCHEDULES[name], tower)
+    assert max(with_it) <= 2 * max(alone)
+
+
+def test_a_decay_acts_and_is_not_undone():
+    cosine, steps = (follow(SCHEDULES[name], auto()) for name in ("cosine", "steps"))
+    assert cosine[-1] < 0.01 * max(cosine)
+    assert steps[-1] < 0.02 * max(steps)
+    assert steps[39] > 3 * steps[41]
+
+
+def test_a_warm_up_begins_where_it_says_and_is_left_to_the_optimizer():
+    rising = follow(warm_up, auto())
+    assert rising[0] == 0
+    assert rising[1] == pytest.approx(1e-6 / 40)
+    assert rising[60] > 1e-4  # it has found its step size by the time that the warm-up is over
+
+
+def test_an_absolute_lr_is_a_factor_of_its_own_highest():
+    params = parameters()
+    optimizer = Hyperoptimizer(params)
+    train(optimizer, params, 20)
+    before = lr(optimizer)
+    optimizer.param_groups[0]["lr"] = 3e-3
+    assert lr(optimizer) == pytest.approx(before)
+    train(optimizer, params, 1, 20)
+    now = lr(optimizer)
+    optimizer.param_groups[0]["lr"] = 3e-4
+    assert lr(optimizer) == pytest.approx(now / 10)
+    theirs = clones(params)
+    twin = resumed(optimizer, theirs)
+    assert lr(twin) == pytest.approx(now / 10)
+    for one, mine in ((optimizer, params), (twin, theirs)):
+        one.param_groups[0]["lr"] = 3e-3
+        train(one, mine, 2, 21)
+    assert lr(twin) == lr(optimizer)
+    torch.testing.assert_close(params, theirs, **EXACT)
+
+
+def test_an_lr_of_0_does_not_stay_for_good():
+    params = parameters()
+    optimizer = Hyperoptimizer(params)
+    for value in (0.0, 1e-3, 0.0, 1e-3):
+        optimizer.param_groups[0]["lr"] = value
+        before = [p.detach().clone() for p in params]
+        train(optimizer, params, 10)
+        same = all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
+        assert same == (value == 0)
+        assert (lr(optimizer) == 0) == (value == 0)
+
+
+# ----------------------------------------------------------------------- from_torch
+
+
+def test_from_torch_alone_is_auto_from_the_lr_it_finds():
+    params = parameters()
+    theirs = torch.optim.AdamW(params, lr=3e-4, weight_decay=0.1)
+    train(theirs, params, 3)
+    optimizer = from_torch(theirs)
+    assert optimizer.tower == auto(AdamW(lr=3e-4, weight_decay=0.1))
+    assert lr(optimizer) == 3e-4
+    train(optimizer, params, 3, 3)
+    assert lr(optimizer) != 3e-4
+
+
+def test_from_torch_with_nothing_above_tunes_nothing():
+    mine, theirs = parameters(), parameters()
+    ours, twin = from_torch(torch.optim.Adam(mine, lr=0.01), above=None), torch.optim.Adam(theirs, lr=0.01)
+    train(ours, mine, 10), train(twin, theirs, 10)
+    torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+    assert ours.tower.height == 0

@@ -1,0 +1,174 @@
+"""Rules that average: equal to the PyPI package `schedulefree`; the average for evaluation, and back to the bit."""
+
+import copy
+
+import pytest
+import schedulefree
+import torch
+from cases import loss, parameters, train
+from helpers import EXACT, clones, network, resumed, stored
+
+import hypergradient as hg
+from hypergradient import POSITIVE, SGD, AdamWScheduleFree, Hyperoptimizer, SGDScheduleFree
+
+PAIRS = {"AdamW": (AdamWScheduleFree, schedulefree.AdamWScheduleFree), "SGD": (SGDScheduleFree, schedulefree.SGDScheduleFree)}
+TOWER = AdamWScheduleFree(lr=0.01, r=2, tune="lr", charts={"lr": POSITIVE}) / SGD(lr=0.1)
+
+
+def same(mine, theirs):
+    torch.testing.assert_close([p.detach() for p in mine], [p.detach() for p in theirs], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}, {"r": 2.0}, {"r": 2.0, "weight_lr_power": 1.0, "weight_decay": 0.1}], ids=str)
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
+def test_equals_the_package_in_training_and_in_evaluation(pair, options):
+    rule, twin = pair
+    mine, theirs = parameters(), parameters()
+    a, b = Hyperoptimizer(mine, rule(lr=0.02, **options)), twin(theirs, lr=0.02, **options)
+    for start in range(0, 100, 20):
+        a.train(), b.train()
+        train(a, mine, 20, start), train(b, theirs, 20, start)
+        same(mine, theirs)
+        a.eval(), b.eval()
+        same(mine, theirs)
+
+
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
+def test_groups_have_their_own_values(pair):
+    rule, twin = pair
+    mine, theirs = parameters(), parameters()
+
+    def groups(p):
+        return [{"params": p[:1], "lr": 1e-2, "weight_decay": 0.1}, {"params": p[1:], "lr": 3e-3, "r": 1.0}]
+
+    a, b = Hyperoptimizer(groups(mine), rule()), twin(groups(theirs))
+    b.train()
+    train(a, mine, 100), train(b, theirs, 100)
+    same(mine, theirs)
+
+
+def test_a_step_weighs_by_the_step_size_in_force_in_it():
+    p = torch.ones(1, requires_grad=True)
+    optimizer = Hyperoptimizer([p], SGDScheduleFree(lr=0.5, momentum=0.8, r=1.0))
+    z, x, total = 1.0, 1.0, 0.0
+    for t, lr in enumerate([0.5, 0.1, 0.0, 0.3], 1):
+        optimizer.param_groups[0]["lr"] = lr
+        p.grad = torch.full_like(p, float(t))
+        optimizer.step()
+        z, total = z - lr * t, total + lr**2 * t
+        x += lr**2 * t / total * (z - x)
+        assert p.item() == pytest.approx(0.2 * z + 0.8 * x, rel=1e-12)
+    assert optimizer.state[p]["weight_sum"].item() == pytest.approx(total, rel=1e-15)
+    optimizer.eval()
+    assert p.item() == pytest.approx(x, rel=1e-12)
+
+
+# ------------------------------------------------------------------ there and back
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64], ids=str)
+@pytest.mark.parametrize("rule", [AdamWScheduleFree(lr=0.01), SGDScheduleFree(lr=0.01), TOWER], ids=str)
+def test_evaluation_and_back_is_exact_to_the_bit(rule, dtype):
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.randn(n, generator=generator).to(dtype).requires_grad_() for n in (7, 200_000)]
+    optimizer = Hyperoptimizer(params, rule)
+    for call in (None, "eval", "train eval", "eval eval train train", "eval train eval"):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator).to(dtype)
+        optimizer.train()
+        optimizer.step()
+        before = [p.detach().clone() for p in params]
+        for name in (call or "").split():
+            getattr(optimizer, name)()
+        assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True)) == (not call or call.endswith("train"))
+        optimizer.train()
+        torch.testing.assert_close([p.detach() for p in params], before, **EXACT)
+
+
+def test_before_the_first_step_and_for_other_rules_nothing_happens():
+    for rule in (AdamWScheduleFree(), hg.Adam(), hg.Adam() / SGD(lr=1e-5)):
+        params = parameters()
+        optimizer = Hyperoptimizer(params, rule)
+        optimizer.eval()
+        torch.testing.assert_close(params, parameters(), **EXACT)
+        train(optimizer, params, 2)
+        before = [p.detach().clone() for p in params]
+        if not isinstance(rule, AdamWScheduleFree):
+            optimizer.eval()
+        torch.testing.assert_close([p.detach() for p in params], before, **EXACT)
+
+
+def test_a_step_in_evaluation_goes_back_by_itself():
+    mine, theirs = parameters(), parameters()
+    a, b = Hyperoptimizer(mine, TOWER), Hyperoptimizer(theirs, TOWER)
+    train(a, mine, 5), train(b, theirs, 5)
+    a.eval()
+    for p, q in zip(mine, theirs, strict=True):
+        p.grad = q.grad.clone()
+    a.step(), b.step()
+    torch.testing.assert_close(mine, theirs, **EXACT)
+    a.eval()
+    a.step(lambda: closure(a, mine)), b.step(lambda: closure(b, theirs))  # which is called after it went back
+    torch.testing.assert_close(mine, theirs, **EXACT)
+
+
+def closure(optimizer, params):
+    optimizer.zero_grad()
+    value = loss(params)
+    value.backward()
+    return value
+
+
+@pytest.mark.parametrize("evaluating", [False, True])
+def test_a_checkpoint_of_either_goes_on_to_the_same_bits(evaluating):
+    mine = parameters()
+    a = Hyperoptimizer(mine, TOWER)
+    train(a, mine, 5)
+    if evaluating:
+        a.eval()
+    theirs = clones(mine)
+    b = resumed(a, theirs)
+    pickled, copied = copy.deepcopy((a, mine))
+    for optimizer, params in ((a, mine), (b, theirs), (pickled, copied)):
+        optimizer.train()
+        train(optimizer, params, 5, 5)
+        optimizer.eval()
+    torch.testing.assert_close(mine, theirs, **EXACT)
+    torch.testing.assert_close(mine, copied, **EXACT)
+
+
+def test_what_somebody_loads_while_evaluating_is_kept():
+    params = parameters()
+    optimizer = Hyperoptimizer(params, AdamWScheduleFree(lr=0.01))
+    train(optimizer, params, 5)
+    trained = params[1].detach().clone()
+    optimizer.eval()
+    with torch.no_grad():
+        params[0].fill_(3.0)
+    optimizer.train()
+    z = optimizer.state[params[0]]["z"]
+    torch.testing.assert_close(params[0].detach(), torch.lerp(torch.full_like(z, 3.0), z, 1 - 0.9))
+    torch.testing.assert_close(params[1].detach(), trained, **EXACT)
+
+
+def test_state_is_of_each_parameter():
+    model = network()
+    optimizer = Hyperoptimizer(model.parameters(), AdamWScheduleFree(lr=0.01))
+    for t in range(5):
+        for i, p in enumerate(model.parameters()):
+            p.grad = torch.ones_like(p) if i or t > 2 else None
+        optimizer.step()
+    first, second, *_ = model.parameters()
+    sums = [optimizer.state[p]["weight_sum"].item() for p in (first, second)]
+    assert sums == pytest.approx([2e-4, 5e-4])
+    optimizer.state[second]["weight_sum"].zero_()
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert [optimizer.state[p]["weight_sum"].item() for p in (first, second)] == pytest.approx([3e-4, 1e-4])
+    assert stored(optimizer.state_dict())["state"][1]["weight_sum"].item() == pytest.approx(1e-4)
+
+
+def test_what_evaluation_needs_is_checked_at_once():
+    with pytest.raises(ValueError, match=r"AdamWScheduleFree: beta1=0.0 is not allowed; it must be a finite number in \(0, 1\)"):
+        AdamWScheduleFree(beta1=0.0)
