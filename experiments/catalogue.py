@@ -1,4 +1,4 @@
-"""The experiments by name."""
+"""The experiments by name: the paper's, and those that have a page of their own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from .fig2 import FIG2A, FIG2B
 from .fig3 import FIG3
 from .fig4 import FIG4A, FIG4B, FIG4C, FIG4D, FIG4E
 from .fig4f import FIG4F
-from .results import Experiment
+from .results import Experiment, Study
+from .sensitivity import SENSITIVITY
 from .table1 import TABLE1
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -21,3 +22,5 @@ EXPERIMENTS: dict[str, Experiment] = {
     "fig4e": FIG4E,
     "fig4f": FIG4F,
 }
+
+STUDIES: dict[str, Study] = {"sensitivity": SENSITIVITY}

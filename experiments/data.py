@@ -1,10 +1,11 @@
-"""The paper's three data sets, from a folder or from their public homes.
+"""The paper's three data sets, from a folder or from their public homes; and Fashion-MNIST, as Debian has it.
 
 ``--data DIR`` or ``HYPERGRADIENT_DATA`` names a folder; without it a set is fetched once into the user's cache.
 """
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import pickle
@@ -56,6 +57,11 @@ HOMES = {
     ),
 }
 
+FASHION = "fashion-mnist"
+"""The name of Fashion-MNIST, and of the folder of its four files."""
+PACKAGED = Path("/usr/share/datasets")
+"""Where Debian puts data sets."""
+
 
 class Images(NamedTuple):
     """Images, uint8, (samples, channels, height, width), and labels, int64, (samples,); to train and to test on."""
@@ -80,6 +86,8 @@ def find(name: str) -> Path:
     Raises:
         FileNotFoundError: it is not in the folder; or there is no folder and it cannot be fetched.
     """
+    if name == FASHION:
+        return fashion_folder()
     home = HOMES[name]
     folder = os.environ.get(FOLDER)
     put = f"put {' or '.join(home.files)} into a folder, and name it with --data DIR or {FOLDER}"
@@ -95,12 +103,42 @@ def find(name: str) -> Path:
         raise FileNotFoundError(f"{name}: cannot be fetched from {home.url} ({error}); {put}") from error
 
 
+def fashion_folder() -> Path:
+    """Where the four files of Fashion-MNIST are.
+
+    Raises:
+        FileNotFoundError: nowhere.
+    """
+    for folder in (Path(os.environ.get(FOLDER, "")), PACKAGED):
+        if (found := folder / FASHION).is_dir():
+            return found
+    raise FileNotFoundError(
+        f"{FASHION}: install Debian's package (apt-get install dataset-fashion-mnist), or put the four .gz files of "
+        f"https://github.com/zalandoresearch/fashion-mnist into a folder {FASHION} in the one that --data or {FOLDER} names"
+    )
+
+
 @cache
 def mnist() -> Images:
     """60,000 and 10,000 digits of 1 × 28 × 28."""
     with np.load(find("mnist")) as file:
         x, y, test_x, test_y = (torch.from_numpy(file[key]) for key in ("x_train", "y_train", "x_test", "y_test"))
     return Images(x.unsqueeze(1), y.long(), test_x.unsqueeze(1), test_y.long())
+
+
+@cache
+def fashion() -> Images:
+    """The same of clothes."""
+
+    def read(name: str, head: int) -> Tensor:
+        content = gzip.decompress((find(FASHION) / f"{name}-ubyte.gz").read_bytes())
+        return torch.from_numpy(np.frombuffer(content, np.uint8, offset=head).copy())
+
+    parts = []
+    for which in ("train", "t10k"):
+        x, y = read(f"{which}-images-idx3", 16), read(f"{which}-labels-idx1", 8)
+        parts += [x.view(-1, 1, 28, 28), y.long()]
+    return Images(*parts)
 
 
 @cache

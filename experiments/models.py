@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -44,25 +45,32 @@ class ResidualBlock(nn.Module):
         return relu(y + pad(shortcut, (0, 0, 0, 0, 0, new)) if new else y + shortcut)
 
 
-class ResNet20(nn.Module):
+class ResNet(nn.Module):
     """He et al. 2016, section 4.2, on CIFAR-10.
 
     Args:
-        projection: whether shortcuts between sizes are 1 × 1 convolutions (their option B; 272k elements in 65 tensors)
-            or pad with zeros (option A, theirs on CIFAR-10; 270k in 59).
+        widths: the channels of the first convolution and of each block after it; the first block of more halves the image.
+        projection: whether shortcuts between sizes are 1 × 1 convolutions (their option B) or pad with zeros (option A, theirs
+            on CIFAR-10).
         classes: the number of outputs.
     """
 
-    def __init__(self, projection: bool = False, classes: int = 10) -> None:
+    def __init__(self, widths: Sequence[int], projection: bool = False, classes: int = 10) -> None:
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
-        widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
+        self.conv, self.norm = nn.Conv2d(3, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0])
         self.blocks = nn.Sequential(*(ResidualBlock(a, b, projection) for a, b in pairwise(widths)))
-        self.head = nn.Linear(64, classes)
+        self.head = nn.Linear(widths[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, 3, 32, 32) to (batch, classes)."""
         return self.head(self.blocks(relu(self.norm(self.conv(x)))).mean(dim=(2, 3)))
+
+
+class ResNet20(ResNet):
+    """Theirs of 20 layers: 270k elements in 59 tensors, with projections 272k in 65."""
+
+    def __init__(self, projection: bool = False, classes: int = 10) -> None:
+        super().__init__([16, 16, 16, 16, 32, 32, 32, 64, 64, 64], projection, classes)
 
 
 class CharLSTM(nn.Module):

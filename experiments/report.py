@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from .catalogue import EXPERIMENTS
-from .results import Claim, Experiment, Line, table
+from .results import Claim, Experiment, Line, Picture, Study, table
 from .runner import Settings, Store
 
 
@@ -30,7 +30,7 @@ def write_page(settings: Settings) -> Path:
         others = [current(EXPERIMENTS[other], Store(other, settings), settings) for other in experiment.needs]
         shown = [*lines, *(line for more, _ in others for line in more)]
         image = settings.out / f"{name}{suffix}.png"
-        draw(experiment, shown, image)
+        draw(experiment.picture, experiment.size, shown, image)
         whole = not missing and not any(lacking for _, lacking in others)
         claims += experiment.claims(shown) if whole and not settings.quick else []
         remarks = settings.out / f"{name}.md"
@@ -50,18 +50,34 @@ def write_page(settings: Settings) -> Path:
     return page
 
 
-def current(experiment: Experiment, store: Store, settings: Settings) -> tuple[list[Line], int]:
+def write_study(name: str, study: Study, settings: Settings) -> Path | None:
+    """The page of a study, beside the folder of the results, and its pictures beside it; none where there are no results."""
+    lines, missing = current(study, Store(name, settings), settings)
+    if not lines:
+        return None
+    stem = f"{name}{'.quick' * settings.quick}"
+    pictures = {picture: f"{stem}{'-' * bool(picture)}{picture}.png" for picture in study.pictures}
+    for picture, (drawn, size) in study.pictures.items():
+        draw(drawn, size, lines, settings.out.parent / pictures[picture])
+    page = settings.out.parent / f"{stem}.md"
+    parts = [f"# {study.title}\n", made(lines, missing, settings), study.text(lines, pictures)]
+    page.write_text("\n".join(parts), encoding="utf-8")
+    return page
+
+
+def current(experiment: Experiment | Study, store: Store, settings: Settings) -> tuple[list[Line], int]:
     """The results of the experiment as it is now planned, for all seeds there are; and how many are missing."""
-    seeds = 1 + max((line["seed"] for line in store.results.values()), default=0)
+    found = [line["seed"] for line in store.results.values()] or [0]
+    seeds = 1 + max(found) - min(found)
     planned = experiment.plan(settings._replace(seeds=seeds), store)
     lines = [store[trial] for trial in planned if trial in store]
     return lines, len(planned) - len(lines)
 
 
-def draw(experiment: Experiment, lines: Sequence[Line], path: Path) -> None:
-    """The picture of an experiment."""
-    figure = Figure(figsize=experiment.size, dpi=150, layout="constrained")
-    experiment.picture(lines, figure)
+def draw(picture: Picture, size: tuple[float, float], lines: Sequence[Line], path: Path) -> None:
+    """A picture of results."""
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    picture(lines, figure)
     figure.savefig(path)
 
 

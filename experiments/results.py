@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ from .runner import Plan, Run, Settings
 
 Line = dict[str, Any]
 """A stored result: the trial's configuration and what came of it."""
+Picture = Callable[[Sequence[Line], Figure], None]
+"""Draws results."""
 
 HOLDS, IN_PART, NOT = "holds", "holds in part", "does not hold"
 
@@ -46,10 +48,31 @@ class Experiment(NamedTuple):
     title: str
     plan: Plan
     tables: Callable[[Sequence[Line]], str]
-    picture: Callable[[Sequence[Line], Figure], None]
+    picture: Picture
     claims: Callable[[Sequence[Line]], list[Claim]]
     size: tuple[float, float] = (6.4, 4.0)
     run: Run = trial.run
+    timed: bool = False
+    needs: tuple[str, ...] = ()
+
+
+class Study(NamedTuple):
+    """What has a page of its own.
+
+    Args:
+        title: of the page.
+        plan: the trials.
+        run: what carries out a trial.
+        text: the page below its head, in Markdown, of the results and of the addresses of the pictures by name.
+        pictures: what draws them, and their sizes in inches.
+        timed, needs: as of an experiment.
+    """
+
+    title: str
+    plan: Plan
+    run: Run
+    text: Callable[[Sequence[Line], Mapping[str, str]], str]
+    pictures: Mapping[str, tuple[Picture, tuple[float, float]]]
     timed: bool = False
     needs: tuple[str, ...] = ()
 

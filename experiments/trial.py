@@ -39,7 +39,7 @@ class Trial:
     Args:
         experiment: whose it is.
         task: a name in `tasks.TASKS`.
-        tower: the optimizer.
+        tower: the optimizer, or the name of one in `methods.METHODS`.
         steps: how many.
         seed: of the weights and of the batches.
         at: its place in the experiment: row, column, abscissa.
@@ -53,7 +53,7 @@ class Trial:
 
     experiment: str
     task: str
-    tower: Rule | Tower
+    tower: Rule | Tower | str
     steps: int
     seed: int
     at: Mapping[str, Any] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Trial:
     @property
     def configuration(self) -> dict[str, Any]:
         """All that decides the result, in JSON."""
-        return {**vars(self), "tower": repr(self.tower), "at": dict(self.at), "drops": list(self.drops)}
+        return {**vars(self), "tower": str(self.tower), "at": dict(self.at), "drops": list(self.drops)}
 
     @property
     def key(self) -> str:

@@ -1,0 +1,319 @@
+"""Fourteen small tasks of many kinds, of which 600 steps take seconds.
+
+As in `tasks`, the batch of a step depends on the seed and the step alone; in the place of `test` there is `measure`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from sklearn.datasets import load_diabetes
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, scaled_dot_product_attention
+
+from . import data, models
+from .tasks import TASKS, Batch, Entry, generator, shuffled
+
+HELD_OUT = ("mlp-fashion", "lstm-text", "regression")
+"""What nothing was tuned on."""
+LONG = ("mlp-mnist", "gpt-text", "cnn-cifar10", "logistic-mnist", "autoencoder-mnist")
+"""What is trained for 6000 steps, too."""
+
+
+class Measure(NamedTuple):
+    """How good a model is: its loss on a part of what it was trained on, its loss on other data, and its errors there in %."""
+
+    train: float
+    loss: float
+    error: float | None
+
+
+@dataclass
+class Supervised:
+    """A model, and rows of inputs and of what it shall answer.
+
+    Args:
+        build: makes the model.
+        train: inputs and targets to train on.
+        held: others.
+        size: of a batch.
+        criterion: the mean loss of outputs and targets.
+        classes: whether targets are classes, so that answers are right or wrong.
+        flips: whether images are mirrored at random.
+    """
+
+    build: Callable[[], nn.Module]
+    train: Batch
+    held: Batch
+    size: int = 64
+    criterion: Callable[[Tensor, Tensor], Tensor] = models.loss
+    classes: bool = True
+    flips: bool = False
+
+    def model(self) -> nn.Module:
+        return self.build()
+
+    def batch(self, seed: int, step: int) -> Batch:
+        chosen = shuffled(len(self.train[0]), self.size, seed, step).to(self.train[0].device)
+        x, y = (rows[chosen] for rows in self.train)
+        if self.flips:
+            mirrored = torch.rand(len(x), 1, 1, 1, generator=generator(seed, step, 1)) < 0.5
+            x = torch.where(mirrored.to(x.device), x.flip(-1), x)
+        return x, y
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self.criterion(model(batch[0]), batch[1])
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, rows: int = 3000) -> Measure:
+        """On the first rows of either kind."""
+        model.eval()
+        (train, _), (loss, error) = (self._of(model, x[:rows], y[:rows]) for x, y in (self.train, self.held))
+        model.train()
+        return Measure(train, loss, error)
+
+    def _of(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float | None]:
+        loss = wrong = 0.0
+        for inputs, targets in zip(x.split(500), y.split(500), strict=True):
+            output = model(inputs)
+            loss += self.criterion(output, targets).item() * len(inputs) / len(x)
+            if self.classes:
+                wrong += 100 * (output.argmax(dim=-1) != targets).float().mean().item() * len(inputs) / len(x)
+        return loss, wrong if self.classes else None
+
+
+class Pixels(nn.Module):
+    """Bytes as numbers in [-1, 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float() / 127.5 - 1
+
+
+class Recurrent(nn.Module):
+    """A recurrent network of characters."""
+
+    def __init__(self, cell: type[nn.GRU] | type[nn.LSTM], vocabulary: int, embedding: int = 32, hidden: int = 64) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(vocabulary, embedding), nn.Linear(hidden, vocabulary)
+        self.cell = cell(embedding, hidden, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.cell(self.embedding(x))[0])
+
+
+class Attention(nn.Module):
+    """A block of a transformer: causal attention and two layers, each beside a shortcut and behind a norm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.norm1, self.norm2 = heads, nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.layers = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.out(scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        return x + self.layers(self.norm2(x))
+
+
+class GPT(nn.Module):
+    """A transformer of characters."""
+
+    def __init__(self, vocabulary: int, length: int, width: int = 48, heads: int = 4, blocks: int = 2) -> None:
+        super().__init__()
+        self.embedding, self.position = nn.Embedding(vocabulary, width), nn.Parameter(0.02 * torch.randn(length, width))
+        self.blocks = nn.Sequential(*(Attention(width, heads) for _ in range(blocks)))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, vocabulary))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.embedding(x) + self.position))
+
+
+def perceptron(*widths: int, norm: bool = False) -> nn.Sequential:
+    """Linear layers of these widths with ReLU, and with batch norm, between them."""
+    layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
+    for before, width in pairwise(widths[1:]):
+        layers += [*[nn.BatchNorm1d(before)] * norm, nn.ReLU(), nn.Linear(before, width)]
+    return nn.Sequential(*layers)
+
+
+def pixels(*layers: nn.Module) -> nn.Sequential:
+    """A network on images."""
+    return nn.Sequential(Pixels(), nn.Flatten(), *layers)
+
+
+def convolutional() -> nn.Module:
+    """Three convolutions, each of half the size of the one before, and a linear layer."""
+    layers: list[nn.Module] = []
+    for before, width in pairwise((3, 16, 32, 32)):
+        layers += [nn.Conv2d(before, width, 3, stride=2, padding=1), nn.ReLU()]
+    return nn.Sequential(Pixels(), *layers, nn.Flatten(), nn.Linear(512, 10))
+
+
+def residual(classes: int = 10) -> nn.Module:
+    """Eight layers with batch norm, narrow."""
+    return nn.Sequential(Pixels(), models.ResNet([8, 8, 16, 32], classes=classes))
+
+
+def digits(build: Callable[[], nn.Module], device: str, **options: object) -> Supervised:
+    """MNIST."""
+    return images(data.mnist(), build, device, **options)
+
+
+def images(found: data.Images, build: Callable[[], nn.Module], device: str, **options: object) -> Supervised:
+    """All images to train on, and 3,000 others."""
+    x, y, test_x, test_y = (rows.to(device) for rows in (found.x, found.y, found.test_x[:3000], found.test_y[:3000]))
+    return Supervised(build, (x, y), (test_x, test_y), **options)
+
+
+def clothes(device: str) -> Supervised:
+    """The MLP on Fashion-MNIST."""
+    return images(data.fashion(), lambda: pixels(perceptron(784, 100, 10)), device)
+
+
+def objects(build: Callable[[], nn.Module], device: str, classes: range = range(10), **options: object) -> Supervised:
+    """CIFAR-10, or some classes of it, which are numbered anew."""
+    found = data.cifar10()
+    mine, mine_too = (torch.isin(y, torch.tensor(list(classes))) for y in (found.y, found.test_y))
+    y, test_y = found.y[mine] - classes.start, found.test_y[mine_too] - classes.start
+    return images(data.Images(found.x[mine], y, found.test_x[mine_too], test_y), build, device, **options)
+
+
+def reconstruction(device: str) -> Supervised:
+    """An autoencoder of MNIST; the loss is summed over the pixels."""
+    task = digits(lambda: pixels(perceptron(784, 128, 16, 128, 784)), device, classes=False)
+    task.train, task.held = ((x, x) for x, _ in (task.train, task.held))
+
+    def criterion(logits: Tensor, x: Tensor) -> Tensor:
+        return 784 * binary_cross_entropy_with_logits(logits, x.flatten(1) / 255)
+
+    task.criterion = criterion
+    return task
+
+
+def text(build: Callable[[int], nn.Module], device: str) -> Supervised:
+    """War and Peace in pieces of 48 characters; each answer is the next character."""
+    found = data.text()
+    train, held = (part[: len(part) // 49 * 49].view(-1, 49).to(device) for part in (found.train, found.test))
+    pairs = ((rows[:, :-1], rows[:, 1:]) for rows in (train, held[:500]))
+    return Supervised(partial(build, found.vocabulary), *pairs, size=32)
+
+
+def fine_tuning(device: str) -> Supervised:
+    """The residual network, trained on classes 0–4 of CIFAR-10, with a new last layer on classes 5–9."""
+    weights = {name: w for name, w in pretrained(device).items() if "head" not in name}
+
+    def build() -> nn.Module:
+        model = residual(5)
+        model.load_state_dict(weights, strict=False)
+        return model
+
+    return objects(build, device, range(5, 10), flips=True)
+
+
+@cache
+def pretrained(device: str) -> dict[str, Tensor]:
+    """The weights after 400 steps of SGD, the same every time."""
+    task = objects(partial(residual, 5), device, range(5), flips=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = task.model().to(device)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
+    for step in range(400):
+        optimizer.zero_grad()
+        task.loss(model, task.batch(0, step)).backward()
+        optimizer.step()
+        scheduler.step()
+    return model.state_dict()
+
+
+def regression(device: str) -> Supervised:
+    """The course of diabetes from ten measurements of 442 patients, of whom every fourth is held out; eight hidden units."""
+    found = load_diabetes()
+    x, y = (torch.tensor(rows, dtype=torch.float32, device=device) for rows in (found.data, found.target[:, None]))
+    held = torch.arange(len(y), device=device) % 4 == 3
+    x, y = ((rows - rows[~held].mean(dim=0)) / rows[~held].std(dim=0) for rows in (x, y))
+    pairs = (x[~held], y[~held]), (x[held], y[held])
+    return Supervised(lambda: perceptron(10, 8, 1), *pairs, size=32, criterion=mse_loss, classes=False)
+
+
+class Point(nn.Module):
+    """A hundred numbers."""
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.w = nn.Parameter(start)
+
+
+@dataclass
+class Surface:
+    """A function of a hundred numbers, which is its own validation.
+
+    Args:
+        function: what is minimized.
+        start: makes the numbers at the beginning.
+        noise: what random numbers are multiplied by, to be added to the gradient.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    start: Callable[[], Tensor]
+    noise: Tensor
+
+    def model(self) -> nn.Module:
+        return Point(self.start())
+
+    def batch(self, seed: int, step: int) -> Tensor:
+        return self.noise @ torch.randn(100, generator=generator(seed, step)).to(self.noise)
+
+    def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
+        return self.function(model.w) + batch @ model.w
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, rows: int = 0) -> Measure:
+        loss = self.function(model.w).item()
+        return Measure(loss, loss, None)
+
+
+def quadratic(device: str) -> Surface:
+    """Curvatures from 1 to 1e-4 in directions of no coordinate, and noise of the covariance of the Hessian."""
+    turned, _ = torch.linalg.qr(torch.randn(100, 100, generator=generator(0), dtype=torch.float64))
+    root = (turned * torch.logspace(0, -2, 100, dtype=torch.float64)).float().to(device)
+    return Surface(lambda w: (root.T @ w).square().sum() / 2, lambda: torch.randn(100), root)
+
+
+def rosenbrock(device: str) -> Surface:
+    """Rosenbrock's valley, from near its usual start, without noise."""
+
+    def function(w: Tensor) -> Tensor:
+        return (100 * (w[1:] - w[:-1] ** 2) ** 2 + (1 - w[:-1]) ** 2).sum()
+
+    return Surface(
+        function, lambda: torch.tensor([-1.2, 1.0]).repeat(50) + 0.1 * torch.randn(100), torch.zeros(100, 100, device=device)
+    )
+
+
+NAMES = {
+    "mlp-mnist": Entry("mnist", partial(digits, lambda: pixels(perceptron(784, 100, 10)))),
+    "mlp-fashion": Entry(data.FASHION, clothes),
+    "mlp-bn-mnist": Entry("mnist", partial(digits, lambda: pixels(perceptron(784, 100, 100, 10, norm=True)))),
+    "logistic-mnist": Entry("mnist", partial(digits, lambda: pixels(nn.Linear(784, 10)))),
+    "autoencoder-mnist": Entry("mnist", reconstruction),
+    "cnn-cifar10": Entry("cifar10", partial(objects, convolutional)),
+    "resnet-cifar10": Entry("cifar10", partial(objects, residual, flips=True)),
+    "finetune-cifar10": Entry("cifar10", fine_tuning),
+    "gru-text": Entry("text", partial(text, partial(Recurrent, nn.GRU))),
+    "lstm-text": Entry("text", partial(text, partial(Recurrent, nn.LSTM))),
+    "gpt-text": Entry("text", partial(text, partial(GPT, length=48))),
+    "regression": Entry("", regression),
+    "quadratic": Entry("", quadratic),
+    "rosenbrock": Entry("", rosenbrock),
+}
+"""The tasks of the study, in the order of the page."""
+
+TASKS.update(NAMES)
