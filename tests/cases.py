@@ -101,6 +101,12 @@ def ours(options: Options) -> Options:
     return options
 
 
+def counted(at: Rule, t: float, sums: dict[str, Tensor] | None = None) -> tuple[Rule, dict[str, Tensor]]:
+    """A rule with tensors for its values in step t (from 1): with its sums, that were `sums` before. Also these sums."""
+    now = {n: (sums or {}).get(n, 0.0) + x for n, x in at.summed(torch.tensor(float(t))).items()}
+    return at.at(now), now
+
+
 def weights(matrix: bool = False, seed: int = 0) -> list[Tensor]:
     """Parameters of a problem; the same ones for the same arguments."""
     generator = torch.Generator().manual_seed(seed)
@@ -134,4 +140,4 @@ def parameters(matrix: bool = False) -> list[Tensor]:
     return [w.requires_grad_() for w in weights(matrix)]
 
 
-__all__ = ["ABOVE", "RULES", "TWINS", "Case", "loss", "ours", "parameters", "train", "weights"]
+__all__ = ["ABOVE", "RULES", "TWINS", "Case", "counted", "loss", "ours", "parameters", "train", "weights"]

@@ -11,7 +11,20 @@ from helpers import EXACT, clones, resumed
 from torch.optim import lr_scheduler
 
 import hypergradient as hg
-from hypergradient import POSITIVE, SGD, Adam, AdamW, AdamWScheduleFree, Age, Hyperoptimizer, Rule, auto, from_torch, hyperparameter, nonnegative
+from hypergradient import (
+    POSITIVE,
+    SGD,
+    Adam,
+    AdamW,
+    AdamWScheduleFree,
+    Age,
+    Hyperoptimizer,
+    Rule,
+    auto,
+    from_torch,
+    hyperparameter,
+    nonnegative,
+)
 
 
 def lr(optimizer, group=0):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import lightning.pytorch as pl
 import pytest
 import torch
-from cases import RULES, TWINS, loss, ours, parameters
+from cases import RULES, TWINS, counted, loss, ours, parameters
 from helpers import refusal, stored
 from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
 from torch import nn
@@ -327,11 +327,12 @@ class Averaged(hg.Averages):
 def literal(rule, params, steps):
     """The formula of `rule`, applied to each parameter in its own shape. Returns the weights."""
     at = rule.at({n: torch.tensor(getattr(rule, n)) for n in rule.hyperparameters()})
-    weights, states = copies(params), [rule.init(p.detach()) for p in params]
+    weights, states, sums = copies(params), [rule.init(p.detach()) for p in params], None
     for t in range(steps):
+        here, sums = counted(at, t + 1, sums)
         for i, w in enumerate(weights):
-            c = at.coefficients(torch.tensor(t + 1.0))
-            weights[i], states[i] = at.update(w, 2 + torch.cos(3 * w + t), states[i], c)
+            c = here.coefficients(torch.tensor(t + 1.0))
+            weights[i], states[i] = here.update(w, 2 + torch.cos(3 * w + t), states[i], c)
     return weights
 
 

@@ -57,7 +57,7 @@ def test_from_torch_of_a_complex_nadam():
             (x.abs() - 1).square().sum().backward()
             o.step()
         if t == 4:
-            one = from_torch(one)
+            one = from_torch(one, above=None)
     torch.testing.assert_close(z, w)
 
 
@@ -92,6 +92,6 @@ def test_from_torch_of_groups_that_decay_differently():
         groups = [{"params": params[:2]}, {"params": params[2:], "decoupled_weight_decay": True}]
         return torch.optim.Adam(groups, lr=0.1, weight_decay=0.5)
 
-    optimizer, twin = from_torch(adam(mine)), adam(theirs)
+    optimizer, twin = from_torch(adam(mine), above=None), adam(theirs)
     assert [type(rule) for rule in optimizer.rules] == [Adam, AdamW]
     torch.testing.assert_close(train(optimizer, mine, 10), train(twin, theirs, 10), rtol=1e-10, atol=1e-10)

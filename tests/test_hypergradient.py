@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from cases import ABOVE, RULES, loss, parameters, train, weights
+from cases import ABOVE, RULES, counted, loss, parameters, train, weights
 from helpers import STEPS, difference
 from oracle import Oracle
 
@@ -106,7 +106,7 @@ def test_horizon_and_cosine_are_what_they_say(case, horizon, normalize):
     mine = parameters()
     optimizer = Hyperoptimizer(mine, rule / SGD(lr=1e-3))
     trace = {n: torch.zeros_like(flat(mine)) for n in names}
-    state = rule.init(flat(mine))
+    state, sums = rule.init(flat(mine)), {}
     for t in range(5):
         optimizer.zero_grad()
         loss(mine, t).backward()
@@ -121,14 +121,14 @@ def test_horizon_and_cosine_are_what_they_say(case, horizon, normalize):
             moved = old[n] * math.exp(-1e-3 * raw) if n == "lr" else old[n] - 1e-3 * raw
             assert values[n] == pytest.approx(moved, rel=1e-8)
 
-        def update(change, w=w, g=g, state=state, t=t, values=values):
-            at = rule.at({n: torch.tensor(v + change.get(n, 0.0)) for n, v in values.items()})
-            return at.update(w, g, state, at.coefficients(torch.tensor(t + 1.0)))
+        def update(change, w=w, g=g, state=state, t=t, values=values, sums=sums):
+            at, now = counted(rule.at({n: torch.tensor(v + change.get(n, 0.0)) for n, v in values.items()}), t + 1, sums)
+            return *at.update(w, g, state, at.coefficients(torch.tensor(t + 1.0))), now
 
         for n in names:
             slope = (update({n: size})[0] - update({n: -size})[0]) / (2 * size)
             trace[n] = (1 - 1 / horizon) * trace[n] + slope
-        w, state = update({})
+        w, state, sums = update({})
         torch.testing.assert_close(flat(mine).detach(), w, rtol=1e-10, atol=1e-12)
 
 

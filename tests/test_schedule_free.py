@@ -19,7 +19,9 @@ def same(mine, theirs):
     torch.testing.assert_close([p.detach() for p in mine], [p.detach() for p in theirs], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}, {"r": 2.0}, {"r": 2.0, "weight_lr_power": 1.0, "weight_decay": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"weight_decay": 0.1}, {"r": 2.0}, {"r": 2.0, "weight_lr_power": 1.0, "weight_decay": 0.1}], ids=str
+)
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
 def test_equals_the_package_in_training_and_in_evaluation(pair, options):
     rule, twin = pair
@@ -170,5 +172,7 @@ def test_state_is_of_each_parameter():
 
 
 def test_what_evaluation_needs_is_checked_at_once():
-    with pytest.raises(ValueError, match=r"AdamWScheduleFree: beta1=0.0 is not allowed; it must be a finite number in \(0, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"AdamWScheduleFree: beta1=0.0 is not allowed; it must be a finite number in \(0, 1\)"
+    ):
         AdamWScheduleFree(beta1=0.0)

@@ -42,7 +42,7 @@ def auto(rule: Rule | None = None, **arguments: Any) -> Tower:
         raise TypeError(f"rule={rule!r} is not allowed; it must be a rule such as SGD(momentum=0.9){hint}")
     rule = AdamWScheduleFree(**arguments) if rule is None else rule
     defaults = {f.name: f.default for f in fields(rule)}
-    chosen = {n: value for n, value in START.items() if n in defaults and getattr(rule, n) == defaults[n]}
+    chosen: dict[str, Any] = {n: value for n, value in START.items() if n in defaults and getattr(rule, n) == defaults[n]}
     return around(replace(rule, **chosen))
 
 
@@ -51,4 +51,4 @@ def around(rule: Rule) -> Tower:
     if "lr" not in rule.tunable():
         raise ValueError(f"rule={rule!r} is not allowed: it has no hyperparameter lr that can be tuned")
     charts = {**rule.charts, "lr": POSITIVE}
-    return replace(rule, tune="lr", charts=charts, horizon=Age(4), normalize="metric cosine", sample=16) / ABOVE
+    return replace(rule, tune=("lr",), charts=charts, horizon=Age(4), normalize="metric cosine", sample=16) / ABOVE

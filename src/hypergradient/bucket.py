@@ -70,8 +70,7 @@ class Bucket:
         self.order = sorted(range(real[0].ndim), key=real[0].stride, reverse=True) if apart else None
         self.sample = step.sample(members[0]) if len(members) == 1 else None
         device, self.uniform = real[0].device, not sets or len(members) == 1
-        self.index = torch.tensor(self.sets, device=device) if sets else None
-        self.counts = torch.tensor(self.sizes, device=device)
+        self.counts, self.index = (torch.tensor(x, device=device) if x else None for x in (self.sizes, self.sets))
         shape = step.rows["jacobian"].stop if step.remembers else 0, 1 if self.uniform else len(members)
         self.scalars = torch.zeros(shape, dtype=self.dtype, device=device)
         self.places: list[Tensor] = []
@@ -306,7 +305,7 @@ class Bucket:
 
     def spread(self, rows: Tensor) -> Tensor:
         """From segments to elements. shape: (rows, segments) -> (rows, elements)"""
-        return rows.repeat_interleave(self.counts, dim=1, output_size=sum(self.sizes))
+        return rows.repeat_interleave(cast(Tensor, self.counts), dim=1, output_size=sum(self.sizes))
 
     def gathered(self, products: Tensor, sets: int) -> Tensor:
         """From segments to sets, by summation. shape: (…, segments) -> (…, sets)"""

@@ -38,12 +38,8 @@ def from_torch(
         ValueError: another string; an option of tuning beside ``"auto"``, which has its own.
     """
     tuning = {n: options.pop(n) for n in TUNING & options.keys()}
-    if isinstance(above, str):
-        if above != "auto" or tuning:
-            raise ValueError(
-                f"above={above!r} is not allowed with {sorted(tuning)}: write a rule such as above=SGD(lr=1e-5), None, or "
-                "'auto' alone"
-            )
+    if isinstance(above, str) and (above != "auto" or tuning):
+        raise ValueError(f"above={above!r} is not allowed with {sorted(tuning)}: write 'auto' alone, None, or a rule")
     groups = [_translated(group, type(optimizer), tuning) for group in optimizer.param_groups]
     rule = groups[0]["rule"]
     for group in groups:  # alike where nothing but values differ, which the group says itself
@@ -52,9 +48,8 @@ def from_torch(
             type(own) is type(rule) and own.tuned() == rule.tuned() and all(own.chart(n) == rule.chart(n) for n in own.tuned())
         )
         group["rule"] = replace(rule, **{n: getattr(own, n) for n in own.settings()}) if alike else own
-        group["rule"] = around(group["rule"]).rules[0] if isinstance(above, str) else group["rule"]
-    tower = around(rule) if isinstance(above, str) else Tower.of(rule) if above is None else rule / above
-    result = Hyperoptimizer(groups, tower, **options)
+        group["rule"] = _under(above, group["rule"]).rules[0]
+    result = Hyperoptimizer(groups, _under(above, rule), **options)
     result.load_state_dict(optimizer.state_dict())
     for i, (theirs, mine) in enumerate(zip(optimizer.param_groups, result.param_groups, strict=True)):
         theirs.clear()
@@ -62,6 +57,13 @@ def from_torch(
         result.param_groups[i] = result._groups[i].entry = theirs
     optimizer._opt_called = True  # type: ignore[attr-defined]  # what a scheduler asks, which warns where no step was made
     return result
+
+
+def _under(above: Rule | Tower | str | None, rule: Rule) -> Tower:
+    """The tower of what is above, and a rule."""
+    if isinstance(above, str):
+        return around(rule)
+    return Tower.of(rule) if above is None else rule / above
 
 
 def _translated(group: dict[str, Any], given: type, tuning: dict[str, Any]) -> dict[str, Any]:

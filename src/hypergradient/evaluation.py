@@ -25,7 +25,7 @@ def enter(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
 
 
 def leave(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
-    """Put back what `p` was in training, to the bit. Where somebody has changed it since, what belongs to the changed average."""
+    """Put back what `p` was in training, to the bit; where somebody has changed it since, what belongs to that average."""
     if TRAINING not in entry:
         return
     old = entry.pop(TRAINING)

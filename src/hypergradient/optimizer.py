@@ -68,9 +68,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             raise TypeError(f"params={type(params).__name__} is an optimizer: write from_torch(optimizer, above=…)")
         if per not in ("all", "group", "tensor"):
             raise ValueError(f"per={per!r} is not allowed; it must be 'all', 'group' or 'tensor'")
-        self.tower, self.per, self.compile = auto() if tower is None else Tower.of(tower), per, compile
-        self._groups: list[Group] = []
-        self._made = 0
+        self.tower, self.per, self.compile, self._made = auto() if tower is None else Tower.of(tower), per, compile, 0
         self._begin()
         rule = self.tower.rules[0]
         values = {n: getattr(rule, n) for n in (*rule.hyperparameters(), *rule.settings())}
@@ -79,6 +77,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def _begin(self) -> None:
         """Make what is never saved."""
+        self._groups: list[Group] = []
         self._engine = Engine(self.compile)
         self._steps: dict[Any, Step] = {}
         self._above: list[Hyperparameters] = []
@@ -483,7 +482,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for p, key in zip(chain.from_iterable(group["params"] for group in self.param_groups), saved, strict=True):
             if key in adapted["state"]:
                 theirs = adapted["state"][key]  # perhaps those of a living optimizer
-                self.state[p] = {n: x.clone() if n in numbers and isinstance(x, Tensor) else memory.shaped(x, p) for n, x in theirs.items() if x is not None}
+                self.state[p] = {
+                    n: x.clone() if n in numbers and isinstance(x, Tensor) else memory.shaped(x, p)
+                    for n, x in theirs.items()
+                    if x is not None
+                }
         if not any("made" in group.get(LEARNED, {}) for group in adapted["param_groups"]):  # one of torch
             self._made = max((int(mine.get("step", 1)) for mine in self.state.values() if isinstance(mine, dict)), default=0)
 
@@ -509,7 +512,6 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """Also what `load_state_dict` ends with."""
         rules = state.get("rules") or self.rules
         super().__setstate__({n: x for n, x in state.items() if n != "rules"})
-        self._groups = []
         self._begin()
         for i, (entry, rule) in enumerate(zip(self.param_groups, rules, strict=True)):
             self._groups.append(self._revive(entry, [rule], f"group {i}"))

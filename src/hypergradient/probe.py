@@ -67,7 +67,7 @@ def sums(rule: Rule) -> tuple[str, ...]:
     """The names of the numbers that `rule` adds up."""
     with on_host():
         one = torch.ones((), dtype=torch.float64)
-        return tuple(rule.at({n: one for n in rule.hyperparameters()}).summed(one))
+        return tuple(rule.at(dict.fromkeys(rule.hyperparameters(), one)).summed(one))
 
 
 def prepared(rule: Any, step: Tensor, before: Mapping[str, Tensor]) -> tuple[Any, tuple[Any, ...], dict[str, Tensor]]:

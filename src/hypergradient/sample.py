@@ -47,4 +47,5 @@ class Sample(NamedTuple):
     def __call__(self, flat: Tensor) -> Tensor:
         """A copy of what is read of the elements that are here. shape: (elements,) -> (elements of the sample,)"""
         rows = flat.view(-1, self.columns)[:, : self.blocks * self.every * self.size]
-        return rows.unflatten(1, (self.blocks, self.every, self.size))[:, :, 0].reshape(-1)
+        read: Tensor = rows.unflatten(1, (self.blocks, self.every, self.size))[:, :, 0].reshape(-1)
+        return read

@@ -43,7 +43,7 @@ class ScheduleFree(Rule):
         return ratio(self._weight(step), own.weight_sum)
 
     def moved(self, param: Tensor, direction: Tensor, state: State, new: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
-        """y and z, after a step of z along `direction`."""
+        """Y and z, after a step of z along `direction`."""
         param = torch.lerp(param, state["z"], new)
         return param + lr * (self.beta * (1 - new) - 1) * direction, state["z"] - lr * direction
 

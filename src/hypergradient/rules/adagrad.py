@@ -28,7 +28,8 @@ class Adagrad(Rule):
         return (self.lr / (1 + (step - 1) * self.lr_decay),)
 
     def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
-        return sqrt((state["sum"] + grad * grad) / (step + 1)) + self.eps
+        usual: Tensor = sqrt((state["sum"] + grad * grad) / (step + 1)) + self.eps
+        return usual
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         (step_size,) = c

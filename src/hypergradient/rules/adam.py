@@ -34,7 +34,8 @@ class Adam(Averages):
 
     def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
         v = usual_square(grad, state["exp_avg_sq"], self.beta2, step)
-        return sqrt(torch.maximum(v, state["max_exp_avg_sq"]) if self.amsgrad else v) + self.eps
+        usual: Tensor = sqrt(torch.maximum(v, state["max_exp_avg_sq"]) if self.amsgrad else v) + self.eps
+        return usual
 
     def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, Average]:
         return {"exp_avg": (grad, c[2]), "exp_avg_sq": (grad, c[3], grad)}

@@ -36,7 +36,8 @@ class AdamWScheduleFree(ScheduleFree):
         return root, self.eps * root, 1 - self.beta2, self.new(step)
 
     def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
-        return sqrt(usual_square(grad, state["exp_avg_sq"], self.beta2, step)) + self.eps
+        usual: Tensor = sqrt(usual_square(grad, state["exp_avg_sq"], self.beta2, step)) + self.eps
+        return usual
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         root, eps, new, share = c

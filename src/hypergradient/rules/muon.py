@@ -31,9 +31,9 @@ class Muon(Rule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.adjust_lr_fn not in (None, "original", "match_rms_adamw") or not 0 < self.ns_steps < 100:
-            fn, steps = self.adjust_lr_fn, self.ns_steps
             raise ValueError(
-                f"Muon: adjust_lr_fn={fn!r} must be None, 'original' or 'match_rms_adamw', ns_steps={steps!r} in 1…99"
+                f"Muon: adjust_lr_fn={self.adjust_lr_fn!r} must be None, 'original' or 'match_rms_adamw', "
+                f"ns_steps={self.ns_steps!r} in 1…99"
             )
 
     @classmethod

@@ -32,7 +32,8 @@ class NAdam(Rule):
         return mu, mu_next, sqrt(1 - self.beta2**step), 1 - self.beta1, 1 - self.beta2
 
     def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
-        return sqrt(usual_square(grad, state["exp_avg_sq"], self.beta2, step)) + self.eps
+        usual: Tensor = sqrt(usual_square(grad, state["exp_avg_sq"], self.beta2, step)) + self.eps
+        return usual
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         mu, mu_next, root, new1, new2 = c

@@ -41,7 +41,8 @@ class RAdam(Averages):
         return grad if self.decoupled_weight_decay else self.penalized(param, grad)
 
     def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
-        return sqrt(usual_square(grad, state["exp_avg_sq"], self.beta2, step)) + self.eps
+        usual: Tensor = sqrt(usual_square(grad, state["exp_avg_sq"], self.beta2, step)) + self.eps
+        return usual
 
     def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, Average]:
         return {"exp_avg": (grad, c[3]), "exp_avg_sq": (grad, c[4], grad)}

@@ -30,7 +30,8 @@ class RMSprop(Rule):
         return (1 - self.alpha,)
 
     def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
-        return sqrt(usual_square(grad, state["square_avg"], self.alpha, step)) + self.eps
+        usual: Tensor = sqrt(usual_square(grad, state["square_avg"], self.alpha, step)) + self.eps
+        return usual
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         g = self.penalized(param, grad)
