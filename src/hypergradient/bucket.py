@@ -107,7 +107,11 @@ class Bucket:
                 self._fill(n, flat[n], known)
         self.state = [flat[n] for n in self.step.facts.state]
         self.kept = [flat[KEPT + n] for n in self.step.kept]
-        step, here = known[0].get("step"), parts[0].device
+        self._recall_numbers(known, parts[0].device)
+
+    def _recall_numbers(self, known: Sequence[Mapping[str, Any]], here: torch.device) -> None:
+        """Put the number of steps into the entries, and what is added up over them."""
+        step = known[0].get("step")
         if (
             len(self.members) == 1
             and isinstance(step, Tensor)

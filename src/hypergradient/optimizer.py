@@ -26,6 +26,7 @@ from .report import Snapshot, printed
 from .rule import Rule
 from .sensitivity import Step
 from .tower import Tower
+from .watch import Watch
 
 Work = list[tuple[Group, Bucket]]
 Grads = list[list[Tensor | None]]
@@ -78,7 +79,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def _begin(self) -> None:
         """Make what is never saved."""
         self._groups: list[Group] = []
-        self._engine = Engine(self.compile)
+        self._engine, self._watch = Engine(self.compile), Watch()
         self._steps: dict[Any, Step] = {}
         self._above: list[Hyperparameters] = []
         self._levels = Levels([], torch.empty(0, device="cpu"))
@@ -288,6 +289,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             group.count()
         self._made += 1
         self._cotangents = {}
+        self._watch.look(groups, self._levels)
 
     def _fill(self, groups: Sequence[Group], present: list[list[bool]]) -> None:
         """Put parameters into buckets, if the user has changed anything since the last step that these rest upon: which

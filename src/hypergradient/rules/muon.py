@@ -59,7 +59,6 @@ class Muon(Rule):
             gram = x @ x.T
             x = p * x + (q * gram + r * gram @ gram) @ x
         rows, columns = param.shape
-        match = self.adjust_lr_fn == "match_rms_adamw"
-        fit = 0.2 * max(rows, columns) ** 0.5 if match else max(1.0, rows / columns) ** 0.5
+        fit = 0.2 * max(rows, columns) ** 0.5 if self.adjust_lr_fn == "match_rms_adamw" else max(1.0, rows / columns) ** 0.5
         new = param * (1 - self.lr * self.weight_decay) - self.lr * fit * (x.T if tall else x)
         return new, {"momentum_buffer": buffer}

@@ -1,0 +1,83 @@
+"""A watch over step sizes: one that runs away, or comes to rest at 0, is said once."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .group import Group
+from .level import Levels
+from .numerics import REACH, readable
+
+EVERY = 8
+"""The steps between two looks."""
+FAR = 1e3
+"""By what factor a step size may change between two looks, if its hypergradient is not normalized."""
+
+
+class Watch:
+    """Looks at the step sizes of the leftmost rule now and then; what it sees it reads on the host only later, when the device
+    has long been done with it, so that nothing waits.
+    """
+
+    def __init__(self) -> None:
+        self._made, self._said = 0, False
+        self._seen: list[float] = []
+        self._coming: tuple[Tensor, torch.cuda.Event | None] | None = None
+
+    def look(self, groups: Sequence[Group], levels: Levels) -> None:
+        """To be called after each step."""
+        self._made += 1
+        if self._said or not levels.levels or self._made % EVERY not in (1, 2):
+            return
+        if self._made % EVERY == 1:
+            self._coming = self._copied(levels)
+        elif self._coming is not None and (self._coming[1] is None or self._coming[1].query()):
+            self._compare(groups, self._coming[0].tolist())
+            self._coming = None
+
+    @staticmethod
+    def _copied(levels: Levels) -> tuple[Tensor, torch.cuda.Event | None] | None:
+        if not readable(levels.memory):
+            return None
+        found = levels.learned(levels.memory)[0]
+        if found.device.type != "cuda":
+            return found.to("cpu", copy=True), None
+        there = torch.empty(found.shape, dtype=found.dtype, device="cpu", pin_memory=True)
+        event = torch.cuda.Event()
+        there.copy_(found, non_blocking=True)
+        event.record()
+        return there, event
+
+    def _compare(self, groups: Sequence[Group], now: list[float]) -> None:
+        before, self._seen = self._seen, now
+        for i, own in enumerate(group.owner for group in groups):
+            if "lr" not in own.names or own.place.stop > len(now):
+                continue
+            k = own.place.start + own.names.index("lr") * own.sets
+            for j, value in enumerate(now[k : k + own.sets]):
+                old = before[k + j] if len(before) == len(now) else own.initial["lr"][j]
+                if why := _wrong(old, value, normalized=own.rule.normalize is not None):
+                    return self._say(f"group {i}: the learned lr {why}, from {old:.3g} to {value:.3g}")
+
+    def _say(self, what: str) -> None:
+        self._said = True
+        warnings.warn(
+            f"{what} within {EVERY} steps. Write a smaller lr above, such as … / SGD(lr=1e-9), or a tower that is free of the "
+            "loss's scale: Hyperoptimizer(params), or auto(rule) for another rule",
+            RuntimeWarning,
+            stacklevel=10,
+        )
+
+
+def _wrong(old: float, now: float, normalized: bool) -> str:
+    """What is wrong with a step size that was `old`, or nothing."""
+    if not old > 0 or not math.isfinite(now):
+        return ""
+    if now < REACH.tiny * 2:
+        return "has come to rest at 0"
+    return "has run away" if not normalized and not old / FAR < now < old * FAR else ""
