@@ -12,12 +12,12 @@ import pytest
 import torch
 import workers
 from helpers import EXACT
-from workers import PLANS, SAME, assert_same, context, launch
+from workers import PLANS, SAME, SAMPLED, assert_same, context, launch
 
 from hypergradient import SGD, Adam, AdamW
 
 FORMS = ["nested", "flattened", "full"]
-SOME = {name: PLANS[name] for name in ("a set per tensor", "Muon")}
+SOME = {name: PLANS[name] for name in ("a set per tensor", "the default", "Muon")}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -35,6 +35,13 @@ def test_dcp_flattening_resumes_on_other_numbers_of_ranks(first, then, form, tmp
     (how, ranks), (later, others) = first, then
     (at, end), *_ = launch(workers.saved, ranks, how, SOME, str(tmp_path), form, 4)
     for loaded, gone_on in launch(workers.resumed, others, later, SOME, str(tmp_path), form):
+        assert_same(loaded, at, EXACT)
+        assert_same(gone_on, end, SAME)
+
+
+def test_dcp_a_sample_is_resumed_on_other_numbers_of_ranks(tmp_path):
+    (at, end), *_ = launch(workers.sampling, 2, workers.saved, "sharded", SAMPLED, str(tmp_path), "flattened", 4)
+    for loaded, gone_on in launch(workers.sampling, 4, workers.resumed, "sharded", SAMPLED, str(tmp_path), "flattened"):
         assert_same(loaded, at, EXACT)
         assert_same(gone_on, end, SAME)
 

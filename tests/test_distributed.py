@@ -10,7 +10,7 @@ import pytest
 import torch
 import workers
 from helpers import EXACT
-from workers import EVERY_RULE, PLANS, SAME, assert_same, launch
+from workers import EVERY_RULE, PLANS, SAME, SAMPLED, assert_same, launch
 
 from hypergradient import Adam
 
@@ -44,6 +44,24 @@ def test_fsdp2_equals_one_process(how, ranks):
     assert_same(first, alone(6))
     for other in others:
         assert_same(first, other, EXACT)
+
+
+@pytest.mark.parametrize(("how", "ranks"), [("ddp", 2), ("sharded", 2), ("sharded", 4), ("hybrid", 4)])
+def test_samples_are_the_same_in_many_processes(how, ranks):
+    """Of each row the same elements, whoever holds it."""
+    one = workers.sampling(workers.trained, "alone", SAMPLED, 6)
+    assert one["the default"]["state"]["0.weight"]["last_movement"].shape == (4, 2)
+    for result in launch(workers.sampling, ranks, workers.trained, how, SAMPLED, 6):
+        assert_same(result, one)
+
+
+@pytest.mark.parametrize(("how", "ranks"), [("ddp", 2), ("sharded", 4)])
+def test_evaluation_equals_that_of_one_process(how, ranks):
+    plan = PLANS["the default"]
+    expected = workers.evaluated("alone", plan)
+    for result in launch(workers.evaluated, ranks, how, plan):
+        for mine, theirs in zip(result, expected, strict=True):
+            assert_same({"": mine}, {"": theirs})
 
 
 def test_fsdp2_equals_one_process_for_every_rule():

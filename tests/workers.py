@@ -8,9 +8,11 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -30,7 +32,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_module, distribu
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer, Muon, Rule, Tower
+from hypergradient import POSITIVE, SGD, Adam, AdamW, AdamWScheduleFree, Hyperoptimizer, Muon, Rule, Tower, auto
 
 OPEN = {"charts": {"lr": POSITIVE}, "horizon": 20.5, "normalize": "cosine"}
 COSINE = Adam(lr=1e-3, tune="lr", **OPEN) / SGD(lr=0.2)
@@ -41,8 +43,14 @@ PLANS: dict[str, Plan] = {  # tower, per, and the rules of groups that have thei
     "cosine": (COSINE, "all", {}),
     "a set per tensor": (SGD(lr=0.1, momentum=0.5, **OPEN) / SGD(lr=0.2) / SGD(lr=1e-3), "tensor", {}),
     "two groups": (TALL, "group", {1: AdamW(lr=1e-3)}),
+    "the default": (auto(AdamWScheduleFree(lr=1e-3)), "group", {1: AdamW(lr=1e-3)}),
     "Muon": (AdamW(lr=0.01, horizon=5) / SGD(lr=1e-3), "group", {2: Muon(lr=0.02, horizon=5)}),
 }
+SAMPLED: dict[str, Plan] = {
+    "the default": (replace(auto(AdamWScheduleFree(lr=1e-3)).rules[0], sample=2) / SGD(lr=0.5), "all", {}),
+    "exact": (Adam(lr=0.01, sample=2) / SGD(lr=1e-3), "group", {}),
+}
+"""Plans in which matrices are read in samples; see `sampling`."""
 EVERY_RULE: dict[str, Plan] = {
     str(c): (c.rule(**c.lively) / SGD(lr=1e-3), "group", {1: SGD(lr=0.1)} if c.matrix else {}) for c in RULES
 }
@@ -198,6 +206,21 @@ def assert_same(mine: dict[str, Any], theirs: dict[str, Any], options: dict[str,
 
 def trained(how: str, plans: dict[str, Plan], steps: int, late: bool = False) -> dict[str, Any]:
     return {name: Run(how, plan, late).go(steps).result() for name, plan in plans.items()}
+
+
+def sampling(function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)`` where 20 elements are as many as `sample.LARGE` is."""
+    with patch("hypergradient.sample.LARGE", 20):
+        return function(*args)
+
+
+def evaluated(how: str, plan: Plan) -> list[dict[str, Any]]:
+    """What is known in evaluation, and back in training a step later."""
+    run = Run(how, plan).go(4)
+    run.optimizer.eval()
+    found = [run.result()]
+    run.optimizer.train()
+    return [*found, run.go(1).result()]
 
 
 # ----------------------------------------------------------------- what is sent

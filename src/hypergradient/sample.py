@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .layout import Layout
@@ -47,5 +48,5 @@ class Sample(NamedTuple):
     def __call__(self, flat: Tensor) -> Tensor:
         """A copy of what is read of the elements that are here. shape: (elements,) -> (elements of the sample,)"""
         rows = flat.view(-1, self.columns)[:, : self.blocks * self.every * self.size]
-        read: Tensor = rows.unflatten(1, (self.blocks, self.every, self.size))[:, :, 0].reshape(-1)
-        return read
+        read: Tensor = rows.unflatten(1, (self.blocks, self.every, self.size))[:, :, 0]
+        return read.clone(memory_format=torch.contiguous_format).view(-1)
