@@ -64,8 +64,11 @@
 | | | test_state::test_a_plain_checkpoint_with_other_values_counts |
 | 37 | a term that is off | test_faults::test_a_bad_gradient_does_what_it_does_with_torch, |
 | | | ::test_sgd_without_momentum_forgets_a_bad_gradient, ::test_a_bad_weight_stays_alone_where_there_is_no_decay |
-| 38 | train() and eval() | |
-| 39 | warm-ups | test_schedulers::test_scheduler, ::test_schedules_multiply_what_is_learned, |
+| 38 | train() and eval() | test_schedule_free::test_evaluation_and_back_is_exact_to_the_bit, |
+| | | test_schedule_free::test_a_step_in_evaluation_goes_back_by_itself, |
+| | | test_distributed::test_evaluation_equals_that_of_one_process |
+| 39 | warm-ups | test_default::test_no_schedule_makes_a_step_size_more_than_twice_what_it_would_be, |
+| | | test_schedulers::test_scheduler, ::test_schedules_multiply_what_is_learned, |
 | | | test_faults::test_a_scheduler_made_for_a_torch_optimizer_goes_on_after_from_torch, |
 | | | test_distributed::test_fsdp2_a_warm_up_from_0_counts_its_first_step |
 | 40 | gradients through hooks | test_a_step_in_backward, |
@@ -74,7 +77,6 @@
 | | | test_faults_distributed::test_what_is_tuned_on_another_loss_is_what_one_process_would_learn, |
 | | | ::test_tune_on_under_ddp_with_a_reentrant_checkpoint |
 
-Row 38 has none: no rule averages yet. Of row 39, that a fast learner does not undo a warm-up is not tested yet.
 """
 
 import copy

@@ -12,6 +12,7 @@ from helpers import refusal, stored
 
 import hypergradient as hg
 from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer, Muon, RMSprop, from_torch
+from hypergradient.probe import sums
 
 SMALL, LARGE = [(4, 3), (3, 5)], [(363, 364), (3, 5)]  # a parameter of 131,072 elements is not gathered with others
 RATE, SECOND = 1e-4, 0.02  # the step size of the level above; lr of a second group
@@ -626,10 +627,12 @@ def test_it_holds_a_step_and_tensors_shaped_like_the_parameter(case, shapes, per
         assert all(isinstance(n, str) and isinstance(x, torch.Tensor) for n, x in memory.items())
         assert memory["step"].shape == ()
         assert memory["step"] == 3
-        assert {x.shape for n, x in memory.items() if n != "step"} <= {p.shape}
-        assert {x.dtype for n, x in memory.items() if n != "step"} <= {p.dtype}
-    steps = [optimizer.state[p]["step"] for p in everything(optimizer)]
-    assert len({x.data_ptr() for x in steps}) == len(steps)
+        numbers = {"step", *sums(rule)}
+        assert {memory[n].shape for n in numbers} == {torch.Size([])}
+        assert {x.shape for n, x in memory.items() if n not in numbers} <= {p.shape}
+        assert {x.dtype for n, x in memory.items() if n not in numbers} <= {p.dtype}
+    numbers = [optimizer.state[p][n] for p in everything(optimizer) for n in numbers]
+    assert len({x.data_ptr() for x in numbers}) == len(numbers)
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=name_of)
