@@ -1,4 +1,4 @@
-"""Handwritten digits from seven initial step sizes, with and without a tower that tunes the step size.
+"""Handwritten digits: Adam from seven initial step sizes, alone and under the paper's tower, and the default, which needs none.
 
     python -m experiments.demo [--seeds 2] [--epochs 30]
 
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn.functional import nll_loss
 
 import hypergradient
-from hypergradient import POSITIVE, SGD, Adam, Hyperoptimizer, Rule, Tower
+from hypergradient import SGD, Adam, Hyperoptimizer, Rule, Tower, auto
 
 STARTS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 BATCH = 64
@@ -50,11 +50,16 @@ class Digits(NamedTuple):
 
 @dataclass
 class Contender:
-    """A tower for every initial step size, how it is drawn, and the results by initial step size and seed."""
+    """A tower for every initial step size, how it is drawn, and the results by initial step size and seed.
+
+    Args:
+        starts: those that it is trained from; the default chooses its own.
+    """
 
     name: str
     tower: Callable[[float], Rule | Tower]
     style: dict[str, Any]
+    starts: Sequence[float] = STARTS
     errors: dict[float, list[float]] = field(default_factory=dict)
     """Test error after training, in percent."""
     paths: dict[float, list[list[float]]] = field(default_factory=dict)
@@ -75,11 +80,10 @@ class Contender:
 
 
 def contenders() -> list[Contender]:
-    """Plain Adam and two towers; nothing but `lr` depends on where they start.
+    """Plain Adam, a tower of the paper, and the default.
 
     The paper's form has the step size that the paper's Table 1 gives Adam / SGD on this network, and like there moves the
-    step size and both betas. The other tower moves log lr by at most 0.3 a step (a cosine is at most 1): the upper end of
-    the range that is sensible everywhere, for the way from 1e-6 is long and the training is short.
+    step size and both betas.
     """
     return [
         Contender("Adam", lambda lr: Adam(lr=lr), {"color": "#222222", "marker": "s", "linestyle": ":"}),
@@ -88,11 +92,7 @@ def contenders() -> list[Contender]:
             lambda lr: Adam(lr=lr) / SGD(lr=1e-5),
             {"color": "#E69F00", "marker": "^", "linestyle": "--"},
         ),
-        Contender(
-            "Adam / SGD, horizon 100, cosine, log chart",
-            lambda lr: Adam(lr=lr, tune=("lr",), charts={"lr": POSITIVE}, horizon=100, normalize="cosine") / SGD(lr=0.3),
-            {"color": "#0072B2", "marker": "o", "linestyle": "-"},
-        ),
+        Contender("the default", lambda lr: auto(), {"color": "#0072B2", "marker": "", "linestyle": "-"}, STARTS[:1]),
     ]
 
 
@@ -110,7 +110,7 @@ def train(
     """Train from scratch; `tick` is called after every epoch.
 
     Returns:
-        the test error in percent, and the step size in force after 0, 1, 2, … steps.
+        the test error in percent, at the average where there is one, and the step size in force after 0, 1, 2, … steps.
     """
     torch.manual_seed(seed)  # every contender starts from the same weights and sees the same batches
     model = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 10), nn.Tanh(), nn.LogSoftmax(dim=1))
@@ -123,6 +123,7 @@ def train(
             optimizer.step()
             path.append(optimizer.hyperparameters()[0]["lr"])
         tick()
+    optimizer.eval()
     with torch.inference_mode():
         wrong = model(test.x).argmax(dim=1) != test.y
     return 100 * wrong.double().mean().item(), path
@@ -133,11 +134,11 @@ def run(entries: Sequence[Contender], seeds: int, epochs: int, console: Console)
     data, test = digits()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("epochs,"), TimeRemainingColumn(), TextColumn("left"))
     with Progress(TextColumn("{task.description:<22}"), *columns, console=console) as progress:
-        task = progress.add_task("training", total=seeds * len(STARTS) * len(entries) * epochs)
+        task = progress.add_task("training", total=seeds * epochs * sum(len(entry.starts) for entry in entries))
         for seed in range(seeds):
             for start in STARTS:
                 progress.update(task, description=f"seed {seed}, from {start:g}")
-                for entry in entries:
+                for entry in (entry for entry in entries if start in entry.starts):
                     error, path = train(entry.tower(start), data, test, epochs, seed, lambda: progress.advance(task))
                     entry.errors.setdefault(start, []).append(error)
                     entry.paths.setdefault(start, []).append(path)
@@ -145,21 +146,25 @@ def run(entries: Sequence[Contender], seeds: int, epochs: int, console: Console)
 
 
 def table(entries: Sequence[Contender]) -> Table:
-    """Test error by initial step size; for the towers the learned step size beside it."""
+    """Test error by initial step size; for the towers the learned step size beside it. The default has a row of its own."""
     seeds = len(entries[0].errors[STARTS[0]])
     result = Table(title=f"Test error in %, mean of {seeds}; learned step size, median of {seeds}")
     result.add_column("initial\nstep size", justify="right")
-    for entry in entries:
+    *several, default = entries
+    for entry in several:
         result.add_column(entry.name.replace(", ", "\n", 1), justify="right")
         if entry.tuned:
             result.add_column("learned\nstep size", justify="right")
     for start in STARTS:
         row = [f"{start:g}"]
-        for entry in entries:
+        for entry in several:
             row.append(f"{entry.error(start):.1f}")
             if entry.tuned:
                 row.append(f"{entry.learned(start):.2g}")
         result.add_row(*row)
+    (own,) = default.starts
+    result.add_section()
+    result.add_row(default.name, "", f"{default.error(own):.1f}", f"{default.learned(own):.2g}")
     return result
 
 
@@ -176,9 +181,9 @@ def picture(entries: Sequence[Contender], path: Path) -> None:
         figure = Figure(figsize=(8, 3.6), dpi=150, layout="constrained")
         left, right = figure.subplots(1, 2)
         for entry, size in zip(entries, (9, 7, 4.5), strict=True):  # the smallest on top: coinciding points stay visible
-            errors = [entry.error(start) for start in STARTS]
+            errors = [entry.error(start if start in entry.starts else entry.starts[0]) for start in STARTS]
             left.plot(STARTS, errors, label=entry.name, linewidth=1.8, markersize=size, **entry.style)
-            for start in STARTS if entry.tuned else ():
+            for start in entry.starts if entry.tuned else ():
                 over = 3 if entry.style["linestyle"] == "--" else 2  # dashes over what they coincide with
                 right.plot(entry.paths[start][0], **{**entry.style, "marker": ""}, linewidth=1.2, zorder=over)
         left.set(xscale="log", yscale="log", xlabel="initial step size", ylabel="test error (%)", xticks=STARTS)
@@ -205,7 +210,7 @@ def record(entries: Sequence[Contender], args: argparse.Namespace, seconds: floa
             "learned step size": [path[-1] for path in entry.paths[start]],
         }
         for entry in entries
-        for start in STARTS
+        for start in entry.starts
     ]
     versions = {m.__name__: m.__version__ for m in (hypergradient, torch, sklearn)}
     about = {

@@ -16,7 +16,7 @@ from .numerics import REACH, readable
 EVERY = 8
 """The steps between two looks."""
 FAR = 1e3
-"""By what factor a step size may change between two looks, if its hypergradient is not normalized."""
+"""By what factor a step size may grow between two looks, and be more than 1, if its hypergradient is not normalized."""
 
 
 class Watch:
@@ -80,4 +80,4 @@ def _wrong(old: float, now: float, normalized: bool) -> str:
         return ""
     if now < REACH.tiny * 2:
         return "has come to rest at 0"
-    return "has run away" if not normalized and not old / FAR < now < old * FAR else ""
+    return "has run away" if not normalized and now > max(1.0, old * FAR) else ""
