@@ -40,7 +40,7 @@ def test_a_step_size_that_comes_to_rest_at_0_is_said():
             p.grad = torch.full_like(p, (-1.0) ** t)
             optimizer.step()
 
-    with pytest.warns(RuntimeWarning, match="group 0: the learned lr has come to rest at 0, from 0.1 to 0 within"):
+    with pytest.warns(RuntimeWarning, match="group 0: the learned lr has come to rest at 0, from 0.1 at the start"):
         swing()
 
 

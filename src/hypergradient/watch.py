@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 
@@ -17,6 +16,9 @@ EVERY = 8
 """The steps between two looks."""
 FAR = 1e3
 """By what factor a step size may grow between two looks, and be more than 1, if its hypergradient is not normalized."""
+
+NOTHING = 2 * REACH.tiny
+"""As good as 0."""
 
 
 class Watch:
@@ -60,24 +62,18 @@ class Watch:
                 continue
             k = own.place.start + own.names.index("lr") * own.sets
             for j, value in enumerate(now[k : k + own.sets]):
-                old = before[k + j] if len(before) == len(now) else own.initial["lr"][j]
-                if why := _wrong(old, value, normalized=own.rule.normalize is not None):
-                    return self._say(f"group {i}: the learned lr {why}, from {old:.3g} to {value:.3g}")
+                start = own.initial["lr"][j]
+                old = before[k + j] if len(before) == len(now) else start
+                if start > NOTHING > max(old, value):
+                    return self._say(f"group {i}: the learned lr has come to rest at 0, from {start:.3g} at the start")
+                if own.rule.normalize is None and value > max(1.0, old * FAR):
+                    return self._say(f"group {i}: the learned lr has run away, from {old:.3g} to {value:.3g} in {EVERY} steps")
 
     def _say(self, what: str) -> None:
         self._said = True
         warnings.warn(
-            f"{what} within {EVERY} steps. Write a smaller lr above, such as … / SGD(lr=1e-9), or a tower that is free of the "
+            f"{what}. Write a smaller lr above, such as … / SGD(lr=1e-9), or a tower that is free of the "
             "loss's scale: Hyperoptimizer(params), or auto(rule) for another rule",
             RuntimeWarning,
             stacklevel=10,
         )
-
-
-def _wrong(old: float, now: float, normalized: bool) -> str:
-    """What is wrong with a step size that was `old`, or nothing."""
-    if not old > 0 or not math.isfinite(now):
-        return ""
-    if now < REACH.tiny * 2:
-        return "has come to rest at 0"
-    return "has run away" if not normalized and now > max(1.0, old * FAR) else ""
