@@ -9,7 +9,7 @@ from helpers import TOWER, clones, compiler
 from torch._dynamo.testing import CompileCounter
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from hypergradient import POSITIVE, SGD, Adagrad, Adam, Hyperoptimizer, Muon, RMSprop
+from hypergradient import POSITIVE, SGD, Adagrad, Adam, Hyperoptimizer, Muon, RMSprop, auto
 
 pytestmark = [compiler, pytest.mark.usefixtures("fresh_compiler")]
 
@@ -17,6 +17,7 @@ TOWERS = [
     TOWER,
     SGD(lr=0.1, momentum=0.5, charts={"lr": POSITIVE}, horizon=5, normalize="cosine") / RMSprop(lr=0.01),
     Adagrad(lr=0.1) / SGD(lr={"lr": 0.01}) / SGD(lr=1e-3),
+    auto(),
 ]
 
 
