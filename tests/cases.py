@@ -86,6 +86,7 @@ RULES = [
         {"lr": 0.1, "beta1": 0.8, "beta2": 0.9, "eps": 0.1, "r": 1.0, "weight_lr_power": 1.5, **DECAY},
     ),
     Case(hg.SGDScheduleFree, [], {"lr": 0.1, "momentum": 0.8, "r": 1.0, "weight_lr_power": 1.5, **DECAY}),
+    Case(hg.Tuner, [], {"lr": 0.1, "span": 100.0, "initial_accumulator_value": 0.5}, flat=("span",)),
 ]
 ABOVE = [case for case in RULES if not case.matrix]
 """Those that can stand above another rule."""

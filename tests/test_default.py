@@ -26,6 +26,9 @@ from hypergradient import (
     nonnegative,
 )
 
+MOVING = [case for case in RULES if case.rule.multiplier]
+"""Those whose lr multiplies all that moves a parameter."""
+
 
 def lr(optimizer, group=0):
     return optimizer.hyperparameters(group)[0]["lr"]
@@ -34,12 +37,12 @@ def lr(optimizer, group=0):
 def test_the_default_is_auto_and_prints_as_the_tower_it_is():
     optimizer = Hyperoptimizer(parameters())
     assert optimizer.tower == auto() == auto(AdamWScheduleFree())
-    assert repr(optimizer).startswith("AdamWScheduleFree(lr=1e-06, r=2) / ")
+    assert repr(optimizer) == "AdamWScheduleFree(lr=1e-06, r=2) / Tuner(lr=1.3)"
     assert eval(repr(auto()), vars(hg)) == auto()
     assert auto(weight_decay=0.1) == auto(AdamWScheduleFree(weight_decay=0.1))
 
 
-@pytest.mark.parametrize("case", RULES, ids=str)
+@pytest.mark.parametrize("case", MOVING, ids=str)
 def test_auto_goes_around_any_rule_and_takes_its_values(case):
     rule = auto(case.rule(lr=0.02, weight_decay=0.1)).rules[0]
     assert type(rule) is case.rule
@@ -77,7 +80,7 @@ def test_bad_arguments_are_named():
 # ------------------------------------------------- its sensitivity is its movement
 
 
-@pytest.mark.parametrize("case", RULES, ids=str)
+@pytest.mark.parametrize("case", MOVING, ids=str)
 def test_the_lr_multiplies_all_that_moves_a_parameter(case):
     """Along the same gradients, the derivative of the whole run with respect to the logarithm of a common factor."""
     options = {**case.lively, "weight_decay": 0.0}
@@ -103,7 +106,7 @@ def test_the_lr_multiplies_all_that_moves_a_parameter(case):
     torch.testing.assert_close(slope, run(torch.tensor(1.0)) - start, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", [c for c in RULES if "ScheduleFree" not in str(c)], ids=str)
+@pytest.mark.parametrize("case", [c for c in MOVING if "ScheduleFree" not in str(c)], ids=str)
 def test_decay_is_part_of_it(case):
     rule = case.rule(**case.lively)
     (w, *_), (g, *_) = weights(case.matrix), weights(case.matrix, 1)
@@ -118,7 +121,7 @@ def test_decay_is_part_of_it(case):
 
 
 @pytest.mark.parametrize("horizon", [math.inf, Age(4), Age(0.5)], ids=str)
-@pytest.mark.parametrize("case", RULES, ids=str)
+@pytest.mark.parametrize("case", MOVING, ids=str)
 def test_the_step_size_is_moved_by_the_formula(case, horizon):
     options = {**case.lively, "tune": "lr", "charts": {"lr": POSITIVE}, "horizon": horizon}
     rule = case.rule(**options, normalize="metric cosine")
@@ -157,6 +160,19 @@ def test_its_hypergradient_is_told_in_natural_units():
     expected = sum((p.grad * (p.detach() - q)).sum().item() for p, q in zip(params, before, strict=True)) / 0.01
     optimizer.step()
     assert optimizer.hypergradients()[0]["lr"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_tuner_falls_no_further_than_its_span_below_its_highest():
+    p = torch.zeros(1, requires_grad=True)
+    optimizer, total, expected, highest = Hyperoptimizer([p], hg.Tuner(lr=1.0, span=2.0)), 2.0, 0.0, 0.0
+    for slope in [-1.0] * 5 + [1.0] * 20 + [-1.0] * 3:
+        p.grad = torch.full_like(p, slope)
+        optimizer.step()
+        total += 1
+        moved = expected - slope / total**0.5
+        highest = max(highest, moved)
+        expected = max(moved, highest - 2)
+        assert p.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_it_can_stand_under_another_tower():

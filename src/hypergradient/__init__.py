@@ -31,6 +31,7 @@ from .rules.radam import RAdam as RAdam
 from .rules.rmsprop import RMSprop as RMSprop
 from .rules.sgd import SGD as SGD
 from .rules.sgd_schedule_free import SGDScheduleFree as SGDScheduleFree
+from .rules.tuner import Tuner as Tuner
 from .tower import Tower as Tower
 
 __version__ = "0.1.0"

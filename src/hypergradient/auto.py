@@ -7,16 +7,13 @@ from typing import Any
 
 from .charts import POSITIVE
 from .rule import Age, Rule
-from .rules.adagrad import Adagrad
 from .rules.adamw_schedule_free import AdamWScheduleFree
+from .rules.tuner import Tuner
 from .tower import Tower
 
 START = {"lr": 1e-6, "r": 2.0}
 """What `auto` takes in the place of a rule's defaults: a step size so small that it does no harm and grows from there; and
 averages in which step t weighs as t squared."""
-
-ABOVE = Adagrad(lr=1.3, initial_accumulator_value=2.0)
-"""What moves the logarithm of the step size: in the first steps by up to 0.75, and by less the more has been seen."""
 
 
 def auto(rule: Rule | None = None, **arguments: Any) -> Tower:
@@ -51,4 +48,4 @@ def around(rule: Rule) -> Tower:
     if "lr" not in rule.tunable():
         raise ValueError(f"rule={rule!r} is not allowed: it has no hyperparameter lr that can be tuned")
     charts = {**rule.charts, "lr": POSITIVE}
-    return replace(rule, tune=("lr",), charts=charts, horizon=Age(4), normalize="metric cosine", sample=16) / ABOVE
+    return replace(rule, tune=("lr",), charts=charts, horizon=Age(4), normalize="metric cosine", sample=16) / Tuner()
