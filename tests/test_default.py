@@ -348,3 +348,105 @@ def test_from_torch_with_nothing_above_tunes_nothing():
     train(ours, mine, 10), train(twin, theirs, 10)
     torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
     assert ours.tower.height == 0
+
+
+# ----------------------------------------------------- what was found by trying
+
+
+def test_a_scheduler_made_before_goes_on_after_a_resume():
+    params, found = parameters(), []
+    for resume in (False, True):
+        params = parameters()
+        theirs = torch.optim.AdamW(params, lr=1e-3)
+        scheduler = lr_scheduler.StepLR(theirs, 2, 0.1)
+        optimizer = from_torch(theirs)
+        for t in range(6):
+            train(optimizer, params, 1, t)
+            scheduler.step()
+            if t == 2 and resume:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+                scheduler.load_state_dict(scheduler.state_dict())
+        found.append((lr(optimizer), optimizer.param_groups[0]["lr"]))
+    assert found[0] == found[1]
+    assert found[0][1] == pytest.approx(1e-6)
+
+
+def test_to_look_changes_nothing():
+    found = []
+    for looks in (False, True):
+        params = parameters()
+        optimizer = Hyperoptimizer(params)
+        train(optimizer, params, 3)
+        optimizer.param_groups[0]["lr"] = 1e-5
+        if looks:
+            assert repr(optimizer)
+        optimizer.param_groups[0]["lr"] = 1e-6
+        train(optimizer, params, 3, 3)
+        found.append((lr(optimizer), [p.detach().clone() for p in params]))
+    assert found[0][0] == found[1][0]
+    torch.testing.assert_close(found[0][1], found[1][1], **EXACT)
+
+
+@pytest.mark.parametrize("lrs", [(1e-3, 1e-2), (1e-2, 1e-3)], ids=str)
+def test_groups_that_share_keep_their_ratio(lrs):
+    params = parameters()
+    groups = [{"params": params[:2], "lr": lrs[0]}, {"params": params[2:], "lr": lrs[1]}]
+    optimizer = Hyperoptimizer(groups, per="all")
+    for steps in (0, 5):
+        train(optimizer, params, steps)
+        assert lr(optimizer, 1) / lr(optimizer) == pytest.approx(lrs[1] / lrs[0])
+    assert lr(resumed(optimizer, [{"params": params[:2]}, {"params": params[2:]}]), 1) == lr(optimizer, 1)
+
+
+@pytest.mark.parametrize("edited", [1e-3, 0.1])
+def test_an_lr_edited_in_a_checkpoint_is_in_force(edited):
+    params = parameters()
+    optimizer = Hyperoptimizer(params)
+    train(optimizer, params, 20)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"][0]["lr"] = edited
+    optimizer.load_state_dict(saved)
+    assert lr(optimizer) == pytest.approx(edited)
+    train(optimizer, params, 1, 20)
+    assert edited / 3 < lr(optimizer) < edited * 3
+
+
+def test_a_level_above_knows_that_growth_was_held():
+    params = parameters()
+    optimizer = Hyperoptimizer(params, auto() / SGD(lr=0.1))
+    train(optimizer, params, 20)
+    optimizer.param_groups[0]["lr"] = 1e-7
+    train(optimizer, params, 2, 20)
+    before = optimizer.hyperparameters()[1]["lr"]
+    train(optimizer, params, 3, 22)
+    assert optimizer.hypergradients()[1]["lr"] == 0
+    assert optimizer.hyperparameters()[1]["lr"] == before
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e19])
+def test_the_scale_of_the_loss_does_not_matter(scale):
+    found = []
+    for factor in (1.0, scale):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 1, dtype=torch.float32)
+        optimizer = Hyperoptimizer(model.parameters(), auto(AdamWScheduleFree(eps=0.0)))
+        for _ in range(40):
+            optimizer.zero_grad()
+            (model(torch.randn(16, 4, dtype=torch.float32)).square().mean() * factor).backward()
+            optimizer.step()
+        found.append(lr(optimizer))
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+def test_a_schedule_that_decays_before_anything_is_found_is_named():
+    params = parameters()
+    optimizer = Hyperoptimizer(params)
+    scheduler = lr_scheduler.LambdaLR(optimizer, lambda t: (t + 1) ** -0.5)
+
+    def follow():
+        for t in range(15):
+            train(optimizer, params, 1, t)
+            scheduler.step()
+
+    with pytest.warns(RuntimeWarning, match="group 0: its schedule has gone from lr=1e-06 to .* within 12 steps"):
+        follow()

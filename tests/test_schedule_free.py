@@ -176,3 +176,42 @@ def test_what_evaluation_needs_is_checked_at_once():
         ValueError, match=r"AdamWScheduleFree: beta1=0.0 is not allowed; it must be a finite number in \(0, 1\)"
     ):
         AdamWScheduleFree(beta1=0.0)
+
+
+def test_what_somebody_takes_away_while_evaluating_is_not_missed():
+    params = parameters()
+    optimizer = Hyperoptimizer(params, AdamWScheduleFree(lr=0.01))
+    train(optimizer, params, 5)
+    trained = [p.detach().clone() for p in params]
+    del optimizer.state[params[2]]["z"]
+    optimizer.state["mine"] = 3
+    optimizer.eval()
+    torch.testing.assert_close(params[2].detach(), trained[2], **EXACT)
+    del optimizer.state[params[0]]["z"]
+    optimizer.train()
+    torch.testing.assert_close([p.detach() for p in params], trained, **EXACT)
+    train(optimizer, params, 1, 5)
+
+
+def test_parameters_that_share_memory_come_back_to_the_bit():
+    a = torch.randn(4, 4).requires_grad_()
+    b = torch.nn.Parameter(torch.empty(4, 4))
+    b.data = a.data.T
+    optimizer = Hyperoptimizer([a, b], AdamWScheduleFree(lr=0.01))
+    for _ in range(5):
+        a.grad, b.grad = torch.randn(4, 4), torch.randn(4, 4)
+        optimizer.step()
+    before = a.detach().clone()
+    optimizer.eval()
+    optimizer.train()
+    torch.testing.assert_close(a.detach(), before, **EXACT)
+
+
+def test_state_goes_to_the_device_of_the_parameter():
+    params = parameters()
+    optimizer = Hyperoptimizer(params, AdamWScheduleFree(lr=0.01))
+    train(optimizer, params, 2)
+    elsewhere = [torch.empty_like(p, device="meta").requires_grad_() for p in params]
+    twin = Hyperoptimizer(elsewhere, AdamWScheduleFree(lr=0.01))
+    twin.load_state_dict(stored(optimizer.state_dict()))
+    assert {x.device.type for p in elsewhere for n, x in twin.state[p].items() if x.ndim or n == "z"} == {"meta"}

@@ -31,15 +31,13 @@ def from_torch(
     Args:
         optimizer: one whose class has a rule of the same name. It can be in mid-training; it must not be used any more.
         above: what tunes it, such as ``SGD(lr=1e-5)``; ``"auto"``: it is tuned as by `auto`, from its own lr; None: nothing.
-        options: `tune`, `charts`, `horizon`, `normalize` of the rule, and `per` of the Hyperoptimizer.
+        options: `tune`, `charts`, `horizon`, `normalize`, `sample` of the rule, and `per` of the Hyperoptimizer.
 
     Raises:
         TypeError: there is no such rule.
         ValueError: another string; an option of tuning beside ``"auto"``, which has its own.
     """
-    tuning = {n: options.pop(n) for n in TUNING & options.keys()}
-    if isinstance(above, str) and (above != "auto" or tuning):
-        raise ValueError(f"above={above!r} is not allowed with {sorted(tuning)}: write 'auto' alone, None, or a rule")
+    tuning = _tuning(above, options)
     groups = [_translated(group, type(optimizer), tuning) for group in optimizer.param_groups]
     rule = groups[0]["rule"]
     for group in groups:  # alike where nothing but values differ, which the group says itself
@@ -55,8 +53,20 @@ def from_torch(
         theirs.clear()
         theirs.update({n: x for n, x in mine.items() if n not in ENGINE or n in result.rules[i].settings()})
         result.param_groups[i] = result._groups[i].entry = theirs
+    optimizer.param_groups = result.param_groups  # one list, for a scheduler made for `optimizer`
     optimizer._opt_called = True  # type: ignore[attr-defined]  # what a scheduler asks, which warns where no step was made
     return result
+
+
+def _tuning(above: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that are the rule's, taken out of them."""
+    tuning = {n: options.pop(n) for n in TUNING & options.keys()}
+    if isinstance(above, str) and (above != "auto" or tuning):
+        beside = f" beside {', '.join(sorted(tuning))}" if tuning else ""
+        raise ValueError(
+            f"above={above!r} is not allowed{beside}; it must be a rule such as SGD(lr=1e-5), None, or 'auto' alone"
+        )
+    return tuning
 
 
 def _under(above: Rule | Tower | str | None, rule: Rule) -> Tower:

@@ -18,7 +18,7 @@ TRAINING = "training"
 def enter(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
     """Put the average into `p`; `entry`: what is remembered of it."""
     here, state = _parts(p, entry)
-    if TRAINING in entry or not state:
+    if TRAINING in entry or not _known(rule, state):
         return
     entry[TRAINING] = p.detach().clone()
     here.copy_(rule.evaluated(here.to(wide(p.dtype), copy=True), state))
@@ -28,9 +28,11 @@ def leave(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
     """Put back what `p` was in training, to the bit; where somebody has changed it since, what belongs to that average."""
     if TRAINING not in entry:
         return
-    old = entry.pop(TRAINING)
     here, state = _parts(p, entry)
-    old = _real(Layout.of(p).local(old))
+    old = _real(Layout.of(p).local(entry.pop(TRAINING)))
+    if not _known(rule, state):
+        here.copy_(old)
+        return
     average = rule.evaluated(old.to(wide(p.dtype), copy=True), state).to(here.dtype)
     changed = rule.trained(here.to(wide(p.dtype), copy=True), state).to(here.dtype)
     here.copy_(torch.where(here == average, old, changed))
@@ -39,6 +41,11 @@ def leave(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
 def averages(rule: Rule) -> bool:
     """Whether a rule averages."""
     return type(rule).evaluated is not Rule.evaluated
+
+
+def _known(rule: Rule, state: State) -> bool:
+    """Whether there is all that an average is made of: somebody may have taken it away."""
+    return set(rule.init(torch.zeros((1,)))) <= state.keys()
 
 
 def _parts(p: Tensor, entry: dict[str, Any]) -> tuple[Tensor, State]:

@@ -83,13 +83,17 @@ class Group:
         followed: how many steps have been made, one after the other, each with something to be read of the one before.
         last: the scalars of the last step, by the number of steps made with it. shape of each: (rows, sets)
         saved: what a checkpoint says, see `memory.learned`, until there are levels to take it over.
-        highest, rise: the highest lr that the user has given it, and to how many times what counts at the start it has grown.
+        start: the lr that the user gave it at first.
+        highest, rise: the highest that the user has given it since, and how many times `start` that is, from the first step on;
+            `heights`: what they are if a step is made now.
+        growth: how much of its growth a schedule leaves to a step size that learns fast.
         resting: after a checkpoint, the positions of parameters that had not moved in the last step.
         recalled: whether `last` comes from a checkpoint.
         learned: the object under the key "learned", which belongs to this group.
     """
 
     owner: Hyperparameters
+    growth: float
     step: Step
     schedule: Tensor
 
@@ -104,7 +108,8 @@ class Group:
         self.fresh: set[str] = set()
         self.saved: dict[str, Any] = dict(entry.get(LEARNED) or {})
         self.followed: int = self.saved.get("followed", 0)
-        self.highest, self.rise = self.saved.get("highest", (0.0, 1.0))
+        self.highest, self.rise = self.heights = self.saved.get("highest", (0.0, 1.0))
+        self.start: float = entry.get("initial_lr", entry.get("lr", 0.0))
         self.resting = {i for i, rests in enumerate(self.saved.get("resting", ())) if rests}
         self.learned = entry[LEARNED]
         self.last: dict[int, Tensor] = {}
@@ -145,12 +150,12 @@ class Group:
         """What the dict says, as the step needs it. A step size that starts at 0 is frozen until it is raised."""
         bases, owner = self.bases, self.owner
         factors = [self.said[n] / bases[n] if bases[n] else float(n != "lr") for n in owner.names]
-        growth = [self._growth()] if owner.moves else []
+        self.growth = self._growth() if owner.moves else 1.0
         if owner.moves:
-            factors[0] /= self.rise
+            factors[0] /= self.heights[1]
         fixed = {n: self.said[n] for n in owner.order[len(owner.names) :]}
         off = frozenset(n for n, value in fixed.items() if value == 0 and n != "lr")
-        self.schedule = owner.given.new_tensor([*factors, *fixed.values(), *growth]).unsqueeze(1)
+        self.schedule = owner.given.new_tensor([*factors, *fixed.values(), *[self.growth] * owner.moves]).unsqueeze(1)
         kind = type(owner.rule), str(owner), off, *self.settings
         if kind not in self.steps:
             self.steps[kind] = Step(owner.rule, owner.names, off)
@@ -163,12 +168,13 @@ class Group:
         Such a step size is that of the highest. So a warm-up is left to it, which has its own; and it does not matter what a
         schedule takes for the lr of the rule.
         """
-        lr, start = self.said["lr"], self.bases["lr"]
-        if self.followed == 0 or self.highest == 0:
-            self.highest, self.rise = lr, max(1.0, lr / start if start else 1.0)
-        elif lr > self.highest:
-            self.highest, self.rise = lr, self.rise * lr / self.highest
-        return max(0.0, 2 * lr / self.highest - 1) if self.highest else 1.0
+        lr, highest, rise = self.said["lr"], self.highest, self.rise
+        if self.followed == 0 or highest == 0:
+            highest, rise = lr, max(1.0, lr / self.start if self.start else 1.0)
+        elif lr > highest:
+            highest, rise = lr, rise * lr / highest
+        self.heights = highest, rise  # taken over by a step; to look at an optimizer changes nothing
+        return max(0.0, 2 * lr / highest - 1) if highest else 1.0
 
     # ----------------------------------------------------------- its hyperparameters
 
@@ -341,6 +347,7 @@ class Group:
 
     def count(self) -> None:
         """The end of a step."""
+        self.highest, self.rise = self.heights
         if moved := self.moving:
             self.followed = self.followed + 1 if any(b.live for b in moved) else 1
             torch._foreach_add_([x for b in moved for x in (b.steps, b.told)], 1)

@@ -373,7 +373,7 @@ class Levels:
         for run in self.runs:
             after, tuned, made, free = (joined(x[run.levels]) for x in done)
             if run.first.own.names:
-                run.differentiate(self.memory, tuned, grad[run.place], made, free)
+                run.differentiate(self.memory, tuned, down[run.place], made, free)
             run.before(self.memory).copy_(after)
         read.copy_(natural.where(known, torch.nan))
         return scalars(asks, learned, schedules, clocks)

@@ -119,13 +119,15 @@ def restore(entry: dict[str, Any]) -> dict[str, float]:
     Returns:
         what the tuned hyperparameters were at the start.
     """
-    said, (_, rise) = words(entry), (entry.get(LEARNED) or {}).get("highest", (0.0, 1.0))
+    said, (highest, rise) = words(entry), (entry.get(LEARNED) or {}).get("highest", (0.0, 1.0))
     if "betas" in entry:  # in a dict of torch, or edited
         for n, value in zip(("beta1", "beta2"), entry["betas"], strict=True):
             entry[n] = value if n not in entry or (n in said and entry[n] == said[n][3]) else entry[n]
     for n, (base, old, known, force) in said.items():
         now = float(entry.get(n, force))
         entry[n] = old if now in (old, force) else now * base * rise / known if known else now
+        if n == "lr" and old:
+            entry[LEARNED] = {**entry[LEARNED], "highest": [highest * entry[n] / old, rise]}
     entry.pop("betas", None)
     return {n: base for n, (base, *_) in said.items()}
 
@@ -158,6 +160,7 @@ def shaped(value: Any, param: Tensor) -> Any:
     """A copy of what is remembered of `param`; a number of an optimizer of torch, such as NAdam's product, in its shape."""
     if not isinstance(value, Tensor):
         return value
+    value = value.to(param.device)  # as torch.optim
     if value.ndim == 0 and param.ndim and param.is_complex() and not value.is_complex():
         value = torch.complex(value, value)  # for both parts
     return value.expand(param.shape).clone() if value.ndim == 0 else value.clone()

@@ -43,11 +43,11 @@ def _usual(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
     """The square of u in the metric 1 / P, and in equal parts that of a gradient of the usual size P: where hardly anything
     is left of the gradient, there is nothing to be said about the step size, and a cosine of u alone would say 1.
     """
-    return u * u if p is None else (u * u / p + p) / 2
+    return u * u if p is None else (u * (u / p) + p) / 2
 
 
 NORMALIZATIONS: dict[str | None, Normalization] = {
     None: Normalization((_product,), _plain),
     "cosine": Normalization((_product, lambda u, t, p: u * u, lambda u, t, p: t * t), _cosine),
-    "metric cosine": Normalization((_product, _usual, lambda u, t, p: t * t * (1.0 if p is None else p)), _cosine, metric=True),
+    "metric cosine": Normalization((_product, _usual, lambda u, t, p: t * (t if p is None else t * p)), _cosine, metric=True),
 }

@@ -248,7 +248,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             ValueError: a group says what is not allowed, likewise.
         """
         loss = None
-        if any(map(evaluation.averages, self.rules)) and any(evaluation.TRAINING in entry for entry in self.state.values()):
+        if any(map(evaluation.averages, self.rules)) and self._evaluating():
             self.train()
         if closure is not None:
             with torch.enable_grad():
@@ -401,16 +401,21 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """Put the parameters of training back, to the bit. `step` does it by itself."""
         self._exchange(evaluation.leave)
 
+    def _evaluating(self) -> bool:
+        return any(isinstance(entry, dict) and evaluation.TRAINING in entry for entry in self.state.values())
+
     def _exchange(self, move: Callable[[Rule, Tensor, dict[str, Any]], None]) -> None:
         """Have `move` exchange parameters and averages, where a rule averages."""
         if not any(map(evaluation.averages, self.rules)):
             return
-        self._assemble()
-        for i, group in enumerate(self._groups):
+        known, moves = self._assemble(), list[tuple[Rule, Tensor, dict[str, Any]]]()
+        for i, group in enumerate(known):
             values = self.snapshot().hyperparameters(i)[0] if evaluation.averages(group.rule) else {}
             for k, p in enumerate(group.entry["params"] if values else ()):
                 if entry := self.state.get(p):
-                    move(group.rule.at({n: x[k] if isinstance(x, list) else x for n, x in values.items()}), p, entry)
+                    moves.append((group.rule.at({n: x[k] if isinstance(x, list) else x for n, x in values.items()}), p, entry))
+        for rule, p, entry in moves if move is evaluation.enter else reversed(moves):  # some may share memory
+            move(rule, p, entry)
 
     # ------------------------------------------------------------ what it does
 
@@ -512,8 +517,10 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also what `load_state_dict` ends with."""
-        rules = state.get("rules") or self.rules
+        rules, list_of_groups = state.get("rules") or self.rules, self.__dict__.get("param_groups", [])
         super().__setstate__({n: x for n, x in state.items() if n != "rules"})
+        list_of_groups[:] = self.param_groups  # others may hold it; see `from_torch`
+        self.param_groups = list_of_groups
         self._begin()
         for i, (entry, rule) in enumerate(zip(self.param_groups, rules, strict=True)):
             self._groups.append(self._revive(entry, [rule], f"group {i}"))

@@ -339,10 +339,10 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tune": (lambda x: isinstance(x, (Iterable, type(None))), "names of hyperparameters, or None"),
     "charts": (lambda x: isinstance(x, Mapping), "a dict of charts by name"),
     "horizon": (
-        lambda x: isinstance(x, Age) or (isinstance(x, (int, float)) and x >= 1),
+        lambda x: isinstance(x, Age) or (isinstance(x, (int, float)) and x is not True and x >= 1),
         "a number of steps in [1, inf], or Age",
     ),
-    "normalize": (lambda x: x in NORMALIZATIONS, " or ".join(map(repr, NORMALIZATIONS))),
+    "normalize": (lambda x: x in list(NORMALIZATIONS), " or ".join(map(repr, NORMALIZATIONS))),
     "sample": (lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= 1, "an integer of at least 1"),
 }
 """What the options of every rule may be: a test, and the words for it."""

@@ -20,6 +20,9 @@ FAR = 1e3
 NOTHING = 2 * REACH.tiny
 """As good as 0."""
 
+EARLY = 12
+"""The steps in which a step size that starts at 1e-6 has hardly been found."""
+
 
 class Watch:
     """Looks at the step sizes of the leftmost rule now and then; what it sees it reads on the host only later, when the device
@@ -34,6 +37,8 @@ class Watch:
     def look(self, groups: Sequence[Group], levels: Levels) -> None:
         """To be called after each step."""
         self._made += 1
+        if self._made == EARLY and not self._said:
+            self._look_at_schedules(groups)
         if self._said or not levels.levels or self._made % EVERY not in (1, 2):
             return
         if self._made % EVERY == 1:
@@ -68,6 +73,20 @@ class Watch:
                     return self._say(f"group {i}: the learned lr has come to rest at 0, from {start:.3g} at the start")
                 if own.rule.normalize is None and value > max(1.0, old * FAR):
                     return self._say(f"group {i}: the learned lr has run away, from {old:.3g} to {value:.3g} in {EVERY} steps")
+
+    def _look_at_schedules(self, groups: Sequence[Group]) -> None:
+        for i, group in enumerate(groups):
+            lr = group.said["lr"] if group.owner.moves else 0.0
+            if lr > 0 and group.growth == 0:
+                self._said = True
+                warnings.warn(
+                    f"group {i}: its schedule has gone from lr={group.highest:.3g} to {lr:.3g} within {EARLY} steps, before "
+                    "the step size that it is relative to has been found, which it now keeps from growing. Leave the schedule out, "
+                    "or begin its decay later",
+                    RuntimeWarning,
+                    stacklevel=9,
+                )
+                return
 
     def _say(self, what: str) -> None:
         self._said = True
