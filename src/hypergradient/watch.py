@@ -81,8 +81,8 @@ class Watch:
                 self._said = True
                 warnings.warn(
                     f"group {i}: its schedule has gone from lr={group.highest:.3g} to {lr:.3g} within {EARLY} steps, before "
-                    "the step size that it is relative to has been found, which it now keeps from growing. Leave the schedule out, "
-                    "or begin its decay later",
+                    "the step size that it is relative to has been found, which it now keeps from growing. Leave the schedule "
+                    "out, or begin its decay later",
                     RuntimeWarning,
                     stacklevel=9,
                 )
