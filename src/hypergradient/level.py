@@ -202,7 +202,10 @@ class Level:
         natural, combined = [], []
         for h, mine, part in zip(self.below, flat, parts, strict=True):
             natural.append(ratio(mine[0], part) if h.moves and part is not None else mine[0])
-            combined.append(h.normalization.combine(*mine, None if h.moves else part))
+            found = h.normalization.combine(*mine, None if h.moves else part)
+            if h.moves and len(mine) > 1:  # a step too small for the numbers that it is added to moves nothing: it has to grow
+                found = torch.where((mine[-1] == 0) & (mine[1] > 0), -1.0, found)
+            combined.append(found)
         return joined(natural), joined(combined)
 
     def products(self, grad: Tensor, trace: Tensor) -> Tensors:
