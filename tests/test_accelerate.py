@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from frameworks import LOG, TOWER, batches, network, warm_up
 from torch import nn
 
-from hypergradient import Hyperoptimizer
+from hypergradient import Hyperoptimizer, auto
 
 
 @pytest.fixture(autouse=True)
@@ -110,3 +110,13 @@ def test_accelerate_says_when_a_step_was_skipped():
             now = [optimizer.optimizer.hyperparameters(), [p.detach() for p in model.parameters()]]
             torch.testing.assert_close(now, before, rtol=0, atol=0)
     assert skipped == [t in (2, 5) for t in range(8)]
+
+
+def test_accelerate_passes_eval_and_train_on():
+    accelerator, model, optimizer, loader, schedule = prepared(auto())
+    run(accelerator, model, optimizer, loader, schedule, epochs=3)
+    trained = [p.detach().clone() for p in model.parameters()]
+    optimizer.eval()
+    assert not all(torch.equal(p, x) for p, x in zip(model.parameters(), trained, strict=True))
+    optimizer.train()
+    torch.testing.assert_close([p.detach() for p in model.parameters()], trained, rtol=0, atol=0)

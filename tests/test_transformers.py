@@ -96,3 +96,20 @@ def test_trainer_with_muon_and_a_rule_for_the_rest(tmp_path, lines):
     run.train()
     losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_trainer_evaluates_the_default_at_its_average(tmp_path, lines):
+    """It calls ``optimizer.eval()`` and ``optimizer.train()`` by itself, also in the middle of a training."""
+    model = llama()
+    optimizer = Hyperoptimizer(model.parameters())
+    options = {"eval_strategy": "steps", "eval_steps": 10, "lr_scheduler_type": "constant"}
+    run = trainer(tmp_path, lines, model, optimizers=(optimizer, None), **options)
+    run.train()
+    losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.9 * losses[0]
+    run.evaluate()
+    average = [p.detach().clone() for p in model.parameters()]
+    optimizer.train()
+    assert not all(torch.equal(p, x) for p, x in zip(model.parameters(), average, strict=True))
+    optimizer.eval()
+    torch.testing.assert_close([p.detach() for p in model.parameters()], average, rtol=0, atol=0)
