@@ -103,7 +103,7 @@ def test_trainer_evaluates_the_default_at_its_average(tmp_path, lines):
     model = llama()
     optimizer = Hyperoptimizer(model.parameters())
     options = {"eval_strategy": "steps", "eval_steps": 10, "lr_scheduler_type": "constant"}
-    run = trainer(tmp_path, lines, model, optimizers=(optimizer, None), **options)
+    run = trainer(tmp_path, lines, model, steps=40, optimizers=(optimizer, None), **options)
     run.train()
     losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
     assert losses[-1] < 0.9 * losses[0]
