@@ -53,7 +53,7 @@ def from_torch(
         theirs.clear()
         theirs.update({n: x for n, x in mine.items() if n not in ENGINE or n in result.rules[i].settings()})
         result.param_groups[i] = result._groups[i].entry = theirs
-    optimizer.param_groups = result.param_groups  # one list, for a scheduler made for `optimizer`
+    optimizer.param_groups, result.instead_of = result.param_groups, optimizer
     optimizer._opt_called = True  # type: ignore[attr-defined]  # what a scheduler asks, which warns where no step was made
     return result
 

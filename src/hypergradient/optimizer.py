@@ -62,6 +62,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
         ValueError, TypeError: bad input, before anything has changed.
     """
 
+    instead_of: torch.optim.Optimizer | None = None
+    """That of torch in whose place it stands; a scheduler made for that finds the groups there. See `from_torch`."""
+
     def __init__(
         self, params: Any, tower: Rule | Tower | None = None, per: str = "group", maximize: bool = False, compile: bool = False
     ) -> None:
@@ -517,10 +520,10 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also what `load_state_dict` ends with."""
-        rules, list_of_groups = state.get("rules") or self.rules, self.__dict__.get("param_groups", [])
+        rules = state.get("rules") or self.rules
         super().__setstate__({n: x for n, x in state.items() if n != "rules"})
-        list_of_groups[:] = self.param_groups  # others may hold it; see `from_torch`
-        self.param_groups = list_of_groups
+        if self.instead_of is not None:
+            self.instead_of.param_groups = self.param_groups
         self._begin()
         for i, (entry, rule) in enumerate(zip(self.param_groups, rules, strict=True)):
             self._groups.append(self._revive(entry, [rule], f"group {i}"))
