@@ -450,6 +450,8 @@ def test_a_schedule_that_decays_before_anything_is_found_is_named():
 
     with pytest.warns(RuntimeWarning, match="group 0: its schedule has gone from lr=1e-06 to .* within 12 steps"):
         follow()
+    optimizer = resumed(optimizer, params)  # long after its beginning, nothing is said of a decay
+    follow()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

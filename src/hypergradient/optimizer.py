@@ -292,7 +292,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             group.count()
         self._made += 1
         self._cotangents = {}
-        self._watch.look(groups, self._levels)
+        self._watch.look(groups, self._levels, self._made)
 
     def _fill(self, groups: Sequence[Group], present: list[list[bool]]) -> None:
         """Put parameters into buckets, if the user has changed anything since the last step that these rest upon: which

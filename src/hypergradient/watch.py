@@ -30,18 +30,17 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self._made, self._said = 0, False
+        self._said = False
         self._seen: list[float] = []
         self._coming: tuple[Tensor, torch.cuda.Event | None] | None = None
 
-    def look(self, groups: Sequence[Group], levels: Levels) -> None:
-        """To be called after each step."""
-        self._made += 1
-        if self._made == EARLY and not self._said:
+    def look(self, groups: Sequence[Group], levels: Levels, made: int) -> None:
+        """To be called after each step; `made`: how many steps have been made."""
+        if made == EARLY and not self._said:
             self._look_at_schedules(groups)
-        if self._said or not levels.levels or self._made % EVERY not in (1, 2):
+        if self._said or not levels.levels or made % EVERY not in (1, 2):
             return
-        if self._made % EVERY == 1:
+        if made % EVERY == 1:
             self._coming = self._copied(levels)
         elif self._coming is not None and (self._coming[1] is None or self._coming[1].query()):
             self._compare(groups, self._coming[0].tolist())
@@ -49,11 +48,11 @@ class Watch:
 
     @staticmethod
     def _copied(levels: Levels) -> tuple[Tensor, torch.cuda.Event | None] | None:
-        if not readable(levels.memory):
+        if not readable(levels.memory) or levels.memory.device.type not in ("cpu", "cuda"):  # others would be waited for
             return None
         found = levels.learned(levels.memory)[0]
-        if found.device.type != "cuda":
-            return found.to("cpu", copy=True), None
+        if found.device.type == "cpu":
+            return found.clone(), None
         there = torch.empty(found.shape, dtype=found.dtype, device="cpu", pin_memory=True)
         event = torch.cuda.Event()
         there.copy_(found, non_blocking=True)
