@@ -1,16 +1,18 @@
 """Figure 3: a character LSTM on War and Peace under Adam, its step size and betas fixed and tuned.
 
 The rule above is SGD with a step size for each: α · 1e-2 for the step size, 1e-4 for beta1, 2e-4 for beta2. The model is
-`torch.nn.LSTM`, which the paper's own code cannot train.
+`torch.nn.LSTM`, which the paper's own code cannot train. Beside it, what the paper does not have: the library's default,
+which is given no step size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
-from hypergradient import Rule, Tower
+from hypergradient import Rule, Tower, auto
 
 from .paper import adam, sgd, stack
 from .results import Claim, Experiment, Line, at, frame, mean, places, seeds, spread, styles, table, verdict
@@ -21,6 +23,7 @@ PAPER = {1e-4: ("8.71 ± 0.91", "6.51 ± 0.88"), 2e-3: ("5.27 ± 0.31", "5.41 ±
 """Fixed and tuned, by α."""
 STEPS = {1e-4: 50_000, 2e-3: 50_000, 1e-2: 10_000}
 KINDS = FIXED, TUNED = "fixed", "tuned"
+DEFAULT = "default"
 
 
 def tower(alpha: float, kind: str) -> Rule | Tower:
@@ -30,23 +33,20 @@ def tower(alpha: float, kind: str) -> Rule | Tower:
 
 
 def plan(settings: Settings, store: Store) -> list[Trial]:
-    """Every α, fixed and tuned."""
-    return [
-        Trial(
-            "fig3",
-            "text",
-            tower(alpha, kind),
-            30 if settings.quick else steps,
-            seed,
-            {"alpha": alpha, "kind": kind},
-            tested=2 if settings.quick else 25,
-            noted=100,
-        )
+    """Every α, fixed and tuned; and the default."""
+
+    def trial(optimizer: Rule | Tower, steps: int, seed: int, at: Mapping[str, Any]) -> Trial:
+        steps, tested = (30, 2) if settings.quick else (steps, 25)
+        return Trial("fig3", "text", optimizer, steps, seed, at, tested=tested, noted=100)
+
+    of_the_paper = [
+        trial(tower(alpha, kind), steps, seed, {"alpha": alpha, "kind": kind})
         for alpha, steps in STEPS.items()
         for seed in seeds(settings, 1)
         for kind in KINDS
         if not settings.quick or alpha == 2e-3
     ]
+    return of_the_paper + [trial(auto(), 50_000, seed, {"kind": DEFAULT}) for seed in seeds(settings, 1)]
 
 
 def tables(lines: Sequence[Line]) -> str:
@@ -57,6 +57,9 @@ def tables(lines: Sequence[Line]) -> str:
         if all(kinds):
             learned = ", ".join(f"{x:.4g}" for x in kinds[1][0]["learned"][0].values())
             rows.append([f"{alpha:g}", f"{kinds[0][0]['steps']:,}", *map(spread, kinds), learned, *PAPER[alpha]])
+    for line in at(lines, kind=DEFAULT)[:1]:
+        learned = f"{line['learned'][0]['lr']:.4g}"
+        rows.append(["the default", f"{line['steps']:,}", "", spread(at(lines, kind=DEFAULT)), learned, "", ""])
     header = ["α", "steps", "fixed", "tuned", "learned lr, beta1, beta2 (seed 0)", "paper: fixed", "paper: tuned"]
     return "Test perplexity; the paper's after 50,000 steps.\n\n" + table(header, rows, left=0)
 
@@ -66,11 +69,14 @@ def picture(lines: Sequence[Line], figure: Figure) -> None:
     alphas = places(lines, "alpha")
     panels = figure.subplots(2, len(alphas), squeeze=False)
     for (top, bottom), alpha in zip(panels.T, alphas, strict=True):
-        for kind, style in zip(KINDS, styles(), strict=False):
-            for line in at(lines, alpha=alpha, kind=kind)[:1]:
-                top.plot(*zip(*line["tests"], strict=True), label=kind, **{**style, "markersize": 3})
-                lrs = [(step, levels[0]["lr"] if levels else alpha) for step, _, levels in line["notes"]]
-                bottom.plot(*zip(*lrs, strict=True), label=kind, **{**style, "marker": ""})
+        shown = [*(at(lines, alpha=alpha, kind=kind)[:1] for kind in KINDS), at(lines, kind=DEFAULT)[:1]]
+        for found, style in zip(shown, styles(), strict=False):
+            for line in found:
+                steps = STEPS[alpha]
+                tests = [point for point in line["tests"] if point[0] <= steps]
+                top.plot(*zip(*tests, strict=True), label=line["at"]["kind"], **{**style, "markersize": 3})
+                lrs = [(step, levels[0]["lr"] if levels else alpha) for step, _, levels in line["notes"] if step <= steps]
+                bottom.plot(*zip(*lrs, strict=True), label=line["at"]["kind"], **{**style, "marker": ""})
         frame(top, title=f"α = {alpha:g}", ylabel="test perplexity", yscale="log")
         top.yaxis.set(major_formatter="{x:.3g}", minor_formatter="{x:.3g}")
         frame(bottom, xlabel="step", ylabel="step size", yscale="log")

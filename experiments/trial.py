@@ -120,12 +120,15 @@ def run(trial: Trial, task: Task, device: str, folder: Path, tick: Tick, save: f
         if step in noting:
             result["notes"].append([step, short(loss.item()), learned(optimizer)])
         if step in testing:
+            optimizer.eval()
             result["tests"].append([step, short(task.test(model))])
+            optimizer.train()
         tick(step)
         if time.monotonic() - last > save:
             last = time.monotonic()
             states = {name: part.state_dict() for name, part in parts.items()}
             write({**states, "step": step, "seconds": seconds + last - begin, "result": result}, checkpoint)
+    optimizer.eval()
     if trial.keep:
         write(model.state_dict(), folder / trial.keep)
     seconds += time.monotonic() - begin
