@@ -1,4 +1,4 @@
-"""How a step is run, decided in one place: as it stands, in pieces that fit a cache, or compiled."""
+"""How a step is run, decided in one place: as it stands, in pieces that fit a cache, from a tape, or compiled."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
+from . import tape
 from .bucket import Bucket
 from .layout import total
 from .level import RAW, Asks, Hyperparameters, Levels, scalars
-from .sensitivity import Pieces
+from .sensitivity import Piece
 
 if TYPE_CHECKING:
     from .group import Group
@@ -39,6 +40,7 @@ class Engine:
     def __init__(self, compile: bool) -> None:
         self.compile = compile
         self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._tapes: dict[Any, Callable[..., Any]] = {}
 
     # -------------------------------------------------------------------- a step
 
@@ -51,7 +53,7 @@ class Engine:
         clocks = {(id(group), id(bucket.clock)): (group, bucket.clock) for group, bucket in work}
         asks = tuple((group.owner, group.step) for group, _ in clocks.values())
         schedules, ticks = [group.schedule for group, _ in clocks.values()], [clock for _, clock in clocks.values()]
-        if self.compile and len(work) == 1 and known is not None and self._alone(levels, work[0][1]):
+        if len(work) == 1 and known is not None and self._alone(levels, work[0][1]):
             ((group, bucket),) = work
             elements = bucket.param, bucket.grad, bucket.state, bucket.kept, bucket.cotangents
             rows = self(whole, levels, asks, elements, bucket.scalars, (known, *schedules, *ticks), dynamic=None)
@@ -72,11 +74,12 @@ class Engine:
         """Whether a step in which only this bucket moves can be one function."""
         one = len(levels.levels[0].below) == 1 and bucket.grad.device == levels.memory.device
         alone = one and bucket.index is None and not bucket.layout.processes and not bucket.sample
-        return alone and self._compiles(bucket)
+        return alone and self._alike(bucket) and (self.compile or bucket.param.numel() < 3 * PIECE // 2)
 
-    def _compiles(self, bucket: Bucket) -> bool:
-        """Whether one compiled function serves all buckets like this one."""
-        return self.compile and bucket.uniform and bucket.step.facts.elementwise
+    @staticmethod
+    def _alike(bucket: Bucket) -> bool:
+        """Whether one function, compiled or on a tape, serves all buckets like this one."""
+        return bucket.uniform and bucket.step.facts.elementwise
 
     def _read(self, levels: Levels, work: Sequence[tuple[Group, Bucket]]) -> list[Tensor]:
         """What the last step says of each of the hyperparameters that the first level moves."""
@@ -91,22 +94,24 @@ class Engine:
         maps = () if bucket.uniform else (bucket.spread, bucket.total)
         grad = [*bucket.cotangents, bucket.grad][0]
         pieces = (bucket.sampled(grad),) if bucket.sample else self._pieces(bucket, grad)
-        return bucket.gathered(self._run(bucket, bucket.step.read, pieces, bucket.scalars, *maps), owner.sets)
+        found = [self._run(bucket, bucket.step.read, piece, bucket.scalars, *maps) for piece in pieces]
+        return bucket.gathered(found[0] if len(found) == 1 else torch.stack(found).sum(0), owner.sets)
 
     def _move(self, bucket: Bucket, rows: Tensor) -> None:
         now = bucket.use(rows)
         bucket.refresh()
         pieces, spread = self._pieces(bucket, bucket.grad), now if bucket.uniform else bucket.spread(now)
         if bucket.sample:
-            self._run(bucket, bucket.step.move, (bucket.sampled(bucket.grad),), now)
-        self._run(bucket, bucket.step.move, pieces, spread)
+            self._run(bucket, bucket.step.move, bucket.sampled(bucket.grad), now)
+        for piece in pieces:
+            self._run(bucket, bucket.step.move, piece, spread)
         bucket.scalars = now if bucket.step.remembers else bucket.scalars
         bucket.scatter()
 
     def _run(self, bucket: Bucket, function: Callable[..., Any], *arguments: Any) -> Any:
-        return self(function, *arguments) if self._compiles(bucket) else function(*arguments)
+        return self(function, *arguments) if self._alike(bucket) else function(*arguments)
 
-    def _pieces(self, bucket: Bucket, grad: Tensor) -> Pieces:
+    def _pieces(self, bucket: Bucket, grad: Tensor) -> Sequence[Piece]:
         """The elements, cut into parts to be worked on one after the other; with `grad` as their gradient. What is kept of a
         sample alone, is not among them.
         """
@@ -128,10 +133,10 @@ class Engine:
             arguments: tensors, lists of them, and whatever stays the same from call to call.
             dynamic: whether the sizes of the tensors vary from call to call; None: perhaps, found out when they do.
         """
-        if not self.compile:
-            return function(*arguments)
         tensors: list[Tensor] = []
         form = _form(arguments, tensors)
+        if not self.compile:
+            return self._played(function, form, tensors, dynamic is not False)
         if (function, form) not in self._compiled:
             self._compiled[function, form] = _compiled(function, form, dynamic)
         try:
@@ -142,6 +147,19 @@ class Engine:
             cause = f"{type(inner).__name__}: {inner}".splitlines()[0]
             warnings.warn(f"compile=True: no working compiler, going on without ({cause})", RuntimeWarning, stacklevel=2)
             return function(*arguments)
+
+
+    def _played(self, function: Callable[..., Any], form: Any, tensors: list[Tensor], elements: bool) -> Any:
+        """The same, from a tape where there can be one; `elements`: whether tensors of one dimension are elements."""
+        many = [elements and x.ndim == 1 and x.is_floating_point() for x in tensors]
+        key = function, form, *(x.dtype for x, is_many in zip(tensors, many, strict=True) if is_many)
+        if key not in self._tapes:
+            self._tapes[key] = flat = _flat(function, form)
+            try:
+                self._tapes[key] = tape.record(flat, tensors, many)
+            except tape.Unrecordable:
+                pass
+        return self._tapes[key](*tensors)
 
 
 def whole(levels: Levels, asks: Asks, elements: Any, last: Tensor, others: Any) -> tuple[Tensor, Tensor]:
@@ -156,12 +174,12 @@ def whole(levels: Levels, asks: Asks, elements: Any, last: Tensor, others: Any) 
         the scalars of this step, as they are and in the dtype of `last`.
     """
     ((_, step),), (param, grad, state, kept, instead), (known, schedule, clock) = asks, elements, others
-    found = step.read([(param, (instead or [grad])[0], state, kept)], last)
+    found = step.read((param, (instead or [grad])[0], state, kept), last)
     if step.remembers:
         found = torch.where(last[0] > 0, found, 0.0)  # of no step, nothing
     (now,) = levels.tune(asks, [found.to(levels.memory)], known, [schedule], [clock])
     used = now.to(last.dtype)
-    step.move([(param, grad, state, kept)], used)
+    step.move((param, grad, state, kept), used)
     return now, used
 
 
@@ -182,10 +200,17 @@ def _filled(form: Any, tensors: Iterator[Tensor]) -> Any:
     return [_filled(y, tensors) for y in form] if isinstance(form, tuple) else form
 
 
-def _compiled(function: Callable[..., Any], form: Any, dynamic: bool | None) -> Callable[..., Any]:
+def _flat(function: Callable[..., Any], form: Any) -> FunctionType:
+    """`function` of the tensors alone that `_form` has found."""
+
     def flat(*tensors: Tensor) -> Any:
         return function(*_filled(form, iter(tensors)))
 
+    return cast(FunctionType, flat)
+
+
+def _compiled(function: Callable[..., Any], form: Any, dynamic: bool | None) -> Callable[..., Any]:
+    flat = _flat(function, form)
     # The compiler keeps what it has compiled with the code object. Since it checks nothing but tensors before it uses that
     # again, no two functions may share one. By its name it remembers which sizes vary: those of another optimizer do not.
     name = f"{function.__name__}_{next(_count)}"

@@ -26,8 +26,8 @@ from .sample import Sample
 
 Tensors: TypeAlias = Sequence[Tensor]
 Map: TypeAlias = Callable[[Tensor], Tensor]
-Pieces: TypeAlias = Sequence[tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]]
-"""Elements to work on one part after the other: parameter, gradient, state, and what is kept of the last step."""
+Piece: TypeAlias = tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]
+"""Elements to work on: parameter, gradient, state, and what is kept of the last step."""
 Function: TypeAlias = Callable[..., tuple[Tensors, Any]]
 
 
@@ -259,11 +259,11 @@ class Step:
                 through[i] = slope if (others := through[i]) is None else others + slope
         yield from through
 
-    def read(self, pieces: Pieces, last: Tensor, *maps: Map) -> Tensor:
+    def read(self, piece: Piece, last: Tensor, *maps: Map) -> Tensor:
         """The sums that the normalization asks for, of the sensitivities of the last step: the first is ``<u, T>``.
 
         Args:
-            pieces: of the elements; in the place of the gradient u, the gradient of what is to become smaller by tuning.
+            piece: of the elements; in the place of the gradient u, the gradient of what is to become smaller by tuning.
             last: the scalars of the last step, where it is replayed; of the dtype to work in. shape: (rows, segments)
             maps: where there are several segments. From segments to elements; from elements to segments, by summation.
                 shapes: (rows, segments) -> (rows, elements); (elements,) -> (segments,)
@@ -272,15 +272,14 @@ class Step:
             shape: (products, tuned, segments)
         """
         spread, total = maps or (lambda x: x, lambda x: (x.sum() if x.ndim else x).view(1))
-        scalars, zero, sums = self.scalars(spread(last)) if self.remembers else None, last.new_zeros(last.shape[1]), []
-        for param, u, state, kept in pieces:
-            u, old = u.to(last.dtype), dict(zip(self.facts.state, state, strict=True))
-            if scalars and self.replays:
-                terms = self.replay(scalars, u, param.to(last.dtype), old, *kept)
-            else:
-                terms = self._products(u, kept, self._metric(scalars, u, old) if scalars else None)
-            sums.append(torch.stack([zero if x is None else total(x) for x in terms]))
-        found = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+        scalars, zero = self.scalars(spread(last)) if self.remembers else None, last.new_zeros(last.shape[1])
+        (param, u, state, kept), names = piece, self.facts.state
+        u, old = u.to(last.dtype), dict(zip(names, state, strict=True))
+        if scalars and self.replays:
+            terms = self.replay(scalars, u, param.to(last.dtype), old, *kept)
+        else:
+            terms = self._products(u, kept, self._metric(scalars, u, old) if scalars else None)
+        found = torch.stack([zero if x is None else total(x) for x in terms])
         return self._chained(found, last) if self.replays else found.view(-1, len(self.names), last.shape[1])
 
     def _products(self, u: Tensor, kept: Tensors, metric: Tensor | None) -> Iterator[Tensor]:
@@ -300,30 +299,29 @@ class Step:
         chained = (partial * last[self.rows["jacobian"]].view(t, k, -1)).sum(1)
         return -torch.addcmul(chained, direct, last[self.rows["scale"]]).unsqueeze(0)
 
-    def move(self, pieces: Pieces, now: Tensor) -> None:
+    def move(self, piece: Piece, now: Tensor) -> None:
         """One step in place: of the parameter, its state, and what is kept of it: sensitivities ``T = fading T + dU/dh``.
 
         Args:
-            pieces: of the elements; where nothing of them is to be kept, with nothing that is.
+            piece: of the elements; where nothing of them is to be kept, with nothing that is.
             now: the scalars of this step, of the dtype to work in. shape: (rows, elements or 1)
         """
-        scalars = self.scalars(now)
+        scalars, (param, grad, state, kept) = self.scalars(now), piece
         fading = self.rule.fading(scalars.t)
-        for param, grad, state, kept in pieces:
-            old, p, g = dict(zip(self.facts.state, state, strict=True)), param.to(now.dtype), grad.to(now.dtype)
-            sensitivity: Tensors = ()
-            if self.facts.keeps == "sensitivity" and kept:
-                advance = self.advance if self.facts.elementwise else self._advance_any
-                new, new_state, sensitivity = advance(scalars, p, g, old)
-            else:
-                new, new_state = self._moved_only(scalars, p, g, old, kept if self.replays else ())
-                if kept and not self.replays:
-                    sensitivity = (new - p,)
-            for t, slope in zip(kept, sensitivity, strict=False):  # what is not finite would stay for ever
-                t.copy_(slope if self.rule.horizon == 1 else finite_or_zero(t * fading + slope))
-            pairs = [(t, x) for t, x in ((param, new), *((old[n], x) for n, x in new_state.items())) if x is not t]
-            for target, x in [(t, x.clone() if any(x is y for y, _ in pairs) else x) for t, x in pairs]:
-                target.copy_(x)  # what is handed on from one to the other was read before it is written
+        old, p, g = dict(zip(self.facts.state, state, strict=True)), param.to(now.dtype), grad.to(now.dtype)
+        sensitivity: Tensors = ()
+        if self.facts.keeps == "sensitivity" and kept:
+            advance = self.advance if self.facts.elementwise else self._advance_any
+            new, new_state, sensitivity = advance(scalars, p, g, old)
+        else:
+            new, new_state = self._moved_only(scalars, p, g, old, kept if self.replays else ())
+            if kept and not self.replays:
+                sensitivity = (new - p,)
+        for t, slope in zip(kept, sensitivity, strict=False):  # what is not finite would stay for ever
+            t.copy_(slope if self.rule.horizon == 1 else finite_or_zero(t * fading + slope))
+        pairs = [(t, x) for t, x in ((param, new), *((old[n], x) for n, x in new_state.items())) if x is not t]
+        for target, x in [(t, x.clone() if any(x is y for y, _ in pairs) else x) for t, x in pairs]:
+            target.copy_(x)  # what is handed on from one to the other was read before it is written
 
     @torch.enable_grad()
     def _advance_any(self, scalars: Scalars, param: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
