@@ -71,7 +71,7 @@ class Bucket:
         self.sample = step.sample(members[0]) if len(members) == 1 else None
         device, self.uniform = real[0].device, not sets or len(members) == 1
         self.counts, self.index = (torch.tensor(x, device=device) if x else None for x in (self.sizes, self.sets))
-        shape = step.rows["jacobian"].stop if step.remembers else 0, 1 if self.uniform else len(members)
+        shape = step.rows["jacobian"].stop if step.replays else 0, 1 if self.uniform else len(members)
         self.scalars = torch.zeros(shape, dtype=self.dtype, device=device)
         self.places: list[Tensor] = []
         self.entries: list[dict[str, Any]] = [{} for _ in members]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -57,12 +58,13 @@ class Engine:
             ((group, bucket),) = work
             elements = bucket.param, bucket.grad, bucket.state, bucket.kept, bucket.cotangents
             rows = self(whole, levels, asks, elements, bucket.scalars, (known, *schedules, *ticks), dynamic=None)
-            group.last, bucket.scalars = {bucket.count + 1: rows[0]}, rows[1] if bucket.step.remembers else bucket.scalars
+            group.last, bucket.scalars = {bucket.count + 1: rows[0]}, rows[1] if bucket.step.replays else bucket.scalars
             return bucket.scatter()
+        expected = self._expected(levels, asks, schedules, ticks, clocks)
         if known is None:
             found = self(scalars, asks, levels.memory[RAW], schedules, ticks, dynamic=False)
         else:
-            found = self(levels.tune, asks, self._read(levels, work), known, schedules, ticks, dynamic=False)
+            found = self(levels.tune, asks, self._read(levels, work, expected), known, schedules, ticks, dynamic=False)
         now = dict(zip(clocks, found, strict=True))
         for group, _ in work:
             group.last = {}
@@ -81,20 +83,32 @@ class Engine:
         """Whether one function, compiled or on a tape, serves all buckets like this one."""
         return bucket.uniform and bucket.step.facts.elementwise
 
-    def _read(self, levels: Levels, work: Sequence[tuple[Group, Bucket]]) -> list[Tensor]:
+    def _expected(
+        self, levels: Levels, asks: Asks, schedules: list[Tensor], ticks: list[Tensor], clocks: Iterable[Any]
+    ) -> dict[Any, Tensor]:
+        """See `Levels.expected`: where it is needed, by group and clock."""
+        if not any(step.metric for _, step in asks):
+            return {}
+        return dict(zip(clocks, self(levels.expected, asks, schedules, ticks, dynamic=False), strict=True))
+
+    def _read(self, levels: Levels, work: Sequence[tuple[Group, Bucket]], expected: Mapping[Any, Tensor]) -> list[Tensor]:
         """What the last step says of each of the hyperparameters that the first level moves."""
         like, below = levels.memory, levels.levels[0].below
-        found = total((g.owner, b.layout.processes, self._products(b, g.owner).to(like)) for g, b in work)
+        rows = [expected.get((id(g), id(b.clock))) if b.step.metric else None for g, b in work]
+        found = total(
+            (g.owner, b.layout.processes, self._products(b, g.owner, x).to(like)) for (g, b), x in zip(work, rows, strict=True)
+        )
         sizes = {h: len(h.normalization.products) for h in below}
         return [found[h] if h in found else like.new_zeros(sizes[h], *h.shape) for h in below]
 
-    def _products(self, bucket: Bucket, owner: Hyperparameters) -> Tensor:
-        if bucket.step.remembers and not bucket.live:
+    def _products(self, bucket: Bucket, owner: Hyperparameters, expected: Tensor | None) -> Tensor:
+        if not bucket.live and (bucket.step.replays or bucket.step.metric):
             return bucket.scalars.new_zeros(len(owner.normalization.products), *owner.shape)
+        rows = bucket.scalars if expected is None else bucket.use(expected)
         maps = () if bucket.uniform else (bucket.spread, bucket.total)
         grad = [*bucket.cotangents, bucket.grad][0]
         pieces = (bucket.sampled(grad),) if bucket.sample else self._pieces(bucket, grad)
-        found = [self._run(bucket, bucket.step.read, piece, bucket.scalars, *maps) for piece in pieces]
+        found = [self._run(bucket, bucket.step.read, piece, rows, *maps) for piece in pieces]
         return bucket.gathered(found[0] if len(found) == 1 else torch.stack(found).sum(0), owner.sets)
 
     def _move(self, bucket: Bucket, rows: Tensor) -> None:
@@ -105,7 +119,7 @@ class Engine:
             self._run(bucket, bucket.step.move, bucket.sampled(bucket.grad), now)
         for piece in pieces:
             self._run(bucket, bucket.step.move, piece, spread)
-        bucket.scalars = now if bucket.step.remembers else bucket.scalars
+        bucket.scalars = now if bucket.step.replays else bucket.scalars
         bucket.scatter()
 
     def _run(self, bucket: Bucket, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -148,17 +162,14 @@ class Engine:
             warnings.warn(f"compile=True: no working compiler, going on without ({cause})", RuntimeWarning, stacklevel=2)
             return function(*arguments)
 
-
     def _played(self, function: Callable[..., Any], form: Any, tensors: list[Tensor], elements: bool) -> Any:
         """The same, from a tape where there can be one; `elements`: whether tensors of one dimension are elements."""
         many = [elements and x.ndim == 1 and x.is_floating_point() for x in tensors]
         key = function, form, *(x.dtype for x, is_many in zip(tensors, many, strict=True) if is_many)
         if key not in self._tapes:
             self._tapes[key] = flat = _flat(function, form)
-            try:
+            with contextlib.suppress(tape.Unrecordable):
                 self._tapes[key] = tape.record(flat, tensors, many)
-            except tape.Unrecordable:
-                pass
         return self._tapes[key](*tensors)
 
 
@@ -174,8 +185,9 @@ def whole(levels: Levels, asks: Asks, elements: Any, last: Tensor, others: Any) 
         the scalars of this step, as they are and in the dtype of `last`.
     """
     ((_, step),), (param, grad, state, kept, instead), (known, schedule, clock) = asks, elements, others
-    found = step.read((param, (instead or [grad])[0], state, kept), last)
-    if step.remembers:
+    rows = last if not step.metric else levels.expected(asks, [schedule], [clock])[0].to(last.dtype)
+    found = step.read((param, (instead or [grad])[0], state, kept), rows)
+    if step.replays:
         found = torch.where(last[0] > 0, found, 0.0)  # of no step, nothing
     (now,) = levels.tune(asks, [found.to(levels.memory)], known, [schedule], [clock])
     used = now.to(last.dtype)

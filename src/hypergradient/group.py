@@ -246,7 +246,7 @@ class Group:
                 bucket = Bucket(self.step, [self.params[i] for i in positions], self._sets(positions), count, memory)
                 bucket.live = live
             bucket.clock = clocks[count, sums] = self._clock(bucket, clocks.get((count, sums)))
-            if begins and live and self.step.remembers:
+            if begins and live and self.step.replays:
                 bucket.scalars = bucket.use(self._scalars(bucket))
             bucket.positions, bucket.shared = positions, any(id(p) in shared for p in bucket.members)
             self.buckets.append(bucket)
@@ -290,7 +290,7 @@ class Group:
 
         shape: (rows, sets)
         """
-        if not self.step.remembers:
+        if not self.step.replays:
             return self.owner.given.new_zeros(0, self.owner.sets)
         return next(iter(self.last.values()), self.owner.given.new_zeros(self.step.rows["jacobian"].stop, self.owner.sets))
 

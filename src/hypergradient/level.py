@@ -210,7 +210,7 @@ class Level:
 
     def products(self, grad: Tensor, trace: Tensor) -> Tensors:
         """As `Step.read`, of what this level moves. shape: (n,), (tuned, n) -> (products, tuned, sets)"""
-        found = [self.total(product(grad, trace, None)) for product in self.own.normalization.products]
+        found = [product(grad, trace, None, self.total) for product in self.own.normalization.products]
         return [x if x.ndim == 2 else x.expand(self.own.shape) for x in found]
 
     def _at(self, tuned: Tensor, step: Tensor, state: Tensors) -> tuple[Rule, tuple[Tensor, ...], State]:
@@ -381,6 +381,11 @@ class Levels:
         read.copy_(natural.where(known, torch.nan))
         return scalars(asks, learned, schedules, clocks)
 
+    def expected(self, asks: Asks, schedules: Tensors, clocks: Tensors) -> list[Tensor]:
+        """What is asked for as it would be if nothing were learned in this step, in which nothing is counted yet."""
+        counted = [torch.cat([clock[:1] + 1, clock[1:]]) for clock in clocks]
+        return _prepared(asks, self.learned(self.memory)[0], schedules, counted)
+
     def _read(self, found: Tensors, slope: Tensor | None) -> tuple[Tensor, Tensor]:
         """The hypergradients of all that is moved; see `Level.gradient`. shape of both: (all that is moved,)"""
         slopes = [None] * len(self.levels) if slope is None else cut(slope, self.sizes)
@@ -426,13 +431,18 @@ def scalars(asks: Asks, learned: Tensor, schedules: Tensors, clocks: Tensors) ->
         clocks: for each, how many steps have been made before, and the sums of these; this one is counted.
             shape: (1 + sums, sets or 1)
     """
-    found = []
-    for (own, step), schedule, clock in zip(asks, schedules, clocks, strict=True):
+    for clock in clocks:
         clock[0].add_(1)
-        found.append(step.prepare(*own.values(learned, schedule), clock))
+    found = _prepared(asks, learned, schedules, clocks)
+    for (_, step), clock, rows in zip(asks, clocks, found, strict=True):
         if step.facts.sums:
-            clock[1:].copy_(found[-1][step.rows["sums"]])
+            clock[1:].copy_(rows[step.rows["sums"]])
     return found
+
+
+def _prepared(asks: Asks, learned: Tensor, schedules: Tensors, clocks: Tensors) -> list[Tensor]:
+    each = zip(asks, schedules, clocks, strict=True)
+    return [step.prepare(*own.values(learned, schedule), clock) for (own, step), schedule, clock in each]
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:

@@ -9,17 +9,20 @@ from torch import Tensor
 
 from .numerics import ratio
 
+Sum = Callable[[Tensor], Tensor]
+
 
 class Normalization(NamedTuple):
     """How a hypergradient is put together.
 
     Args:
-        products: functions of gradient u, sensitivity T and `Rule.preconditioner` P, element by element, whose sums are needed.
-        combine: from these sums and the derivative of the value with respect to its coordinate (None: 1) to the
+        products: sums over all elements, of functions of gradient u, sensitivity T and `Rule.preconditioner` P; the last
+            argument adds up.
+        combine: from these and the derivative of the value with respect to its coordinate (None: 1) to the
             hypergradient in the coordinate. The first sum is ``<u, T>``, the hypergradient in natural units.
     """
 
-    products: tuple[Callable[[Tensor, Tensor, Tensor | None], Tensor], ...]
+    products: tuple[Callable[[Tensor, Tensor, Tensor | None, Sum], Tensor], ...]
     combine: Callable[..., Tensor]
     metric: bool = False
     """Whether it needs P, which is None otherwise, and where the rule has none."""
@@ -35,19 +38,23 @@ def _cosine(product: Tensor, gradient: Tensor, sensitivity: Tensor, slope: Tenso
     return cosine if slope is None else cosine * slope.sign()
 
 
-def _product(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
-    return u * t
+def _product(u: Tensor, t: Tensor, p: Tensor | None, total: Sum) -> Tensor:
+    return total(u * t)
 
 
-def _usual(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
+def _usual(u: Tensor, t: Tensor, p: Tensor | None, total: Sum) -> Tensor:
     """The square of u in the metric 1 / P, and in equal parts that of a gradient of the usual size P: where hardly anything
     is left of the gradient, there is nothing to be said about the step size, and a cosine of u alone would say 1.
     """
-    return u * u if p is None else (u * (u / p) + p) / 2
+    return total(u * u) if p is None else (total(u * (u / p)) + total(p)) / 2
+
+
+def _path(u: Tensor, t: Tensor, p: Tensor | None, total: Sum) -> Tensor:
+    return total(t * (t if p is None else t * p))
 
 
 NORMALIZATIONS: dict[str | None, Normalization] = {
     None: Normalization((_product,), _plain),
-    "cosine": Normalization((_product, lambda u, t, p: u * u, lambda u, t, p: t * t), _cosine),
-    "metric cosine": Normalization((_product, _usual, lambda u, t, p: t * (t if p is None else t * p)), _cosine, metric=True),
+    "cosine": Normalization((_product, _usual, _path), _cosine),
+    "metric cosine": Normalization((_product, _usual, _path), _cosine, metric=True),
 }

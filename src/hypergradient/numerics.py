@@ -20,16 +20,16 @@ def sqrt(x: Tensor) -> Tensor:
     The slope of the square root at 0 is infinite, and 0 * inf turns the hypergradients of a tower NaN in its first
     steps. The smallest normal number, added, changes nothing that is not nearly as small.
     """
-    return (x + torch.finfo(x.dtype).tiny).sqrt_()
+    return (x + torch.finfo(x.dtype).tiny).sqrt_() if torch.is_grad_enabled() else x.sqrt()
 
 
 def usual_square(x: Tensor, average: Tensor, beta: Tensor, step: Tensor) -> Tensor:
     """An average of squares after x, too, without the bias of its beginning at 0.
 
     Args:
-        step: how many squares there are in `average`.
+        step: how many squares there are in `average` then.
     """
-    return torch.addcmul(beta * average, (1 - beta) * x, x) / (1 - beta ** (step + 1)).clamp_min(torch.finfo(x.dtype).eps)
+    return torch.addcmul(beta * average, (1 - beta) * x, x) / (1 - beta**step).clamp_min(torch.finfo(x.dtype).eps)
 
 
 def power_less_1(base: Tensor, exponent: Tensor) -> Tensor:

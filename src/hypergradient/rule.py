@@ -185,7 +185,7 @@ class Rule(metaclass=Notation):
 
         Args:
             state: that before a step along `grad`.
-            step: how many steps have been made.
+            step: the number of that step, from 1.
         """
         return None
 

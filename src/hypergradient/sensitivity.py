@@ -68,7 +68,7 @@ class Step:
         linked: which coefficients depend on what is tuned.
         kept: the names of what is kept of each step until its hypergradient is read.
         replays: whether that is read by a replay.
-        remembers: whether the scalars of a step are needed to read it.
+        metric: whether the scalars of the step that comes are needed to read the last one.
     """
 
     def __init__(self, rule: Rule, names: tuple[str, ...], off: frozenset[str] = frozenset()) -> None:
@@ -83,7 +83,7 @@ class Step:
         keeps = self.facts.keeps
         self.kept = {"sensitivity": names, "nothing": ()}.get(keeps, (keeps,))
         self.replays = keeps in ("gradient", "nothing")
-        self.remembers = self.replays or (self.normalization.metric and bool(names))
+        self.metric = self.normalization.metric and bool(names)
 
     def sample(self, p: Tensor) -> Sample | None:
         """What is read of a parameter; None: all."""
@@ -259,12 +259,13 @@ class Step:
                 through[i] = slope if (others := through[i]) is None else others + slope
         yield from through
 
-    def read(self, piece: Piece, last: Tensor, *maps: Map) -> Tensor:
+    def read(self, piece: Piece, rows: Tensor, *maps: Map) -> Tensor:
         """The sums that the normalization asks for, of the sensitivities of the last step: the first is ``<u, T>``.
 
         Args:
             piece: of the elements; in the place of the gradient u, the gradient of what is to become smaller by tuning.
-            last: the scalars of the last step, where it is replayed; of the dtype to work in. shape: (rows, segments)
+            rows: the scalars of the last step, where it is replayed, or of this one as they are expected, where its `metric` is
+                needed; of the dtype to work in. shape: (rows, segments)
             maps: where there are several segments. From segments to elements; from elements to segments, by summation.
                 shapes: (rows, segments) -> (rows, elements); (elements,) -> (segments,)
 
@@ -272,22 +273,16 @@ class Step:
             shape: (products, tuned, segments)
         """
         spread, total = maps or (lambda x: x, lambda x: (x.sum() if x.ndim else x).view(1))
-        scalars, zero = self.scalars(spread(last)) if self.remembers else None, last.new_zeros(last.shape[1])
-        (param, u, state, kept), names = piece, self.facts.state
-        u, old = u.to(last.dtype), dict(zip(names, state, strict=True))
+        scalars = self.scalars(spread(rows)) if self.replays or self.metric else None
+        param, u, state, kept = piece
+        u, old = u.to(rows.dtype), dict(zip(self.facts.state, state, strict=True))
         if scalars and self.replays:
-            terms = self.replay(scalars, u, param.to(last.dtype), old, *kept)
-        else:
-            terms = self._products(u, kept, self._metric(scalars, u, old) if scalars else None)
-        found = torch.stack([zero if x is None else total(x) for x in terms])
-        return self._chained(found, last) if self.replays else found.view(-1, len(self.names), last.shape[1])
-
-    def _products(self, u: Tensor, kept: Tensors, metric: Tensor | None) -> Iterator[Tensor]:
-        yield from (product(u, t, metric) for product in self.normalization.products for t in kept)
-
-    def _metric(self, scalars: Scalars, grad: Tensor, state: State) -> Tensor | None:
-        """What the normalization measures gradients with; `scalars`: those of the last step."""
-        return self.rule.at(scalars.values).preconditioner(grad, state, scalars.t)
+            terms = self.replay(scalars, u, param.to(rows.dtype), old, *kept)
+            found = torch.stack([rows.new_zeros(rows.shape[1]) if x is None else total(x) for x in terms])
+            return self._chained(found, rows)
+        metric = self.rule.at(scalars.values).preconditioner(u, old, scalars.t) if scalars else None
+        found = torch.stack([product(u, t, metric, total) for product in self.normalization.products for t in kept])
+        return found.view(-1, len(self.names), rows.shape[1])
 
     def _chained(self, found: Tensor, last: Tensor) -> Tensor:
         """From what a replay says to hypergradients, by the chain rule."""

@@ -89,9 +89,12 @@ NUMBERS: dict[str, str] = {
     "clamp": "minimum(maximum({0}, {1}), {2})",
     "where": "{1} if {0} else {2}",
     "masked_fill": "{2} if {1} else {0}",
-    **{n: f"{{0}} {x} {{1}}" for n, x in zip("eq ne lt le gt ge".split(), "== != < <= > >=".split(), strict=True)},
-    **{n: "bool({0}) and bool({1})" for n in ("bitwise_and", "logical_and")},
-    **{n: "not {0}" for n in ("bitwise_not", "logical_not")},
+    **{
+        n: f"{{0}} {x} {{1}}"
+        for n, x in zip(["eq", "ne", "lt", "le", "gt", "ge"], ["==", "!=", "<", "<=", ">", ">="], strict=True)
+    },
+    **dict.fromkeys(("bitwise_and", "logical_and"), "bool({0}) and bool({1})"),
+    **dict.fromkeys(("bitwise_not", "logical_not"), "not {0}"),
     "isfinite": "finite({0})",
     "lerp": "{0} + {2} * ({1} - {0})",
     "addcmul": "{0} + {3} * {1} * {2}",
@@ -112,7 +115,9 @@ SUMS = {"sum": (" + ", "0.0"), "all": (" and ", "True"), "any": (" or ", "False"
 # ----------------------------------------------------------------------------------------- elements
 
 TAKES: dict[str, tuple[int, ...]] = {
-    **{n: (1,) for n in ("mul", "add", "sub", "div", "clamp_min", "clamp_max", "rsub", *"eq ne lt le gt ge".split())},
+    **dict.fromkeys(
+        ("mul", "add", "sub", "div", "clamp_min", "clamp_max", "rsub", *["eq", "ne", "lt", "le", "gt", "ge"]), (1,)
+    ),
     "pow": (0, 1),
     "lerp": (2,),
     "clamp": (1, 2),
@@ -120,9 +125,26 @@ TAKES: dict[str, tuple[int, ...]] = {
     "threshold": (1, 2),
 }
 """Which arguments of an operation on elements may be plain numbers."""
-INTO = frozenset("add sub mul div reciprocal neg abs sqrt exp expm1 log log1p sign pow maximum minimum".split()) | frozenset(
-    "clamp clamp_min clamp_max lerp addcmul addcdiv nan_to_num sigmoid tanh".split()
-)
+INTO = frozenset(
+    [
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "reciprocal",
+        "neg",
+        "abs",
+        "sqrt",
+        "exp",
+        "expm1",
+        "log",
+        "log1p",
+        "sign",
+        "pow",
+        "maximum",
+        "minimum",
+    ]
+) | frozenset(["clamp", "clamp_min", "clamp_max", "lerp", "addcmul", "addcdiv", "nan_to_num", "sigmoid", "tanh"])
 """Operations that write their result where they are told to."""
 
 
@@ -233,7 +255,7 @@ class Recorder(TorchDispatchMode):
             self._know(x)
         names = [a.name for a in schema.arguments]
         given.update(zip(names, args, strict=False))
-        ordered = [given[a.name] if a.name in given else a.default_value for a in schema.arguments]
+        ordered = [given.get(a.name, a.default_value) for a in schema.arguments]
         out = function(*args, **(kwargs or {}))
         self._kept.append(out)
         name = schema.name.removeprefix("aten::")
@@ -329,7 +351,11 @@ class Recorder(TorchDispatchMode):
         if any(x.shape[d] == LENGTH for d in dims):
             raise Unrecordable("a sum over as many numbers as there are elements")
         rest = [d for d in range(x.ndim) if d not in dims]
-        where = _positions(x).permute(*rest, *dims).reshape(out.numel(), math.prod(x.shape[d] for d in dims)).tolist() if x.ndim else [[x.storage_offset()]]
+        where = (
+            _positions(x).permute(*rest, *dims).reshape(out.numel(), math.prod(x.shape[d] for d in dims)).tolist()
+            if x.ndim
+            else [[x.storage_offset()]]
+        )
         cells, (sign, zero) = self.numbers[_memory(x)], SUMS[name]
         found = []
         for row in where:
@@ -413,7 +439,7 @@ def record(function: Callable[..., Any], tensors: Sequence[Tensor], elements: Se
         mine = [Name(f"{name}_{i}") for i in range(x.numel())]
         head.append((mine, f"{name}.{'tolist()' if x.ndim == 1 else 'reshape(-1).tolist()'}"))
         if cells != mine:
-            tail.append(f"{name}.copy_({_tensor(cells, x, known)})")
+            tail.append(f"{name}.copy_({_tensor(cells, x)})")
             needed += cells
     for i, (memory, (flat, mine, before)) in enumerate(recorder.captured.items()):
         cells = recorder.numbers[memory]
@@ -422,7 +448,7 @@ def record(function: Callable[..., Any], tensors: Sequence[Tensor], elements: Se
         else:
             known[f"k{i}"] = flat
             head.append((mine, f"k{i}.tolist()"))
-            tail.append(f"k{i}.copy_({_tensor(cells, flat, known)})")
+            tail.append(f"k{i}.copy_({_tensor(cells, flat)})")
             needed += cells
 
     def told(x: Any) -> str:
@@ -434,7 +460,7 @@ def record(function: Callable[..., Any], tensors: Sequence[Tensor], elements: Se
             raise Unrecordable("a result that is not numbers")
         cells = recorder.atoms(x, x.shape)
         needed.extend(cells)
-        return _tensor(cells, x, known)
+        return _tensor(cells, x)
 
     result = told(out)
     lines = _shortened(recorder.lines, {*needed, *changed.values()})
@@ -443,17 +469,15 @@ def record(function: Callable[..., Any], tensors: Sequence[Tensor], elements: Se
     body += [*_printed(lines, changed, {n: x.dtype for n, x in zip(names, inside, strict=True)}, known), *tail]
     text = "\n    ".join([f"def played({', '.join(names)}):", *body, f"return {result}"])
     import os
-    if os.environ.get("TAPE"): print(text)
+
     exec(text, known)  # of nothing but what stands above
     played: Callable[..., Any] = known["played"]
     return played
 
 
-def _tensor(cells: Sequence[Any], like: Tensor, known: dict[str, Any]) -> str:
+def _tensor(cells: Sequence[Any], like: Tensor) -> str:
     """The text that makes a tensor of numbers."""
-    dtype = str(like.dtype).removeprefix("torch.")
-    known[dtype] = like.dtype
-    text = f"tensor([{', '.join(x if isinstance(x, Name) else repr(x) for x in cells)}], dtype={dtype})"
+    text = f"tensor([{', '.join(x if isinstance(x, Name) else repr(x) for x in cells)}], dtype={like.dtype})"
     return text if like.ndim == 1 else f"{text}.view({tuple(like.shape)})"
 
 
@@ -478,8 +502,7 @@ def _shortened(lines: Sequence[Line], needed: Iterable[Any]) -> list[Line]:
         elif line.what == "addcmul" and not line.more and (by := scaled(others[0])):
             new = line._replace(of=(first, by.of[0], others[1]), more={"value": by.of[1]})
         elif line.what == "sum" and (by := made.get(first)) and by.what == "mul" and uses[first] == 1:
-            if isinstance(by.of[1], Elements):
-                new = line._replace(what="dot", of=by.of)
+            new = line._replace(what="dot", of=by.of) if isinstance(by.of[1], Elements) else line
         made[line.name] = new
     wanted, found = set(needed), list[Line]()
     for line in reversed([made[line.name] for line in lines]):
@@ -489,7 +512,9 @@ def _shortened(lines: Sequence[Line], needed: Iterable[Any]) -> list[Line]:
     return found[::-1]
 
 
-def _printed(lines: Sequence[Line], changed: dict[str, Any], inputs: dict[Any, torch.dtype], known: dict[str, Any]) -> list[str]:
+def _printed(
+    lines: Sequence[Line], changed: dict[str, Any], inputs: dict[Any, torch.dtype], known: dict[str, Any]
+) -> list[str]:
     """The text of the program; results are written where there is room for them.
 
     Args:
@@ -534,18 +559,15 @@ def _operation(line: Line, target: str | None, known: dict[str, Any]) -> str:
     if line.what == "sum":
         return f"{line.of[0]}.sum().item()"
     known[f"each_{line.what}"] = getattr(torch, line.what, None) or getattr(torch.ops.aten, line.what, None)
-    dtype = str(line.dtype).removeprefix("torch.")
-    known[dtype] = line.dtype
     if line.what == "dot":
         return f"each_dot({line.of[0]}, {line.of[1]}).item()"
     if line.what == "convert":
-        return f"{line.of[0]}.to({dtype})"
+        return f"{line.of[0]}.to({line.dtype})"
     if line.what == "full":
-        return f"torch.full_like({line.of[0]}, {line.of[1]}, dtype={dtype})"
-    plain = TAKES.get(line.what, ())
-    of = [
-        str(x) if isinstance(x, Elements) or i in plain or x is None else f"tensor({x}, dtype={dtype})"
-        for i, x in enumerate(line.of)
-    ]
+        return f"torch.full_like({line.of[0]}, {line.of[1]}, dtype={line.dtype})"
+    plain, of = TAKES.get(line.what, ()), list[str]()
+    for i, x in enumerate(line.of):
+        kind = torch.bool if line.what == "where" and i == 0 else line.dtype
+        of.append(str(x) if isinstance(x, Elements) or i in plain or x is None else f"tensor({x}, dtype={kind})")
     more = [f"{n}={x}" for n, x in line.more.items()] + ([f"out={target}"] if target else [])
     return f"each_{line.what}({', '.join([*of, *more])})"

@@ -28,7 +28,7 @@ class Adagrad(Rule):
         return (self.lr / (1 + (step - 1) * self.lr_decay),)
 
     def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
-        usual: Tensor = sqrt((state["sum"] + grad * grad) / (step + 1)) + self.eps
+        usual: Tensor = sqrt((state["sum"] + grad * grad) / step) + self.eps
         return usual
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..numerics import sqrt, usual_square
+from ..numerics import sqrt
 from ..rule import Number, State, hyperparameter, nonnegative, open_unit_interval, real, unit_interval
 from ..schedule_free import ScheduleFree
 
@@ -32,17 +32,21 @@ class AdamWScheduleFree(ScheduleFree):
         return {"z": param.clone(), "exp_avg_sq": torch.zeros_like(param)}
 
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
-        root = (1 - self.beta2**step).sqrt()
-        return root, self.eps * root, 1 - self.beta2, self.new(step)
+        return (1 - self.beta2**step).sqrt(), 1 - self.beta2, self.new(step)
+
+    def square(self, grad: Tensor, state: State, new: Tensor) -> Tensor:
+        """The average of squares after a step."""
+        return torch.addcmul(self.beta2 * state["exp_avg_sq"], new * grad, grad)
 
     def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
-        usual: Tensor = sqrt(usual_square(grad, state["exp_avg_sq"], self.beta2, step)) + self.eps
+        v, root = self.square(grad, state, 1 - self.beta2), (1 - self.beta2**step).sqrt()
+        usual: Tensor = sqrt(v) / root + self.eps
         return usual
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
-        root, eps, new, share = c
-        v = torch.addcmul(state["exp_avg_sq"] * (1 - new), grad * new, grad)
-        direction = grad * root / (sqrt(v) + eps)
+        root, new, share = c
+        v = self.square(grad, state, new)
+        direction = grad / (sqrt(v) / root + self.eps)
         direction = torch.addcmul(direction, self.weight_decay, param) if self.uses("weight_decay") else direction
         y, z = self.moved(param, direction, state, share, self.lr)
         return y, {"z": z, "exp_avg_sq": v}
