@@ -16,6 +16,7 @@ from . import tape
 from .bucket import Bucket
 from .layout import total
 from .level import RAW, Asks, Hyperparameters, Levels, scalars
+from .numerics import readable
 from .sensitivity import Piece
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Engine:
     def __init__(self, compile: bool) -> None:
         self.compile = compile
         self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._plays = False
         self._tapes: dict[Any, Callable[..., Any]] = {}
 
     # -------------------------------------------------------------------- a step
@@ -51,6 +53,10 @@ class Engine:
         Args:
             known: see `Levels.tune`; None where there are no levels.
         """
+        ours = levels.ours and all(group.step.facts.ours for group, _ in work)
+        self._plays = (
+            ours and not self.compile and all(x.is_cpu and readable(x) for x in (levels.memory, *(b.grad for _, b in work)))
+        )
         clocks = {(id(group), id(bucket.clock)): (group, bucket.clock) for group, bucket in work}
         asks = tuple((group.owner, group.step) for group, _ in clocks.values())
         schedules, ticks = [group.schedule for group, _ in clocks.values()], [clock for _, clock in clocks.values()]
@@ -76,7 +82,8 @@ class Engine:
         """Whether a step in which only this bucket moves can be one function."""
         one = len(levels.levels[0].below) == 1 and bucket.grad.device == levels.memory.device
         alone = one and bucket.index is None and not bucket.layout.processes and not bucket.sample
-        return alone and self._alike(bucket) and (self.compile or bucket.param.numel() < 3 * PIECE // 2)
+        alone = alone and self._alike(bucket) and (self.compile or self._plays)
+        return alone and (self.compile or bucket.param.numel() < 3 * PIECE // 2)
 
     @staticmethod
     def _alike(bucket: Bucket) -> bool:
@@ -147,6 +154,8 @@ class Engine:
             arguments: tensors, lists of them, and whatever stays the same from call to call.
             dynamic: whether the sizes of the tensors vary from call to call; None: perhaps, found out when they do.
         """
+        if not (self.compile or self._plays):
+            return function(*arguments)
         tensors: list[Tensor] = []
         form = _form(arguments, tensors)
         if not self.compile:

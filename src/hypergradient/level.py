@@ -13,7 +13,7 @@ from torch import Tensor
 from .charts import Charts, interval
 from .normalize import NORMALIZATIONS
 from .numerics import finite, finite_or_zero, ratio
-from .probe import follows_movement, prepared, sums
+from .probe import follows_movement, ours, prepared, sums
 from .rule import Rule, State
 from .sensitivity import Step, Tensors, slopes
 from .tower import Tower
@@ -299,11 +299,13 @@ class Levels:
     Attributes:
         memory: what is remembered. shape: (rows, all that is moved)
         sizes: how many of its columns belong to each level.
+        ours: whether all rules are of this package.
     """
 
     def __init__(self, levels: Sequence[Level], like: Tensor) -> None:
         self.levels, self.sizes = tuple(levels), [len(level.sets) for level in levels]
         self.ends = list(accumulate(self.sizes))
+        self.ours = all(ours(level.rule) for level in levels)
         self.memory = like.new_zeros((max((len(level.start) for level in levels), default=COUNT + 1), sum(self.sizes)))
         for level in levels:
             mine = self.of(level).copy_(level.start)

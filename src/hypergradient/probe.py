@@ -34,6 +34,7 @@ class Facts(NamedTuple):
         averages: whether it is a rule of averages whose steps are made as `Averages` makes them.
         keeps: what is kept of a step until its hypergradient is read: "sensitivity", "movement", "gradient" or "nothing".
         closed_scalars, closed_elements: whether the derivatives of coefficients and of elements are had in closed form.
+        ours: whether it is one of this package, which are known to do nothing but to operate on tensors.
     """
 
     state: tuple[str, ...]
@@ -46,6 +47,7 @@ class Facts(NamedTuple):
     keeps: str
     closed_scalars: bool
     closed_elements: bool
+    ours: bool
 
 
 def remembered(rule: Rule) -> tuple[str, ...]:
@@ -151,7 +153,12 @@ def study(rule: Rule, names: tuple[str, ...]) -> Facts:
         keeps = "sensitivity" if known is None or not names else _keeps(rule, values, c)
         keeps = "movement" if follows_movement(rule, names) else keeps
         closed_scalars = isinstance(rule, Averages) and rule.closed("coefficients")
-    return Facts(state, sums(rule), apart, len(c), links, known or {}, averages, keeps, closed_scalars, closed)
+    return Facts(state, sums(rule), apart, len(c), links, known or {}, averages, keeps, closed_scalars, closed, ours(rule))
+
+
+def ours(rule: Rule) -> bool:
+    """Whether `rule` is one of this package."""
+    return type(rule).__module__.startswith(f"{__package__}.")
 
 
 def follows_movement(rule: Rule, names: Sequence[str]) -> bool:

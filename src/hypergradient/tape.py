@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .numerics import on_host
+
 LENGTH = 13
 """Of the elements on which a function of elements is recorded. It is played on any number of them."""
-MOST = 1024
+MOST = 512
 """Numbers in a tensor at the most."""
 
 
@@ -406,6 +408,7 @@ def _positions(x: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------- the program
 
 
+@on_host()
 def record(function: Callable[..., Any], tensors: Sequence[Tensor], elements: Sequence[bool]) -> Callable[..., Any]:
     """A tape of ``function(*tensors)``.
 
@@ -425,9 +428,8 @@ def record(function: Callable[..., Any], tensors: Sequence[Tensor], elements: Se
             out = function(*inside)
     finally:
         for flat, _, before in recorder.captured.values():
-            if not torch.equal(flat, before):
-                flat.copy_(before)
-    known: dict[str, Any] = {**FUNCTIONS, "torch": torch, "tensor": torch.tensor}
+            flat.copy_(before)
+    known: dict[str, Any] = {**FUNCTIONS, "torch": torch, "tensor": torch.tensor, "cpu": torch.device("cpu")}
     head, tail, needed = [], [], list[Any]()
     changed: dict[str, Any] = {}
     for name, x in zip(names, inside, strict=True):
@@ -468,7 +470,6 @@ def record(function: Callable[..., Any], tensors: Sequence[Tensor], elements: Se
     body = [f"{', '.join(mine)}, = {text}" for mine, text in head if used & set(mine)]
     body += [*_printed(lines, changed, {n: x.dtype for n, x in zip(names, inside, strict=True)}, known), *tail]
     text = "\n    ".join([f"def played({', '.join(names)}):", *body, f"return {result}"])
-    import os
 
     exec(text, known)  # of nothing but what stands above
     played: Callable[..., Any] = known["played"]
@@ -477,7 +478,7 @@ def record(function: Callable[..., Any], tensors: Sequence[Tensor], elements: Se
 
 def _tensor(cells: Sequence[Any], like: Tensor) -> str:
     """The text that makes a tensor of numbers."""
-    text = f"tensor([{', '.join(x if isinstance(x, Name) else repr(x) for x in cells)}], dtype={like.dtype})"
+    text = f"tensor([{', '.join(x if isinstance(x, Name) else repr(x) for x in cells)}], dtype={like.dtype}, device=cpu)"
     return text if like.ndim == 1 else f"{text}.view({tuple(like.shape)})"
 
 
@@ -568,6 +569,6 @@ def _operation(line: Line, target: str | None, known: dict[str, Any]) -> str:
     plain, of = TAKES.get(line.what, ()), list[str]()
     for i, x in enumerate(line.of):
         kind = torch.bool if line.what == "where" and i == 0 else line.dtype
-        of.append(str(x) if isinstance(x, Elements) or i in plain or x is None else f"tensor({x}, dtype={kind})")
+        of.append(str(x) if isinstance(x, Elements) or i in plain or x is None else f"tensor({x}, dtype={kind}, device=cpu)")
     more = [f"{n}={x}" for n, x in line.more.items()] + ([f"out={target}"] if target else [])
     return f"each_{line.what}({', '.join([*of, *more])})"
