@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -222,7 +222,7 @@ class Recorder(TorchDispatchMode):
         size = x.untyped_storage().nbytes() // x.element_size()
         if size > MOST or type(x) not in (Tensor, torch.nn.Parameter) or x.device.type != "cpu":
             raise Unrecordable(f"a tensor of {size} elements")
-        flat = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage(), 0, (size,), (1,))  # type: ignore[call-overload]
+        flat = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage(), 0, (size,), (1,))
         names = [Name(f"k{len(self.captured)}_{i}") for i in range(size)]
         self.captured[memory] = flat, names, flat.clone()
         self.numbers[memory] = list(names)
@@ -396,7 +396,7 @@ class Recorder(TorchDispatchMode):
 
 
 def _memory(x: Tensor) -> int:
-    return x.untyped_storage()._cdata
+    return cast(int, x.untyped_storage()._cdata)
 
 
 def _positions(x: Tensor) -> Tensor:
