@@ -51,12 +51,12 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     Args:
         params: parameters, named parameters, or groups, as for every optimizer of torch.
-        tower: a tower of rules; a rule alone is an optimizer whose hyperparameters stay.
-        per: how many sets of hyperparameters the leftmost rule has: one for ``"all"`` parameters, one per ``"group"``,
-            one per ``"tensor"``. Levels above have one set.
-        maximize: climb instead of descending.
-        compile: compile the step with `torch.compile`. The first two steps then take seconds, the others much less than
-            without. Rules that are not elementwise, and small parameters under ``per="tensor"``, are not compiled.
+        tower: a tower of rules, by default ``auto()``; a rule alone is an optimizer whose hyperparameters stay.
+        per: how many sets of hyperparameters the leftmost rule has: one for ``"all"`` parameters, one per ``"group"``
+            (default), one per ``"tensor"``. Levels above have one set.
+        maximize: climb instead of descending. Default False.
+        compile: compile the step with `torch.compile`; default False. The first two steps then take seconds, the others
+            much less than without. Rules that mix elements, and small parameters under ``per="tensor"``, are not compiled.
 
     Raises:
         ValueError, TypeError: bad input, before anything has changed.

@@ -126,18 +126,18 @@ class Notation(type):
 class Rule(metaclass=Notation):
     """An update rule and its hyperparameters.
 
-    Every rule has four keyword-only fields that say how its hyperparameters are tuned by a rule above it:
+    Every rule has five keyword-only fields that say how its hyperparameters are tuned by a rule above it:
 
     Args:
         tune: the names of those that are moved. Default: step size and momentum-like coefficients.
         charts: by name, the coordinate in which one is moved. Default: coefficients in (0, 1) by logit (`UNIT`),
             all others as they are (`REAL`).
-        horizon: over how many steps a hyperparameter's effect is followed, in steps; at least 1, which is the paper's;
+        horizon: over how many steps a hyperparameter's effect is followed; at least 1, the default and the paper's;
             ``math.inf``: over the whole run; ``Age(4)``: over four times the age of the run.
-        normalize: None, or ``"cosine"``: the hypergradient in a chart's coordinate is divided by the norms of the
+        normalize: None (default), or ``"cosine"``: the hypergradient in a chart's coordinate is divided by the norms of the
             gradient and of the sensitivity, and so lies in [-1, 1]; ``"metric cosine"``: by their norms in the metric of
             the rule, see `preconditioner` (on levels above the weights the same as ``"cosine"``).
-        sample: of a large parameter, hypergradients are read off one in so many blocks of neighbouring elements; 1: off all.
+        sample: of a large parameter, hypergradients are read off one in so many blocks of neighbours. Default 1: off all.
 
     Raises:
         ValueError: a value outside its constraint, an unknown name.
