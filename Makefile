@@ -21,7 +21,7 @@ lint: $(READY) ## Style and types
 	$(BIN)/mypy
 
 docs: $(READY) ## The documentation as a site; leaves site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo open site/index.html
 
 bench: $(READY) ## Time and memory beside torch.optim and others, half an hour; leaves bench/
