@@ -22,7 +22,7 @@ To see what it does: History, and `callbacks` for Lightning and the Trainer of H
 The method is that of Chandra, Xie, Ragan-Kelley & Meijer 2022, *Gradient Descent: The Ultimate Optimizer* (arXiv 1909.13371).
 """
 
-from types import ModuleType as _ModuleType
+import types as _types
 
 from . import callbacks as callbacks
 from .auto import auto as auto
@@ -60,4 +60,4 @@ from .rules.tuner import Tuner as Tuner
 from .tower import Tower as Tower
 
 __version__ = "0.1.0"
-__all__ = ["callbacks", *(n for n, x in vars().items() if n[0] != "_" and not isinstance(x, _ModuleType))]
+__all__ = ["callbacks", *(n for n, x in vars().items() if n[0] != "_" and not isinstance(x, _types.ModuleType))]
