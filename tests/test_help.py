@@ -1,6 +1,7 @@
 """What help() says: every public name, every argument of a rule, and what is missing where an extra is not installed."""
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from cases import RULES, parameters, train
 
 import hypergradient
-from hypergradient import Hyperoptimizer
+from hypergradient import Hyperoptimizer, callbacks
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,3 +70,29 @@ def test_help_of_a_rule_names_its_source_and_every_argument_with_its_default(rul
         r"Tuned by default: ([\w, ]+?)(?:,? and a momentum that is not 0)?\.", rule.__doc__.replace("\n    ", " ")
     )[1]
     assert tuned.split(", ") == list(rule().tuned())
+
+
+def public(owner):
+    return [f for name, f in vars(owner).items() if inspect.isfunction(f) and not name.startswith("_")]
+
+
+OWNERS = [hypergradient.Hyperoptimizer, hypergradient.History, hypergradient.Chart]
+CALLS = [
+    *(
+        hypergradient.auto,
+        hypergradient.from_torch,
+        hypergradient.hyperparameter,
+        *OWNERS,
+        hypergradient.Age,
+        hypergradient.Tower,
+    ),
+    *(f for owner in OWNERS for f in public(owner)),
+    *(callbacks.current, callbacks.for_lightning, callbacks.for_trainer),
+]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda f: f.__qualname__)
+def test_help_names_every_argument(call):
+    said = inspect.getdoc(call)
+    for name in inspect.signature(call).parameters.keys() - {"self", "cls"}:
+        assert re.search(rf"\b{name}\b", said), name

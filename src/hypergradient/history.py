@@ -99,7 +99,7 @@ class History:
             json.dump(_finite(content), file, allow_nan=False)
 
     def to_tensorboard(self, writer: Any) -> None:
-        """Write the `scalars` of each step to a `SummaryWriter`, or to whatever has its ``add_scalar(tag, value, step)``."""
+        """Write the `scalars` of each step to `writer`, a `SummaryWriter` or whatever has ``add_scalar(tag, value, step)``."""
         for step, told in groupby(self.records(), lambda record: record["step"]):
             for tag, value in scalars(told).items():
                 writer.add_scalar(tag, value, step)
