@@ -38,7 +38,7 @@ class Averages(Rule):
 
     @abstractmethod
     def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, Average]:
-        """Of `grad` and coefficients `c`, ``(x, weight)``: what is averaged, and how; ``state = (1 - weight) state + weight x``.
+        """What of `grad` is averaged, and how; `c`: `coefficients`. ``(x, weight)``: ``state = (1 - weight) state + weight x``.
 
         A square is written ``(grad, weight, grad)``: it may be too large a number where weight times it is not.
         """
