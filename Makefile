@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint docs bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 8
@@ -20,6 +20,10 @@ lint: $(READY) ## Style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(READY) ## The documentation as a site; leaves site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo open site/index.html
+
 bench: $(READY) ## Time and memory beside torch.optim and others, half an hour; leaves bench/
 	$(BIN)/python -m benchmarks
 
@@ -31,4 +35,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 clean: ## Remove what the other targets made
-	rm -rf .venv bench demo build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv bench demo build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -19,7 +19,7 @@ from hypergradient.numerics import ratio
 
 ROOT = Path(__file__).parent.parent
 NEEDED = "src", "tests", "benchmarks", "experiments", "examples", "docs", "pyproject.toml", "README.md", "CONTRIBUTING.md"
-BOUGHT = "battery", "faults", "house", "hypergradient", "properties", "rules", "state", "validation"
+BOUGHT = "battery", "docs", "faults", "help", "house", "hypergradient", "properties", "rules", "state", "validation"
 """The files of which a row of the table of rules buys tests; `test_house.py` is run as a whole."""
 RUN = """
 import sys, hypergradient, pytest
@@ -42,7 +42,7 @@ def copied(folder):
 def follow(text, root):
     """Do what the section of CONTRIBUTING says. Returns the name of the new rule."""
     section = text.split("## Add a rule")[1].split("\n## ")[0]
-    rule, export = (textwrap.dedent(block) for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL))
+    rule, export, _ = (textwrap.dedent(block) for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL))
     (root / re.search(r"`(src/hypergradient/rules/\w+\.py)`", section)[1]).write_text(rule)
     exports = root / re.search(r"\*\*One line\*\* in `(.*?)`", section)[1]
     lines = exports.read_text().splitlines(keepends=True)
@@ -51,15 +51,17 @@ def follow(text, root):
     table, row = re.search(r"\*\*One row\*\* in `RULES` of `(.*?)`: `(.*?)`", section).groups()
     before, after = (root / table).read_text().split("\n]\nABOVE")
     (root / table).write_text(f"{before}\n    {row}\n]\nABOVE{after}")
+    page, entry = re.search(r"\*\*One entry\*\* in `(.*?)`.*?````markdown\n(.*?)````", section, re.DOTALL).groups()
+    (root / page).write_text(f"{(root / page).read_text()}\n{textwrap.dedent(entry)}")
     return re.search(r"class (\w+)\(", rule)[1]
 
 
-def test_the_rule_of_contributing_is_one_file_one_line_and_one_row(tmp_path):
+def test_the_rule_of_contributing_is_one_file_one_line_one_row_and_one_entry(tmp_path):
     root = copied(tmp_path)
     name = follow((ROOT / "CONTRIBUTING.md").read_text(), root)
     for check in (["check"], ["format", "--check"]):
         subprocess.run([sys.executable, "-m", "ruff", *check, "--no-cache", "src", "tests/cases.py"], cwd=root, check=True)
-    options = ["-k", f"{name} or test_house", "-p", "no:cacheprovider", "-o", "addopts="]
+    options = ["-k", f"{name} or test_house or in_the_reference", "-p", "no:cacheprovider", "-o", "addopts="]
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(root), *(f"tests/test_{file}.py" for file in BOUGHT), *options],
         cwd=root,

@@ -27,6 +27,7 @@ def auto(rule: Rule | None = None, **arguments: Any) -> Tower:
     Args:
         rule: what moves the parameters; default: ``AdamWScheduleFree(**arguments)``. Its values stay, but for an lr and an
             r at their defaults, which become 1e-6 and 2.
+        arguments: those of `AdamWScheduleFree`, where no rule is given, such as ``weight_decay=0.1``.
 
     Raises:
         TypeError: something that is not a rule; arguments beside a rule.

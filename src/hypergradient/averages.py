@@ -33,12 +33,12 @@ class Averages(Rule):
     """Whether parameters and averages are written over."""
 
     def gradient(self, param: Tensor, grad: Tensor) -> Tensor:
-        """The gradient with its penalty: what is averaged."""
+        """`grad`, at `param`, with its penalty: what is averaged."""
         return self.penalized(param, grad)
 
     @abstractmethod
     def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, Average]:
-        """What is averaged over time, and how: ``state = (1 - weight) state + weight x``, from ``(x, weight)``.
+        """What of `grad` is averaged, and how; `c`: `coefficients`. ``(x, weight)``: ``state = (1 - weight) state + weight x``.
 
         A square is written ``(grad, weight, grad)``: it may be too large a number where weight times it is not.
         """
@@ -46,15 +46,15 @@ class Averages(Rule):
 
     @abstractmethod
     def displacement(self, state: State, c: tuple[Tensor, ...]) -> Tensor:
-        """How far a parameter moves, from the state after the step."""
+        """How far a parameter moves, from the `state` after the step and the coefficients `c`."""
         raise NotImplementedError
 
     def decay(self, c: tuple[Tensor, ...]) -> Tensor | None:
-        """The factor by which a parameter shrinks before it moves; None: it does not."""
+        """The factor by which a parameter shrinks before it moves, one of the coefficients `c`; None: it does not."""
         return None
 
     def follows(self, others: State, averages: State) -> State:
-        """What else is remembered, such as the greatest of all averages: from what that was before and the averages after."""
+        """What else is remembered, such as the greatest of all averages: from `others`, what it was, and the `averages`."""
         return {}
 
     # ------------------------- what these are derived to, in closed form: if a class has them it saves time

@@ -9,7 +9,15 @@ from .optimizer import Hyperoptimizer
 
 
 def current(optimizer: Any) -> dict[str, float]:
-    """The `scalars` of the last step of `optimizer`, which a framework may have wrapped.
+    """What there is to see of the last step of `optimizer`, by tag, such as ``hyperparameters/0.Adam.lr``.
+
+        wandb.log(current(optimizer))
+
+    Args:
+        optimizer: a Hyperoptimizer, which a framework may have wrapped.
+
+    Returns:
+        the values in natural units; nothing before the first step. It waits for the device.
 
     Raises:
         TypeError: there is no Hyperoptimizer in it.
@@ -26,9 +34,15 @@ def for_lightning(every: int | None = None) -> Any:
     """A callback for the Trainer of Lightning: ``Trainer(callbacks=[for_lightning()])``.
 
     Args:
-        every: after how many steps to log; None: as the trainer's `log_every_n_steps`.
+        every: after how many steps to log. Default None: as the trainer's `log_every_n_steps`.
+
+    Raises:
+        ImportError: Lightning is not installed.
     """
-    from lightning.pytorch import Callback
+    try:
+        from lightning.pytorch import Callback
+    except ImportError as error:
+        raise ImportError("for_lightning needs Lightning: pip install 'hypergradient[lightning]'") from error
 
     class LogHyperparameters(Callback):
         logged = 0
@@ -54,8 +68,17 @@ def for_trainer(trainer: Any) -> Any:
     """A callback for the Trainer of Hugging Face: ``trainer.add_callback(for_trainer(trainer))``.
 
     It logs when `trainer` does, through ``trainer.log``, and so to all that `trainer` reports to.
+
+    Args:
+        trainer: that of `transformers`, with a Hyperoptimizer.
+
+    Raises:
+        ImportError: transformers is not installed.
     """
-    from transformers import TrainerCallback
+    try:
+        from transformers import TrainerCallback
+    except ImportError as error:
+        raise ImportError("for_trainer needs transformers: pip install 'hypergradient[transformers]'") from error
 
     class LogHyperparameters(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -30,7 +30,8 @@ def from_torch(
 
     Args:
         optimizer: one whose class has a rule of the same name. It can be in mid-training; it must not be used any more.
-        above: what tunes it, such as ``SGD(lr=1e-5)``; ``"auto"``: it is tuned as by `auto`, from its own lr; None: nothing.
+        above: what tunes it, such as ``SGD(lr=1e-5)``; ``"auto"`` (default): it is tuned as by `auto`, from its own lr; None:
+            nothing.
         options: `tune`, `charts`, `horizon`, `normalize`, `sample` of the rule, and `per` of the Hyperoptimizer.
 
     Raises:

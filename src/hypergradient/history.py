@@ -36,8 +36,9 @@ class History:
 
     Args:
         optimizer: whose steps are recorded from now on.
-        every: the interval: step 0 is recorded, step `every`, and so on. The optimizer counts, so that after a resume the
-            count goes on; where it went back to an earlier checkpoint, what came after that is written over.
+        every: the interval, in steps, 1 by default: step 0 is recorded, step `every`, and so on. The optimizer counts, so that
+            after a resume the count goes on; where it went back to an earlier checkpoint, what came after that is written
+            over.
 
     Raises:
         TypeError, ValueError: another kind of optimizer; an interval that is not an integer of at least 1.
@@ -85,20 +86,20 @@ class History:
     # ------------------------------------------------------------------ to keep
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write a table with a row per record; in it lists are JSON."""
+        """Write a table to the file `path`, with a row per record; in it lists are JSON."""
         with open(path, "w", newline="") as file:
             writer = csv.DictWriter(file, FIELDS)
             writer.writeheader()
             writer.writerows({n: json.dumps(x) if isinstance(x, list) else x for n, x in r.items()} for r in self.records())
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write the tower and the records; what is not finite becomes null."""
+        """Write the tower and the records to the file `path`; what is not finite becomes null."""
         content = {"tower": repr(self.optimizer.tower), "every": self.every, "records": self.records()}
         with open(path, "w") as file:
             json.dump(_finite(content), file, allow_nan=False)
 
     def to_tensorboard(self, writer: Any) -> None:
-        """Write the `scalars` of each step to a `SummaryWriter`, or to whatever has its ``add_scalar(tag, value, step)``."""
+        """Write the `scalars` of each step to `writer`, a `SummaryWriter` or whatever has ``add_scalar(tag, value, step)``."""
         for step, told in groupby(self.records(), lambda record: record["step"]):
             for tag, value in scalars(told).items():
                 writer.add_scalar(tag, value, step)
@@ -120,16 +121,15 @@ class History:
 
         Raises:
             RuntimeError: nothing has been recorded.
+            ImportError: matplotlib is not installed.
         """
-        from matplotlib.figure import Figure
-
         rows: dict[int, dict[bool, dict[Any, dict[int, list[float]]]]] = {}
         for r in self._curves():
             rule = self.optimizer.tower.rules[r["level"]] if r["level"] else self.optimizer.rules[r["group"]]
             bounded = getattr(rule.constraint(r["name"].split(".")[0]), "upper_bound", math.inf) <= 1
             curve = rows.setdefault(r["level"], {}).setdefault(bounded, {}).setdefault((r["group"], r["rule"], r["name"]), {})
             curve[r["step"]] = _listed(r["value"])
-        figure = Figure(figsize=(9, 1.2 + 2.8 * len(rows)), dpi=150, layout="constrained")
+        figure = _figure(len(rows))
         figure.suptitle(textwrap.fill(repr(self.optimizer.tower), 100), fontsize=11)
         grid = figure.add_gridspec(len(rows), 2)
         for row, (level, kinds) in enumerate(sorted(rows.items())):
@@ -180,6 +180,14 @@ class Replay(LRScheduler):
                 group["betas"] = tuple(now.get(n, old) for n, old in zip(("beta1", "beta2"), group["betas"], strict=True))
         pairs = zip(self.optimizer.param_groups, self.tracks, strict=True)
         return [_interpolated(track["lr"], self.last_epoch) if "lr" in track else group["lr"] for group, track in pairs]
+
+
+def _figure(rows: int) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("History.plot needs matplotlib: pip install 'hypergradient[plot]'") from error
+    return Figure(figsize=(9, 1.2 + 2.8 * rows), dpi=150, layout="constrained")
 
 
 def _draw(axes: Any, curves: Mapping[Any, Mapping[int, list[float]]], wide: bool) -> None:

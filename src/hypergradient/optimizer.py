@@ -51,12 +51,12 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     Args:
         params: parameters, named parameters, or groups, as for every optimizer of torch.
-        tower: a tower of rules; a rule alone is an optimizer whose hyperparameters stay.
-        per: how many sets of hyperparameters the leftmost rule has: one for ``"all"`` parameters, one per ``"group"``,
-            one per ``"tensor"``. Levels above have one set.
-        maximize: climb instead of descending.
-        compile: compile the step with `torch.compile`. The first two steps then take seconds, the others much less than
-            without. Rules that are not elementwise, and small parameters under ``per="tensor"``, are not compiled.
+        tower: a tower of rules, by default ``auto()``; a rule alone is an optimizer whose hyperparameters stay.
+        per: how many sets of hyperparameters the leftmost rule has: one for ``"all"`` parameters, one per ``"group"``
+            (default), one per ``"tensor"``. Levels above have one set.
+        maximize: climb instead of descending. Default False.
+        compile: compile the step with `torch.compile`; default False. The first two steps then take seconds, the others
+            much less than without. Rules that mix elements, and small parameters under ``per="tensor"``, are not compiled.
 
     Raises:
         ValueError, TypeError: bad input, before anything has changed.
@@ -103,7 +103,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         return [group.rule for group in self._groups]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, also in mid-training; their hyperparameters are fresh, the levels above go on.
+        """Add the dict `param_group`, also in mid-training; its hyperparameters are fresh, the levels above go on.
 
         Raises:
             ValueError: a value outside its constraint, a parameter that the rule cannot move.
@@ -244,7 +244,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """One step of every level, along the gradients that are in ``p.grad`` now.
 
         Returns:
-            what `closure` returned, if there is one; it is called first, with gradients enabled.
+            what `closure` returned, if there is one (default: none); it is called first, with gradients enabled.
 
         Raises:
             RuntimeError: a sparse gradient, before anything has changed.
@@ -423,7 +423,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
     # ------------------------------------------------------------ what it does
 
     def hyperparameters(self, group: int = 0) -> list[dict[str, Any]]:
-        """The values in force now, in natural units, of every level; level 0 moves the weights.
+        """The values in force now in group number `group`, by default 0, in natural units, by level; level 0 moves the weights.
 
         The last step was made with them, unless a group has been changed since. The next one tunes them first.
 
@@ -437,8 +437,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def hypergradients(self, group: int = 0) -> list[dict[str, Any]]:
         """``dL/dvalue`` as read in the last step, for what is tuned, in the shape of `hyperparameters`.
 
-        In natural units, with respect to the learned value (a schedule's factor is part of the derivative), before any
-        normalization; NaN where none has been read. With `maximize`, L is what is minimized: the negative.
+        Of group number `group`, by default 0. In natural units, of the learned value (a schedule's factor is part of the
+        derivative), not normalized; NaN where none has been read. With `maximize`, L is what is minimized: the negative.
         """
         self._assemble()
         return self.snapshot().hypergradients(group)

@@ -87,8 +87,8 @@ def hyperparameter(default: float, constraint: Constraint, tuned: bool | None = 
     Args:
         default: its default value.
         constraint: what it must satisfy, at construction and ever after.
-        tuned: whether the level above moves it by default (a value of 0 means "switched off" and is then left alone,
-            unless it is ``lr``); None: it enters `init` only and cannot be tuned.
+        tuned: whether the level above moves it by default: True (a value of 0 means "switched off" and is then left alone,
+            unless it is ``lr``); False; or None: it enters `init` only and cannot be tuned.
     """
     return field(default=default, metadata={"constraint": constraint, "tuned": tuned})
 
@@ -126,18 +126,18 @@ class Notation(type):
 class Rule(metaclass=Notation):
     """An update rule and its hyperparameters.
 
-    Every rule has four keyword-only fields that say how its hyperparameters are tuned by a rule above it:
+    Every rule has five keyword-only fields that say how its hyperparameters are tuned by a rule above it:
 
     Args:
         tune: the names of those that are moved. Default: step size and momentum-like coefficients.
         charts: by name, the coordinate in which one is moved. Default: coefficients in (0, 1) by logit (`UNIT`),
             all others as they are (`REAL`).
-        horizon: over how many steps a hyperparameter's effect is followed, in steps; at least 1, which is the paper's;
+        horizon: over how many steps a hyperparameter's effect is followed; at least 1, the default and the paper's;
             ``math.inf``: over the whole run; ``Age(4)``: over four times the age of the run.
-        normalize: None, or ``"cosine"``: the hypergradient in a chart's coordinate is divided by the norms of the
+        normalize: None (default), or ``"cosine"``: the hypergradient in a chart's coordinate is divided by the norms of the
             gradient and of the sensitivity, and so lies in [-1, 1]; ``"metric cosine"``: by their norms in the metric of
             the rule, see `preconditioner` (on levels above the weights the same as ``"cosine"``).
-        sample: of a large parameter, hypergradients are read off one in so many blocks of neighbouring elements; 1: off all.
+        sample: of a large parameter, hypergradients are read off one in so many blocks of neighbours. Default 1: off all.
 
     Raises:
         ValueError: a value outside its constraint, an unknown name.
@@ -159,7 +159,7 @@ class Rule(metaclass=Notation):
     far along the same gradients: the sensitivity to its logarithm is the movement itself, and nothing need be derived."""
 
     def init(self, param: Tensor) -> State:
-        """The state before the first step."""
+        """What is remembered of `param` before the first step: tensors shaped like it, by name."""
         return {}
 
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
@@ -177,7 +177,7 @@ class Rule(metaclass=Notation):
 
     @abstractmethod
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
-        """The parameter and the state after one step; elementwise unless the class says otherwise."""
+        """`param` and `state` after a step along `grad`, elementwise unless the class says otherwise; `c`: `coefficients`."""
         raise NotImplementedError
 
     def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor | None:
@@ -190,19 +190,19 @@ class Rule(metaclass=Notation):
         return None
 
     def evaluated(self, param: Tensor, state: State) -> Tensor:
-        """What a parameter is to be evaluated with: for a rule that averages, the average."""
+        """What `param` is to be evaluated with, from its `state`: for a rule that averages, the average."""
         return param
 
     def trained(self, average: Tensor, state: State) -> Tensor:
-        """The inverse of `evaluated`."""
+        """The inverse of `evaluated`: the parameter, from its `average` and `state`."""
         return average
 
     def uses(self, name: str) -> bool:
-        """Whether the term of a hyperparameter takes part: not where it is 0 and nothing tunes it, for 0 * inf is not 0."""
+        """Whether the term of the hyperparameter `name` takes part: not where it is 0 and untuned, for 0 * inf is not 0."""
         return name not in self.off
 
     def penalized(self, param: Tensor, grad: Tensor) -> Tensor:
-        """The gradient of the loss with its penalty ``weight_decay / 2 |param|^2``."""
+        """`grad`, that of the loss at `param`, with the gradient of its penalty ``weight_decay / 2 |param|^2``."""
         if not (hasattr(self, "weight_decay") and self.uses("weight_decay")):
             return grad
         return torch.addcmul(grad, self.weight_decay, param)

@@ -12,7 +12,23 @@ from ..rule import Number, Rule, State, closed_unit_interval, hyperparameter, no
 
 @dataclass(frozen=True)
 class Adadelta(Rule):
-    """Zeiler 2012, Algorithm 1 (arXiv 1212.5701), times a step size."""
+    """Adadelta: moves in the size of the moves before, times a step size; as `torch.optim.Adadelta`.
+
+    Source: Zeiler 2012, Algorithm 1 (arXiv 1212.5701).
+
+        s = rho s + (1 - rho) g^2,      d = sqrt(u + eps) / sqrt(s + eps) g
+        u = rho u + (1 - rho) d^2,      w = w - lr d
+
+    Tuned by default: lr, rho.
+
+    How a rule above tunes it is said by the arguments of every `Rule`: tune, charts, horizon, normalize, sample.
+
+    Args:
+        lr: factor of the move, without unit; at least 0. Default 1.0.
+        rho: coefficient of both averages, which reach back 1 / (1 - rho) steps; in [0, 1]. Default 0.9.
+        eps: added under both roots; at least 0. Default 1e-06.
+        weight_decay: L2 penalty, added to the gradient times the parameter; at least 0. Default 0.0.
+    """
 
     lr: Number = hyperparameter(1.0, nonnegative)
     rho: Number = hyperparameter(0.9, closed_unit_interval)

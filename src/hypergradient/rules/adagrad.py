@@ -12,7 +12,24 @@ from ..rule import Number, Rule, State, hyperparameter, nonnegative
 
 @dataclass(frozen=True)
 class Adagrad(Rule):
-    """Duchi, Hazan & Singer 2011, diagonal form, with the options of `torch.optim.Adagrad`."""
+    """Adagrad: the gradient divided by the root of the sum of all squares so far; as `torch.optim.Adagrad`.
+
+    Source: Duchi, Hazan & Singer 2011, diagonal form.
+
+        s = s + g^2,      w = w - lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps)
+
+    Tuned by default: lr.
+
+    How a rule above tunes it is said by the arguments of every `Rule`: tune, charts, horizon, normalize, sample.
+
+    Args:
+        lr: step size: what an element moves in its first step, in units of the parameter; at least 0. Default 0.01.
+        lr_decay: fall of the step size per step, as a part; at least 0. Default 0.0.
+        weight_decay: L2 penalty, added to the gradient times the parameter; at least 0. Default 0.0.
+        initial_accumulator_value: the sum before the first step, in squared units of the gradient; at least 0; cannot be
+            tuned. Default 0.0.
+        eps: added to the root, in units of the gradient; at least 0. Default 1e-10.
+    """
 
     lr: Number = hyperparameter(1e-2, nonnegative)
     lr_decay: Number = hyperparameter(0.0, nonnegative, tuned=False)

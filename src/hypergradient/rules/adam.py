@@ -14,7 +14,25 @@ from ..rule import Number, State, hyperparameter, nonnegative, unit_interval
 
 @dataclass(frozen=True)
 class Adam(Averages):
-    """Kingma & Ba 2015, Algorithm 1 (arXiv 1412.6980); `amsgrad`: Reddi, Kale & Kumar 2018, Algorithm 2."""
+    """Adam: along the average gradient, divided by the root of the average square; as `torch.optim.Adam`.
+
+    Source: Kingma & Ba 2015, Algorithm 1 (arXiv 1412.6980); `amsgrad`: Reddi, Kale & Kumar 2018, Algorithm 2.
+
+        m = beta1 m + (1 - beta1) g,      v = beta2 v + (1 - beta2) g^2
+        w = w - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
+
+    Tuned by default: lr, beta1, beta2.
+
+    How a rule above tunes it is said by the arguments of every `Rule`: tune, charts, horizon, normalize, sample.
+
+    Args:
+        lr: step size, about what an element moves in a step, in units of the parameter; at least 0. Default 0.001.
+        beta1: coefficient of the average gradient, which reaches back 1 / (1 - beta1) steps; in [0, 1). Default 0.9.
+        beta2: that of the average square of the gradient; in [0, 1). Default 0.999.
+        eps: added to the root of the average square, in units of the gradient; at least 0. Default 1e-08.
+        weight_decay: L2 penalty, added to the gradient times the parameter; at least 0. Default 0.0.
+        amsgrad: divide by the greatest average square so far. Default False.
+    """
 
     lr: Number = hyperparameter(1e-3, nonnegative)
     beta1: Number = hyperparameter(0.9, unit_interval)

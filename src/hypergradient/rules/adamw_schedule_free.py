@@ -13,7 +13,27 @@ from ..schedule_free import ScheduleFree
 
 @dataclass(frozen=True)
 class AdamWScheduleFree(ScheduleFree):
-    """AdamW that averages, as `schedulefree.AdamWScheduleFree`; see `schedule_free`."""
+    """AdamW that averages its weights, as `schedulefree.AdamWScheduleFree`; the rule of the default.
+
+    Source: Defazio et al. 2024, The Road Less Scheduled (arXiv 2405.15682).
+
+        z = z - lr (g / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay y),      x = the average of all z
+        y = (1 - beta1) z + beta1 x
+
+    The parameters hold y in training, where the gradient is taken, and x after ``optimizer.eval()``. In the average, step t
+    weighs ``lr**weight_lr_power * t**r``. Tuned by default: lr.
+
+    How a rule above tunes it is said by the arguments of every `Rule`: tune, charts, horizon, normalize, sample.
+
+    Args:
+        lr: step size, about what an element moves in a step, in units of the parameter; at least 0. Default 0.0025.
+        beta1: how near to the average the gradient is taken; in (0, 1). Default 0.9.
+        beta2: that of the average square of the gradient; in [0, 1). Default 0.999.
+        eps: added to the root of the average square, in units of the gradient; at least 0. Default 1e-08.
+        weight_decay: decoupled, of y, times lr; at least 0. Default 0.0.
+        r: power of the step count in the weights of the average: 0 for all alike. Default 0.0; `auto` takes 2.
+        weight_lr_power: power of the lr in force in them. Default 2.0.
+    """
 
     lr: Number = hyperparameter(0.0025, nonnegative)
     beta1: Number = hyperparameter(0.9, open_unit_interval, tuned=False)

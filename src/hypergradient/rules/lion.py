@@ -11,9 +11,21 @@ from ..rule import Number, Rule, State, hyperparameter, nonnegative, unit_interv
 
 @dataclass(frozen=True)
 class Lion(Rule):
-    """Chen et al. 2023, Algorithm 2 (arXiv 2302.06675).
+    """Lion: the sign of an average gradient.
 
-    The sign hides the betas: their one-step hypergradient is 0 almost everywhere, so only the lr is tuned by default.
+    Source: Chen et al. 2023, Algorithm 2 (arXiv 2302.06675).
+
+        w = (1 - lr weight_decay) w - lr sign(beta1 m + (1 - beta1) g),      m = beta2 m + (1 - beta2) g
+
+    Tuned by default: lr. The sign hides the betas: their one-step hypergradient is 0 almost everywhere.
+
+    How a rule above tunes it is said by the arguments of every `Rule`: tune, charts, horizon, normalize, sample.
+
+    Args:
+        lr: step size: what every element moves in a step, in units of the parameter; at least 0. Default 0.0001.
+        beta1: part of the average in the direction of this step; in [0, 1). Default 0.9.
+        beta2: coefficient of the average, which reaches back 1 / (1 - beta2) steps; in [0, 1). Default 0.99.
+        weight_decay: decoupled: each step shrinks the parameter by the part lr * weight_decay; at least 0. Default 0.0.
     """
 
     lr: Number = hyperparameter(1e-4, nonnegative)

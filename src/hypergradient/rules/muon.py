@@ -11,10 +11,29 @@ from ..rule import Number, Rule, State, closed_unit_interval, hyperparameter, no
 
 @dataclass(frozen=True)
 class Muon(Rule):
-    """Jordan et al. 2024: momentum, orthogonalized by `ns_steps` Newton–Schulz iterations; as `torch.optim.Muon`.
+    """Momentum, orthogonalized by Newton–Schulz iterations; for matrices; as `torch.optim.Muon`.
+
+    Source: Jordan et al. 2024, Muon: an optimizer for hidden layers in neural networks.
 
     One update has a spectral norm of about lr * sqrt(max(1, rows / columns)). The iterations run in the dtype of
-    the parameter, float32 for half precision (torch: always bfloat16).
+    the parameter, float32 for half precision (torch: always bfloat16). It is run parameter by parameter, and cannot stand
+    above another rule. Tuned by default: lr, momentum.
+
+    How a rule above tunes it is said by the arguments of every `Rule`: tune, charts, horizon, normalize, sample.
+
+    Args:
+        lr: step size, in units of the spectral norm of the parameter per step; at least 0. Default 0.001.
+        weight_decay: decoupled: each step shrinks the parameter by the part lr * weight_decay; at least 0. Default 0.1.
+        momentum: coefficient of the average gradient; in [0, 1]. Default 0.95.
+        nesterov: look ahead along the momentum. Default True.
+        eps: least norm by which the momentum is divided, in units of the gradient; at least 0. Default 1e-07.
+        ns_coefficients: of the polynomial that is iterated. Default (3.4445, -4.775, 2.0315).
+        ns_steps: how many iterations, 1 to 99. Default 5.
+        adjust_lr_fn: factor for the shape: None or "original": sqrt(max(1, rows / columns)); "match_rms_adamw":
+            0.2 sqrt(max(rows, columns)), for step sizes made for AdamW. Default None.
+
+    Raises:
+        ValueError: another `adjust_lr_fn`, `ns_steps` out of bounds; a parameter that is no real matrix.
     """
 
     lr: Number = hyperparameter(1e-3, nonnegative)

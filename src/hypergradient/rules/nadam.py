@@ -12,7 +12,25 @@ from ..rule import Number, Rule, State, hyperparameter, nonnegative, unit_interv
 
 @dataclass(frozen=True)
 class NAdam(Rule):
-    """Dozat 2016, Algorithm 2, with the momentum schedule of `torch.optim.NAdam`."""
+    """Adam with Nesterov's momentum, as `torch.optim.NAdam`.
+
+    Source: Dozat 2016, Algorithm 2, with the momentum schedule of torch.
+
+        mu[t] = beta1 (1 - 0.96^(t momentum_decay) / 2)
+
+    Tuned by default: lr, beta1, beta2.
+
+    How a rule above tunes it is said by the arguments of every `Rule`: tune, charts, horizon, normalize, sample.
+
+    Args:
+        lr: step size, about what an element moves in a step, in units of the parameter; at least 0. Default 0.002.
+        beta1: coefficient of the average gradient, which reaches back 1 / (1 - beta1) steps; in [0, 1). Default 0.9.
+        beta2: that of the average square of the gradient; in [0, 1). Default 0.999.
+        eps: added to the root of the average square, in units of the gradient; at least 0. Default 1e-08.
+        weight_decay: L2 penalty, added to the gradient times the parameter; at least 0. Default 0.0.
+        momentum_decay: how fast mu grows to beta1, per step; at least 0. Default 0.004.
+        decoupled_weight_decay: shrink the parameter by the part lr * weight_decay instead of a penalty. Default False.
+    """
 
     lr: Number = hyperparameter(2e-3, nonnegative)
     beta1: Number = hyperparameter(0.9, unit_interval)

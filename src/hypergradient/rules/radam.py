@@ -13,7 +13,22 @@ from ..rule import Number, State, hyperparameter, nonnegative, unit_interval
 
 @dataclass(frozen=True)
 class RAdam(Averages):
-    """Liu et al. 2020, Algorithm 2 (arXiv 1908.03265), with torch's threshold of 5."""
+    """Rectified Adam, which begins as momentum, until its average square is worth something; as `torch.optim.RAdam`.
+
+    Source: Liu et al. 2020, Algorithm 2 (arXiv 1908.03265), with torch's threshold of 5.
+
+    Tuned by default: lr, beta1, beta2.
+
+    How a rule above tunes it is said by the arguments of every `Rule`: tune, charts, horizon, normalize, sample.
+
+    Args:
+        lr: step size, about what an element moves in a step, in units of the parameter; at least 0. Default 0.001.
+        beta1: coefficient of the average gradient, which reaches back 1 / (1 - beta1) steps; in [0, 1). Default 0.9.
+        beta2: that of the average square of the gradient; in [0, 1). Default 0.999.
+        eps: added to the root of the average square, in units of the gradient; at least 0. Default 1e-08.
+        weight_decay: L2 penalty, added to the gradient times the parameter; at least 0. Default 0.0.
+        decoupled_weight_decay: shrink the parameter by the part lr * weight_decay instead of a penalty. Default False.
+    """
 
     lr: Number = hyperparameter(1e-3, nonnegative)
     beta1: Number = hyperparameter(0.9, unit_interval)

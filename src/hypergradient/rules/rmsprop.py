@@ -12,7 +12,24 @@ from ..rule import Number, Rule, State, closed_unit_interval, hyperparameter, no
 
 @dataclass(frozen=True)
 class RMSprop(Rule):
-    """Tieleman & Hinton 2012, lecture 6.5; `centered`: Graves 2013 (arXiv 1308.0850), equations 38–45."""
+    """RMSprop: the gradient divided by the root of its average square; as `torch.optim.RMSprop`.
+
+    Source: Tieleman & Hinton 2012, lecture 6.5; `centered`: Graves 2013 (arXiv 1308.0850), equations 38–45.
+
+        v = alpha v + (1 - alpha) g^2,      b = momentum b + g / (sqrt(v) + eps),      w = w - lr b
+
+    Tuned by default: lr, alpha, and a momentum that is not 0.
+
+    How a rule above tunes it is said by the arguments of every `Rule`: tune, charts, horizon, normalize, sample.
+
+    Args:
+        lr: step size, about what an element moves in a step, in units of the parameter; at least 0. Default 0.01.
+        alpha: coefficient of the average square, which reaches back 1 / (1 - alpha) steps; in [0, 1]. Default 0.99.
+        eps: added to the root of the average square, in units of the gradient; at least 0. Default 1e-08.
+        weight_decay: L2 penalty, added to the gradient times the parameter; at least 0. Default 0.0.
+        momentum: part of the last move that is kept; in [0, 1]. Default 0.0.
+        centered: divide by the variance instead, the average square less the squared average. Default False.
+    """
 
     lr: Number = hyperparameter(1e-2, nonnegative)
     alpha: Number = hyperparameter(0.99, closed_unit_interval)

@@ -13,8 +13,24 @@ from ..rule import Number, Rule, State, closed_unit_interval, hyperparameter, no
 class SGD(Rule):
     """Stochastic gradient descent with momentum, as `torch.optim.SGD`.
 
-    Polyak 1964 (heavy ball); Nesterov's variant as in Sutskever, Martens, Dahl & Hinton 2013.
-    As in torch, dampening counts from the second step on, and only where there is momentum.
+    Source: Polyak 1964 (heavy ball); Nesterov's variant as in Sutskever, Martens, Dahl & Hinton 2013.
+
+        b = momentum b + (1 - dampening) g,      w = w - lr b
+
+    As in torch, dampening counts from the second step on, and only where there is momentum. Tuned by default: lr, and a
+    momentum that is not 0.
+
+    How a rule above tunes it is said by the arguments of every `Rule`: tune, charts, horizon, normalize, sample.
+
+    Args:
+        lr: step size, in units of the parameter per unit of the gradient; at least 0. Default 0.001.
+        momentum: part of the last move that is kept; in [0, 1]. Default 0.0.
+        dampening: part of the gradient that is left out; any number. Default 0.0.
+        weight_decay: L2 penalty, added to the gradient times the parameter; at least 0. Default 0.0.
+        nesterov: look ahead along the momentum; needs one, and no dampening. Default False.
+
+    Raises:
+        ValueError: nesterov without momentum, or with dampening.
     """
 
     lr: Number = hyperparameter(1e-3, nonnegative)

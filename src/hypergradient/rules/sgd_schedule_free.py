@@ -11,7 +11,24 @@ from ..schedule_free import ScheduleFree
 
 @dataclass(frozen=True)
 class SGDScheduleFree(ScheduleFree):
-    """SGD that averages, as `schedulefree.SGDScheduleFree`; see `schedule_free`."""
+    """SGD that averages its weights, as `schedulefree.SGDScheduleFree`.
+
+    Source: Defazio et al. 2024, The Road Less Scheduled (arXiv 2405.15682).
+
+        z = z - lr (g + weight_decay y),      x = the average of all z,      y = (1 - momentum) z + momentum x
+
+    The parameters hold y in training, where the gradient is taken, and x after ``optimizer.eval()``. In the average, step t
+    weighs ``lr**weight_lr_power * t**r``. Tuned by default: lr.
+
+    How a rule above tunes it is said by the arguments of every `Rule`: tune, charts, horizon, normalize, sample.
+
+    Args:
+        lr: step size, in units of the parameter per unit of the gradient; at least 0. Default 1.0.
+        momentum: how near to the average the gradient is taken; in (0, 1). Default 0.9.
+        weight_decay: L2 penalty, of y; at least 0. Default 0.0.
+        r: power of the step count in the weights of the average: 0 for all alike. Default 0.0; `auto` takes 2.
+        weight_lr_power: power of the lr in force in them. Default 2.0.
+    """
 
     lr: Number = hyperparameter(1.0, nonnegative)
     momentum: Number = hyperparameter(0.9, open_unit_interval, tuned=False)

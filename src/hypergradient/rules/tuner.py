@@ -11,10 +11,21 @@ from ..rule import Number, Rule, State, hyperparameter, nonnegative, positive
 
 @dataclass(frozen=True)
 class Tuner(Rule):
-    """Adagrad (Duchi, Hazan & Singer 2011), that falls no further than `span` below the highest that it has reached.
+    """Adagrad, that falls no further than `span` below the highest it has reached; for the top of a tower.
+
+    Source: Duchi, Hazan & Singer 2011; the span is ours.
+
+        s = s + g^2,      h = max(h - lr g / sqrt(s), highest h so far - span)
 
     Made for the logarithm of a step size. One that has overshot is told to shrink for as long as the path that it has led to
-    is not undone; too small, it would undo nothing any more, and shrink for ever.
+    is not undone; too small, it would undo nothing any more, and shrink for ever. Tuned by default: lr.
+
+    How a rule above tunes it is said by the arguments of every `Rule`: tune, charts, horizon, normalize, sample.
+
+    Args:
+        lr: step size, in units of the coordinate it moves (of a logarithm: 1 is a factor of e); at least 0. Default 1.3.
+        span: the greatest fall below the highest, in the same units; more than 0. Default 3.0.
+        initial_accumulator_value: the sum before the first step; at least 0; cannot be tuned. Default 2.0.
     """
 
     lr: Number = hyperparameter(1.3, nonnegative)
