@@ -8,9 +8,8 @@ old m' is gone, but its derivatives are known: ``dm/dw = (x - m) / (1 - w)`` and
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,9 +27,6 @@ class Averages(Rule):
     In the place of `update` it has `averages` and `displacement`. The step can be replayed where every weight that is tuned
     is one of the coefficients.
     """
-
-    in_place: ClassVar[bool] = False
-    """Whether parameters and averages are written over."""
 
     def gradient(self, param: Tensor, grad: Tensor) -> Tensor:
         """`grad`, at `param`, with its penalty: what is averaged."""
@@ -57,30 +53,6 @@ class Averages(Rule):
         """What else is remembered, such as the greatest of all averages: from `others`, what it was, and the `averages`."""
         return {}
 
-    # ------------------------- what these are derived to, in closed form: if a class has them it saves time
-
-    def coefficients_slopes(
-        self, step: Tensor, c: tuple[Tensor, ...], wanted: Collection[str]
-    ) -> dict[tuple[int, str], Tensor]:
-        """``dc[i]/dh`` under ``(i, h)``, at least for every h that is `wanted`, where it is not 0 for every value; shaped like
-        a hyperparameter.
-        """
-        raise NotImplementedError
-
-    def displacement_slopes(
-        self, u: Tensor | float, state: State, c: tuple[Tensor, ...], wanted: Collection[int | str]
-    ) -> dict[int | str, Tensor]:
-        """``u`` times the derivatives of `displacement`, at least those that are `wanted` and not 0 for every value: under i
-        with respect to ``c[i]``, under its name to an average. Hyperparameters must enter it by these alone.
-        """
-        raise NotImplementedError
-
-    @classmethod
-    def closed(cls, name: str) -> bool:
-        """Whether there is a closed form for the method `name`: in the class that defines it, or in one derived from that."""
-        own = next(c for c in cls.__mro__ if {name, f"{name}_slopes"} & vars(c).keys())
-        return own not in (Rule, Averages) and f"{name}_slopes" in vars(own)
-
     # ------------------------------------------------------------------------------------------- the step
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
@@ -95,13 +67,9 @@ class Averages(Rule):
 
     def average(self, old: Tensor, x: Tensor, weight: Tensor, other: Tensor | None = None) -> Tensor:
         """One average after one step."""
-        if other is None:
-            return (Tensor.lerp_ if self.in_place else torch.lerp)(old, x, weight)
-        times, plus = (Tensor.mul_, Tensor.addcmul_) if self.in_place else (Tensor.mul, Tensor.addcmul)
-        return plus(times(old, 1 - weight), x * weight, other)
+        return torch.lerp(old, x, weight) if other is None else torch.addcmul(old * (1 - weight), x * weight, other)
 
     def apply(self, param: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor:
         """The parameter after one step, from the state after it."""
-        times, less = (Tensor.mul_, Tensor.sub_) if self.in_place else (Tensor.mul, Tensor.sub)
         decay = self.decay(c)
-        return less(param if decay is None else times(param, decay), self.displacement(state, c))
+        return (param if decay is None else param * decay) - self.displacement(state, c)

@@ -33,7 +33,6 @@ class Facts(NamedTuple):
         weights: of which averages the weight depends on what is tuned; which coefficient it is.
         averages: whether it is a rule of averages whose steps are made as `Averages` makes them.
         keeps: what is kept of a step until its hypergradient is read: "sensitivity", "movement", "gradient" or "nothing".
-        closed_scalars, closed_elements: whether the derivatives of coefficients and of elements are had in closed form.
         ours: whether it is one of this package, which are known to do nothing but to operate on tensors.
     """
 
@@ -45,8 +44,6 @@ class Facts(NamedTuple):
     weights: dict[str, int]
     averages: bool
     keeps: str
-    closed_scalars: bool
-    closed_elements: bool
     ours: bool
 
 
@@ -146,14 +143,9 @@ def study(rule: Rule, names: tuple[str, ...]) -> Facts:
         links = _links(values, c, names)
         averages = isinstance(rule, Averages) and all(getattr(type(rule), n) is getattr(Averages, n) for n in MADE)
         known = _weights(rule, values, c) if averages and isinstance(rule, Averages) else None
-        closed = False
-        if known is not None and isinstance(rule, Averages) and rule.closed("displacement"):
-            decay = rule.at(values).decay(c)
-            closed = decay is None or any(decay is x for x in c)
         keeps = "sensitivity" if known is None or not names else _keeps(rule, values, c)
         keeps = "movement" if follows_movement(rule, names) else keeps
-        closed_scalars = isinstance(rule, Averages) and rule.closed("coefficients")
-    return Facts(state, sums(rule), apart, len(c), links, known or {}, averages, keeps, closed_scalars, closed, ours(rule))
+    return Facts(state, sums(rule), apart, len(c), links, known or {}, averages, keeps, ours(rule))
 
 
 def ours(rule: Rule) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -106,7 +106,7 @@ class Step:
         rows = [clock[:1].expand_as(values[:1]), self._summed(values, count, before), values, scale]
         if not k:
             return torch.cat(rows)
-        c, slope = (self._slopes_given if self.facts.closed_scalars else self._slopes_derived)(values, count, before)
+        c, slope = self._slopes(values, count, before)
         return torch.cat([*rows, c, (slope.view(t, k, sets) * scale.unsqueeze(1)).view(t * k, sets)])
 
     def _summed(self, values: Tensor, count: Tensor, before: Tensor) -> Tensor:
@@ -121,16 +121,11 @@ class Step:
         at, c, _ = prepared(at, count, dict(zip(self.facts.sums, before, strict=True)))
         return at, [x if isinstance(x, Tensor) else fixed.new_tensor(x) for x in c]
 
-    def _slopes_given(self, values: Tensor, count: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """Coefficients and their derivatives, in closed form. shapes: (coefficients, segments), (tuned * coefficients, …)"""
-        t, k, sets = len(self.names), self.facts.coefficients, values.shape[1]
-        at, c = self._coefficients(values[:t], values[t:], count, before)
-        known, zero = at.coefficients_slopes(count, tuple(c), self.names) if self.linked else {}, torch.zeros_like(values[0])
-        slopes = [known.get((i, n), zero) for n in self.names for i in range(k)]
-        return torch.stack([x.expand(sets) for x in c]), torch.stack(slopes or [zero[:0]])
+    def _slopes(self, values: Tensor, count: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients and their derivatives, by one reverse pass: each coefficient is made of a copy of its own.
 
-    def _slopes_derived(self, values: Tensor, count: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """The same by one reverse pass: each coefficient is made of a copy of its own."""
+        shapes: (coefficients, segments), (tuned * coefficients, segments)
+        """
         t, k, sets = len(self.names), self.facts.coefficients, values.shape[1]
         if not self.linked:
             c = self._coefficients(values[:t], values[t:], count, before)[1]
@@ -178,7 +173,7 @@ class Step:
     def advance(self, scalars: Scalars, param: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
         """One elementwise step, and of each of `names` its sensitivity ``dU/dh = dU/dh|c + sum_c dU/dc dc/dh``.
 
-        Without closed forms one reverse pass gives all: each element depends on its own copy of the scalars.
+        One reverse pass gives all: each element depends on its own copy of the scalars.
         """
 
         def step(at: Rule, c: tuple[Tensor, ...]) -> tuple[Sequence[Tensor], State]:
@@ -186,37 +181,13 @@ class Step:
             return (new,), new_state
 
         t, k = len(self.names), len(scalars.c)
-        if self.facts.closed_elements:
-            new, new_state, found = self._advance_closed(scalars, param, grad, state)
-        else:
-            (new,), new_state, found = self.differentiate(scalars, step, copy=lambda x: x.expand_as(param))
+        (new,), new_state, found = self.differentiate(scalars, step, copy=lambda x: x.expand_as(param))
         terms = {n: [] if x is None else [x * scalars.scale[n]] for n, x in zip(self.names, found, strict=False)}
         for i, n in self.facts.links:
             if (slope := found[t + i]) is not None:
                 terms[n].append(slope * scalars.jacobian[self.names.index(n) * k + i])
         add = added if self.rule.normalize else sum
         return new, new_state, [add(x[1:], x[0]) if x else torch.zeros_like(new) for x in terms.values()]
-
-    def _advance_closed(
-        self, scalars: Scalars, param: Tensor, grad: Tensor, state: State
-    ) -> tuple[Tensor, State, list[Tensor | None]]:
-        """The step, and its derivatives with respect to each of `names` and each coefficient, in closed form."""
-        at: Any = self.rule.at(scalars.values)
-        c, weights = scalars.c, self.facts.weights
-        new, after = at.at({"in_place": not weights and at.decay(c) is None}).update(param, grad, state, c)
-        moved = self.moved(at, -1.0, param, after, c)
-        averages = at.averages(at.gradient(param, grad), c) if weights else {}
-        for n, i in ((n, i) for n, i in weights.items() if n in moved):
-            moved[i] = moved.get(i, 0.0) + moved[n] * (fresh(averages[n]) - state[n])
-        return new, after, [None] * len(self.names) + [moved.get(i) for i in range(len(c))]
-
-    def moved(self, at: Any, u: Tensor | float, before: Tensor, state: State, c: tuple[Tensor, ...]) -> dict[Any, Tensor]:
-        """As `Averages.displacement_slopes`, of ``displacement - decay * before``: of the whole step, given the averages."""
-        found: dict[Any, Tensor] = dict(at.displacement_slopes(u, state, c, (*self.linked, *self.facts.weights)))
-        decay = at.decay(c)
-        for i in [i for i in self.linked if c[i] is decay]:
-            found[i] = found.get(i, 0.0) - u * before
-        return found
 
     def replay(
         self, scalars: Scalars, cotangent: Tensor, param: Tensor, state: State, last: Tensor | None = None
@@ -238,18 +209,13 @@ class Step:
         before, decay = param, at.decay(c)
         if decay is not None:
             before = torch.where(decay == 0, param, (param + at.displacement(state, c)) / decay)
-        found: Sequence[Tensor | None]
-        if self.facts.closed_elements:
-            moved = self.moved(at, cotangent, before, state, c)
-            found = [*[None] * t, *(moved.get(x) for x in (*range(k), *weights))]
-        else:
 
-            def taken(at: Any, c: tuple[Tensor, ...], *held: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
-                moved = at.displacement({**state, **dict(zip(weights, held, strict=True))}, c)
-                return (moved,) if (shrunk := at.decay(c)) is None else (moved, shrunk), ()
+        def taken(at: Any, c: tuple[Tensor, ...], *held: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
+            moved = at.displacement({**state, **dict(zip(weights, held, strict=True))}, c)
+            return (moved,) if (shrunk := at.decay(c)) is None else (moved, shrunk), ()
 
-            cotangents = [cotangent] if decay is None else [cotangent, -(cotangent * before).sum_to_size(decay.shape)]
-            found = self.differentiate(scalars, taken, cotangents, more=[state[n] for n in weights])[2]
+        cotangents = [cotangent] if decay is None else [cotangent, -(cotangent * before).sum_to_size(decay.shape)]
+        found = self.differentiate(scalars, taken, cotangents, more=[state[n] for n in weights])[2]
         yield from found[: t + k]
         averages = {} if last is None else at.averages(last, c)
         through: list[Tensor | None] = [None] * k
@@ -335,8 +301,7 @@ class Step:
 
     def _moved_only(self, scalars: Scalars, param: Tensor, grad: Tensor, state: State, kept: Tensors) -> tuple[Tensor, State]:
         """One step without its derivative; its gradient is kept where the replay needs it."""
-        at: Any = self.rule.at({**scalars.values, "in_place": self.facts.averages and self.facts.keeps != "movement"})
-        c = scalars.c
+        at, c = cast(Any, self.rule.at(scalars.values)), scalars.c
         if not kept:
             moved: tuple[Tensor, State] = at.update(param, grad, state, c)
             return moved

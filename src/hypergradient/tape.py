@@ -67,12 +67,13 @@ FUNCTIONS: dict[str, Any] = {
     "maximum": _maximum,
     "minimum": _minimum,
     "sigmoid": _sigmoid,
-    "sign": lambda x: (x > 0) - (x < 0) + 0.0 * x,
+    "sign": lambda x: float((x > 0) - (x < 0)),
     "finite": math.isfinite,
     "inf": math.inf,
     "nan": math.nan,
 }
 
+COMPARED = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 NUMBERS: dict[str, str] = {
     "add": "{0} + {2} * {1}",
     "sub": "{0} - {2} * {1}",
@@ -81,27 +82,22 @@ NUMBERS: dict[str, str] = {
     "div": "div({0}, {1})",
     "reciprocal": "div(1.0, {0})",
     "neg": "-{0}",
-    "abs": "abs({0})",
-    **{n: n + "({0})" for n in ("sqrt", "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "sign")},
-    "pow": "pow({0}, {1})",
-    "maximum": "maximum({0}, {1})",
-    "minimum": "minimum({0}, {1})",
+    **{n: n + "({0})" for n in ("abs", "sqrt", "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "sign")},
+    **{n: n + "({0}, {1})" for n in ("pow", "maximum", "minimum")},
     "clamp_min": "maximum({0}, {1})",
     "clamp_max": "minimum({0}, {1})",
     "clamp": "minimum(maximum({0}, {1}), {2})",
     "where": "{1} if {0} else {2}",
     "masked_fill": "{2} if {1} else {0}",
-    **{
-        n: f"{{0}} {x} {{1}}"
-        for n, x in zip(["eq", "ne", "lt", "le", "gt", "ge"], ["==", "!=", "<", "<=", ">", ">="], strict=True)
-    },
+    **{n: f"{{0}} {sign} {{1}}" for n, sign in COMPARED.items()},
     **dict.fromkeys(("bitwise_and", "logical_and"), "bool({0}) and bool({1})"),
+    **dict.fromkeys(("bitwise_or", "logical_or"), "bool({0}) or bool({1})"),
     **dict.fromkeys(("bitwise_not", "logical_not"), "not {0}"),
     "isfinite": "finite({0})",
     "lerp": "{0} + {2} * ({1} - {0})",
     "addcmul": "{0} + {3} * {1} * {2}",
     "addcdiv": "{0} + {3} * div({1}, {2})",
-    "nan_to_num": "{0} if finite({0}) else 0.0",
+    "nan_to_num": "{0} if finite({0}) else {1} if {0} != {0} else {2} if {0} > 0 else {3}",
     "sigmoid_backward": "{0} * (1.0 - {1}) * {1}",
     "threshold": "{0} if {0} > {1} or {0} != {0} else {2}",
     "copy": "{1}",
@@ -117,36 +113,14 @@ SUMS = {"sum": (" + ", "0.0"), "all": (" and ", "True"), "any": (" or ", "False"
 # ----------------------------------------------------------------------------------------- elements
 
 TAKES: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys(
-        ("mul", "add", "sub", "div", "clamp_min", "clamp_max", "rsub", *["eq", "ne", "lt", "le", "gt", "ge"]), (1,)
-    ),
+    **dict.fromkeys(("mul", "add", "sub", "div", "clamp_min", "clamp_max", "rsub", *COMPARED), (1,)),
     "pow": (0, 1),
     "lerp": (2,),
-    "clamp": (1, 2),
+    **dict.fromkeys(("clamp", "threshold", "nan_to_num"), (1, 2, 3)),
     "masked_fill": (2,),
-    "threshold": (1, 2),
 }
 """Which arguments of an operation on elements may be plain numbers."""
-INTO = frozenset(
-    [
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "reciprocal",
-        "neg",
-        "abs",
-        "sqrt",
-        "exp",
-        "expm1",
-        "log",
-        "log1p",
-        "sign",
-        "pow",
-        "maximum",
-        "minimum",
-    ]
-) | frozenset(["clamp", "clamp_min", "clamp_max", "lerp", "addcmul", "addcdiv", "nan_to_num", "sigmoid", "tanh"])
+INTO = NUMBERS.keys() - {"rsub", "masked_fill", "isfinite", "sigmoid_backward", "threshold", "copy", "fill", "zero"}
 """Operations that write their result where they are told to."""
 
 
@@ -156,6 +130,14 @@ class Name(str):
 
 class Elements(Name):
     """The name of elements."""
+
+
+WRITTEN = {
+    "sum": "{0}.sum().item()",
+    "convert": "{0}.to({dtype})",
+    "full": "torch.full_like({0}, {1}, dtype={dtype})",
+}
+"""Operations that are written in another way."""
 
 
 class Line(NamedTuple):
@@ -196,21 +178,21 @@ class Recorder(TorchDispatchMode):
         self.lines: list[Line] = []
         self.numbers: dict[int, list[Any]] = {}
         self.elements: dict[int, Elements] = {}
-        self.captured: dict[int, tuple[Tensor, list[Any], Tensor]] = {}
+        self.captured: dict[int, tuple[Tensor, Tensor]] = {}
         self._names, self._same, self._kept = count(), dict[Any, Name](), list[Any]()
 
     # ---------------------------------------------------------------- what tensors are
 
-    def take(self, x: Tensor, name: str, elements: bool) -> Tensor:
+    def take(self, x: Tensor, name: Name) -> Tensor:
         """What stands for an argument in the function."""
-        if elements:
+        if isinstance(name, Elements):
             x = torch.ones(LENGTH, dtype=x.dtype)
-            self.elements[_memory(x)] = Elements(name)
+            self.elements[_memory(x)] = name
         else:
             if x.numel() > MOST:
                 raise Unrecordable(f"{x.numel()} numbers")
             x = x.detach().clone(memory_format=torch.contiguous_format)
-            self.numbers[_memory(x)] = [Name(f"{name}_{i}") for i in range(x.numel())]
+            self.numbers[_memory(x)] = named(name, x.numel())
         self._kept.append(x)
         return x
 
@@ -223,9 +205,13 @@ class Recorder(TorchDispatchMode):
         if size > MOST or type(x) not in (Tensor, torch.nn.Parameter) or x.device.type != "cpu":
             raise Unrecordable(f"a tensor of {size} elements")
         flat = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage(), 0, (size,), (1,))
-        names = [Name(f"k{len(self.captured)}_{i}") for i in range(size)]
-        self.captured[memory] = flat, names, flat.clone()
-        self.numbers[memory] = list(names)
+        self.numbers[memory] = named(f"k{len(self.captured)}", size)
+        self.captured[memory] = flat, flat.clone()
+
+    def undo(self) -> None:
+        """Put back what was written to tensors that were there before."""
+        for flat, before in self.captured.values():
+            flat.copy_(before)
 
     def atoms(self, x: Any, shape: Sequence[int]) -> list[Any]:
         """The numbers of a tensor or a number, spread to `shape`, one after the other."""
@@ -302,7 +288,9 @@ class Recorder(TorchDispatchMode):
             return self._summed(name, given, out)
         if name not in NUMBERS:
             raise Unrecordable(name)
-        columns = [self.atoms(x, out.shape) for x in given if not isinstance(x, (str, torch.memory_format))]
+        if any(isinstance(x, str) for x in given):  # another way to round
+            raise Unrecordable(name)
+        columns = [self.atoms(x, out.shape) for x in given]
         return [self._number(NUMBERS[name], row) for row in zip(*columns, strict=True)]
 
     def _converted(self, x: Any, dtype: torch.dtype) -> Any:
@@ -310,8 +298,10 @@ class Recorder(TorchDispatchMode):
 
     def _number(self, expression: str, row: Sequence[Any]) -> Any:
         """The name of an expression, the same for the same; or what it is, if that is known."""
-        if expression == "clamp" or None in row:  # a clamp at one end
-            expression, row = ("minimum({0}, {1})", (row[0], row[2])) if row[1] is None else ("maximum({0}, {1})", row[:2])
+        if None in row:
+            if expression != NUMBERS["clamp"]:
+                raise Unrecordable(expression)
+            expression, row = (NUMBERS["minimum"], (row[0], row[2])) if row[1] is None else (NUMBERS["maximum"], row[:2])
         if expression in ("{0} + 0.0", "{1}"):
             return row[0] + 0.0 if expression == "{0} + 0.0" and not isinstance(row[0], Name) else row[expression == "{1}"]
         said = expression.replace("{2} * {1}", "{1}") if len(row) > 2 and row[2] == 1 else expression
@@ -367,31 +357,27 @@ class Recorder(TorchDispatchMode):
         return found
 
     def _of_elements(self, name: str, given: list[Any], out: Tensor) -> Any:
+        first = self._element(given[0])
         if name in ("copy", "fill"):
             made = self._element(given[1])
-            if not isinstance(made, Elements):
-                made = self._line("full", (self._element(given[0]), made), {}, out.dtype)
-            return made
+            return made if isinstance(made, Elements) else self._line("full", (first, made), {}, out.dtype)
         if name == "sum" and out.numel() == 1:
-            return [self._line("sum", (self._element(given[0]),), {}, torch.float64)]
+            return [self._line("sum", (first,), {}, torch.float64)]
         if name in FACTORIES or name == "full_like":
-            return self._line("full", (self._element(given[0]), FACTORIES.get(name, given[1])), {}, out.dtype)
-        if name == "clone" or name == "_to_copy":
-            same = self._element(given[0])
-            return same if given[0].dtype == out.dtype else self._line("convert", (same,), {}, out.dtype)
-        if name not in NUMBERS or out.shape != (LENGTH,):
+            return self._line("full", (first, FACTORIES.get(name, given[1])), {}, out.dtype)
+        if name in ("clone", "_to_copy"):
+            return first if given[0].dtype == out.dtype else self._line("convert", (first,), {}, out.dtype)
+        if name not in NUMBERS or out.shape != (LENGTH,) or any(isinstance(x, str) for x in given):
             raise Unrecordable(name)
-        of, more = [self._element(x) if x is not None else None for x in given], {}
-        if name in ("add", "sub", "rsub"):
-            of, more = of[:2], {} if of[2] == 1 else {"alpha": of[2]}
-        elif name in ("addcmul", "addcdiv"):
-            of, more = of[:3], {} if of[3] == 1 else {"value": of[3]}
-        elif name == "div":
-            of = of[:2]
-        if name in ("add", "mul") and not isinstance(of[0], Elements) and not more:
-            of.reverse()
-        if name == "sub" and not isinstance(of[0], Elements) and not more:
-            name, of = "rsub", of[::-1]
+        of, by = (
+            [x if x is None else self._element(x) for x in given],
+            {"add": 2, "sub": 2, "rsub": 2, "addcmul": 3, "addcdiv": 3},
+        )
+        more = {}
+        if (last := by.get(name)) is not None and (factor := of.pop(last)) != 1:
+            more = {"alpha" if last == 2 else "value": factor}
+        if not (isinstance(first, Elements) or more) and name in ("add", "mul", "sub"):
+            name, of = "rsub" if name == "sub" else name, of[::-1]
         return self._line(name, tuple(of), more, out.dtype)
 
 
@@ -413,77 +399,157 @@ def record(function: Callable[..., Any], tensors: Sequence[Tensor], elements: Se
     """A tape of ``function(*tensors)``.
 
     Args:
-        function: one that does nothing but to operate on tensors, and depends on nothing else that changes.
+        function: one that does nothing but to operate on tensors, and depends on nothing else that changes. It returns
+            tensors of numbers, and may write to tensors that it is given or knows.
         tensors: such as it is called with.
         elements: which of them are elements, all of one length, that may be another each time; the others are numbers.
 
     Raises:
         Unrecordable: it cannot be.
     """
-    names = [Elements(f"t{i}") if many else Name(f"t{i}") for i, many in enumerate(elements)]
     recorder = Recorder()
-    inside = [recorder.take(x, name, many) for x, name, many in zip(tensors, names, elements, strict=True)]
+    names = [Elements(f"t{i}") if many else Name(f"t{i}") for i, many in enumerate(elements)]
+    inside = [recorder.take(x, name) for x, name in zip(tensors, names, strict=True)]
     try:
         with recorder:
             out = function(*inside)
     finally:
-        for flat, _, before in recorder.captured.values():
-            flat.copy_(before)
-    known: dict[str, Any] = {**FUNCTIONS, "torch": torch, "tensor": torch.tensor, "cpu": torch.device("cpu")}
-    head, tail, needed = [], [], list[Any]()
-    changed: dict[str, Any] = {}
+        recorder.undo()
+    program = Program(recorder)
     for name, x in zip(names, inside, strict=True):
-        if isinstance(name, Elements):
-            if (value := recorder.elements[_memory(x)]) != name:
-                changed[name] = value
-            continue
-        cells = recorder.numbers[_memory(x)]
-        mine = [Name(f"{name}_{i}") for i in range(x.numel())]
-        head.append((mine, f"{name}.{'tolist()' if x.ndim == 1 else 'reshape(-1).tolist()'}"))
-        if cells != mine:
-            tail.append(f"{name}.copy_({_tensor(cells, x)})")
-            needed += cells
-    for i, (memory, (flat, mine, before)) in enumerate(recorder.captured.items()):
-        cells = recorder.numbers[memory]
-        if cells == mine:
-            known.update(zip(mine, before.tolist(), strict=True))
-        else:
-            known[f"k{i}"] = flat
-            head.append((mine, f"k{i}.tolist()"))
-            tail.append(f"k{i}.copy_({_tensor(cells, flat)})")
-            needed += cells
+        program.take(name, x)
+    for i, memory in enumerate(recorder.captured):
+        program.know(f"k{i}", memory)
+    return program.played(names, program.result(out))
 
-    def told(x: Any) -> str:
+
+class Program:
+    """The text of a tape.
+
+    Attributes:
+        known: what it knows by name.
+        head: which numbers it takes from where; `tail`: where it leaves them.
+        needed: the names that have to be there in the end.
+        changed: elements that are given, and what is to be in their place in the end; `dtypes`: of what is given.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.known: dict[str, Any] = {**FUNCTIONS, "torch": torch, "tensor": torch.tensor, "cpu": torch.device("cpu")}
+        self.head: list[tuple[list[Any], str]] = []
+        self.tail: list[str] = []
+        self.needed: set[Any] = set()
+        self.changed: dict[str, Elements] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+
+    def take(self, name: Name, x: Tensor) -> None:
+        """Begin and end with an argument, for which `x` stood in the function."""
+        if isinstance(name, Elements):
+            self.dtypes[name] = x.dtype
+            if (value := self.recorder.elements[_memory(x)]) != name:
+                self.changed[name] = value
+            return
+        cells, mine = self.recorder.numbers[_memory(x)], named(name, x.numel())
+        self.head.append((mine, f"{name}.{'tolist()' if x.ndim == 1 else 'reshape(-1).tolist()'}"))
+        if cells != mine:
+            self.tail.append(f"{name}.copy_({self._tensor(cells, x)})")
+
+    def know(self, name: str, memory: int) -> None:
+        """Begin and end with a tensor that the function knew: numbers that it does not write to never change."""
+        flat, before = self.recorder.captured[memory]
+        cells, mine = self.recorder.numbers[memory], named(name, len(flat))
+        if cells == mine:
+            self.known.update(zip(mine, before.tolist(), strict=True))
+        else:
+            self.known[name] = flat
+            self.head.append((mine, f"{name}.tolist()"))
+            self.tail.append(f"{name}.copy_({self._tensor(cells, flat)})")
+
+    def result(self, x: Any) -> str:
+        """What it returns."""
         if isinstance(x, (tuple, list)):
-            return f"({''.join(told(y) + ', ' for y in x)})"
+            return f"({''.join(self.result(y) + ', ' for y in x)})"
         if x is None:
             return "None"
-        if not isinstance(x, Tensor) or _memory(x) not in recorder.numbers:
+        if not isinstance(x, Tensor) or _memory(x) not in self.recorder.numbers:
             raise Unrecordable("a result that is not numbers")
-        cells = recorder.atoms(x, x.shape)
-        needed.extend(cells)
-        return _tensor(cells, x)
+        return self._tensor(self.recorder.atoms(x, x.shape), x)
 
-    result = told(out)
-    lines = _shortened(recorder.lines, {*needed, *changed.values()})
-    used = {*needed, *changed.values(), *(x for line in lines for x in line.reads())}
-    body = [f"{', '.join(mine)}, = {text}" for mine, text in head if used & set(mine)]
-    body += [*_printed(lines, changed, {n: x.dtype for n, x in zip(names, inside, strict=True)}, known), *tail]
-    text = "\n    ".join([f"def played({', '.join(names)}):", *body, f"return {result}"])
+    def _tensor(self, cells: Sequence[Any], like: Tensor) -> str:
+        """The text that makes a tensor of numbers."""
+        self.needed.update(cells)
+        text = f"tensor([{', '.join(map(_said, cells))}], dtype={like.dtype}, device=cpu)"
+        return text if like.ndim == 1 else f"{text}.view({tuple(like.shape)})"
 
-    exec(text, known)  # of nothing but what stands above
-    played: Callable[..., Any] = known["played"]
-    return played
+    def played(self, names: Sequence[Name], result: str) -> Callable[..., Any]:
+        """The function that it is."""
+        lines = shortened(self.recorder.lines, {*self.needed, *self.changed.values()})
+        used = {*self.needed, *(x for line in lines for x in line.reads())}
+        body = [f"{', '.join(mine)}, = {text}" for mine, text in self.head if used & set(mine)]
+        body += self._body(lines) + self.tail
+        text = "\n    ".join([f"def played({', '.join(names)}):", *body, f"return {result}"])
+        exec(text, self.known)  # of nothing but what stands above
+        found: Callable[..., Any] = self.known["played"]
+        return found
+
+    def _body(self, lines: Sequence[Line]) -> list[str]:
+        """The operations; elements that are to change are written at once where nobody reads them any more."""
+        into = self._places(lines)
+        text = [f"{line.name} = {self._operation(line, into.get(line.name))}" for line in lines]
+        ends = {target: value for target, value in self.changed.items() if into.get(value) != target}
+        olds = {value: f"old_{value}" for value in ends.values() if value in ends}  # given elements that change places
+        text += [f"{new} = {old}.clone()" for old, new in olds.items()]
+        return text + [f"{target}.copy_({olds.get(value, value)})" for target, value in ends.items()]
+
+    def _places(self, lines: Sequence[Line]) -> dict[str, str]:
+        """Which elements that result are written where: to those that are given, or to others that have served."""
+        last = {x: i for i, line in enumerate(lines) for x in line.reads()}
+        made = {line.name: i for i, line in enumerate(lines)}
+        into, wanted = dict[str, str](), Counter(self.changed.values())
+
+        def settle(value: str, target: str, dtype: torch.dtype) -> None:
+            i = made[value]
+            if lines[i].what not in INTO or lines[i].dtype != dtype or last.get(target, -1) > i:
+                return
+            into[value] = target
+            for x in lines[i].of:  # what becomes of it on the way may stand there, too
+                if (
+                    x in made
+                    and isinstance(x, Elements)
+                    and last[x] == i
+                    and x not in wanted
+                    and last.get(target, -1) <= made[x]
+                ):
+                    return settle(x, target, dtype)
+
+        for target, value in self.changed.items():
+            if wanted[value] == 1 and target not in wanted and value in made:
+                settle(value, target, self.dtypes[target])
+        for i, line in enumerate(lines):
+            free = [x for x in line.of if isinstance(x, Elements) and last[x] == i and x in made and x not in {*wanted, *into}]
+            free = [x for x in free if lines[made[x]].dtype == line.dtype]
+            if line.what in INTO and line.name not in into and free:
+                into[line.name] = free[0]
+        return into
+
+    def _operation(self, line: Line, target: str | None) -> str:
+        if line.what == "":
+            return str(line.of[0])
+        first = line.of[0]
+        if line.what in WRITTEN:
+            return WRITTEN[line.what].format(first, *map(_said, line.of[1:]), dtype=line.dtype)
+        self.known[f"each_{line.what}"] = getattr(torch, line.what, None) or getattr(torch.ops.aten, line.what)
+        plain, of = TAKES.get(line.what, ()), list[str]()
+        for i, x in enumerate(line.of):
+            kind = torch.bool if line.what == "where" and i == 0 else line.dtype
+            number = not (isinstance(x, Elements) or i in plain or x is None)
+            of.append(f"tensor({_said(x)}, dtype={kind}, device=cpu)" if number else _said(x))
+        more = [f"{n}={_said(x)}" for n, x in line.more.items()] + ([f"out={target}"] if target else [])
+        return f"each_{line.what}({', '.join([*of, *more])})"
 
 
-def _tensor(cells: Sequence[Any], like: Tensor) -> str:
-    """The text that makes a tensor of numbers."""
-    text = f"tensor([{', '.join(x if isinstance(x, Name) else repr(x) for x in cells)}], dtype={like.dtype}, device=cpu)"
-    return text if like.ndim == 1 else f"{text}.view({tuple(like.shape)})"
-
-
-def _shortened(lines: Sequence[Line], needed: Iterable[Any]) -> list[Line]:
-    """The same with fewer operations on elements, and without those that nobody needs."""
+def shortened(lines: Sequence[Line], needed: Iterable[Any]) -> list[Line]:
+    """The same without what nobody needs, and where elements are multiplied by a number and added in one operation."""
     made = {line.name: line for line in lines}
     uses = Counter([x for line in lines for x in line.reads()] + list(needed))
 
@@ -495,15 +561,13 @@ def _shortened(lines: Sequence[Line], needed: Iterable[Any]) -> list[Line]:
 
     for line in lines:
         new, (first, *others) = line, line.of
-        if line.what in ("add", "sub") and not line.more and others:
+        if line.what in ("add", "sub") and not line.more and isinstance(others[0], Elements):
             if by := scaled(others[0]):
                 new = line._replace(of=(first, by.of[0]), more={"alpha": by.of[1]})
-            elif line.what == "add" and isinstance(others[0], Elements) and (by := scaled(first)):
+            elif line.what == "add" and (by := scaled(first)):
                 new = line._replace(of=(others[0], by.of[0]), more={"alpha": by.of[1]})
         elif line.what == "addcmul" and not line.more and (by := scaled(others[0])):
             new = line._replace(of=(first, by.of[0], others[1]), more={"value": by.of[1]})
-        elif line.what == "sum" and (by := made.get(first)) and by.what == "mul" and uses[first] == 1:
-            new = line._replace(what="dot", of=by.of) if isinstance(by.of[1], Elements) else line
         made[line.name] = new
     wanted, found = set(needed), list[Line]()
     for line in reversed([made[line.name] for line in lines]):
@@ -513,62 +577,10 @@ def _shortened(lines: Sequence[Line], needed: Iterable[Any]) -> list[Line]:
     return found[::-1]
 
 
-def _printed(
-    lines: Sequence[Line], changed: dict[str, Any], inputs: dict[Any, torch.dtype], known: dict[str, Any]
-) -> list[str]:
-    """The text of the program; results are written where there is room for them.
-
-    Args:
-        changed: elements that are given, and what is to be in their place in the end.
-    """
-    last = {x: i for i, line in enumerate(lines) for x in line.reads()}
-    made = {line.name: i for i, line in enumerate(lines)}
-    into: dict[str, str] = {}
-    wanted = Counter(changed.values())
-
-    def settle(value: str, target: str) -> None:
-        """Let what becomes `value` be written to `target` at once, if that is not read any more."""
-        i = made.get(value)
-        if i is None or lines[i].what not in INTO or lines[i].dtype != inputs[Name(target)] or last.get(target, -1) > i:
-            return
-        into[value] = target
-        for x in lines[i].of:
-            j = made.get(x) if isinstance(x, Elements) and last.get(x) == i else None
-            if j is not None and lines[j].dtype == lines[i].dtype and x not in wanted and last.get(target, -1) <= j:
-                return settle(x, target)
-
-    for target, value in changed.items():
-        if wanted[value] == 1 and target not in wanted:
-            settle(value, target)
-    room, text = dict[str, str](), list[str]()
-    for i, line in enumerate(lines):
-        if line.what in INTO and line.name not in into:
-            free = (x for x in line.of if isinstance(x, Elements) and last[x] == i and x in made)
-            free = (x for x in free if x not in into and x not in wanted and lines[made[x]].dtype == line.dtype)
-            if (x := next(free, None)) is not None:
-                room[line.name] = x
-        text.append(f"{line.name} = {_operation(line, into.get(line.name) or room.get(line.name), known)}")
-    ends = {target: value for target, value in changed.items() if into.get(value) != target}
-    copies = {value: f"old_{value}" for value in ends.values() if value in ends}  # given elements that change places
-    text += [f"{new} = {old}.clone()" for old, new in copies.items()]
-    return text + [f"{target}.copy_({copies.get(value, value)})" for target, value in ends.items()]
+def named(name: str, size: int) -> list[Any]:
+    """The names of the numbers of a tensor."""
+    return [Name(f"{name}_{i}") for i in range(size)]
 
 
-def _operation(line: Line, target: str | None, known: dict[str, Any]) -> str:
-    if line.what == "":
-        return str(line.of[0])
-    if line.what == "sum":
-        return f"{line.of[0]}.sum().item()"
-    known[f"each_{line.what}"] = getattr(torch, line.what, None) or getattr(torch.ops.aten, line.what, None)
-    if line.what == "dot":
-        return f"each_dot({line.of[0]}, {line.of[1]}).item()"
-    if line.what == "convert":
-        return f"{line.of[0]}.to({line.dtype})"
-    if line.what == "full":
-        return f"torch.full_like({line.of[0]}, {line.of[1]}, dtype={line.dtype})"
-    plain, of = TAKES.get(line.what, ()), list[str]()
-    for i, x in enumerate(line.of):
-        kind = torch.bool if line.what == "where" and i == 0 else line.dtype
-        of.append(str(x) if isinstance(x, Elements) or i in plain or x is None else f"tensor({x}, dtype={kind}, device=cpu)")
-    more = [f"{n}={x}" for n, x in line.more.items()] + ([f"out={target}"] if target else [])
-    return f"each_{line.what}({', '.join([*of, *more])})"
+def _said(x: Any) -> str:
+    return str(x) if isinstance(x, Name) else repr(x)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -64,33 +63,3 @@ class Adam(Averages):
     def displacement(self, state: State, c: tuple[Tensor, ...]) -> Tensor:
         v = state["max_exp_avg_sq" if self.amsgrad else "exp_avg_sq"]
         return c[0] * state["exp_avg"] / (sqrt(v) + c[1])
-
-    def coefficients_slopes(
-        self, step: Tensor, c: tuple[Tensor, ...], wanted: Collection[str]
-    ) -> dict[tuple[int, str], Tensor]:
-        rest1, rest2 = 1 - self.beta1**step, 1 - self.beta2**step
-        root = rest2.sqrt()
-        found = {(0, "lr"): root / rest1, (1, "eps"): root}
-        falls = torch.full_like(self.lr, -1.0) if {"beta1", "beta2"} & set(wanted) else root
-        if "beta1" in wanted:
-            found[0, "beta1"] = c[0] * step * self.beta1 ** (step - 1) / rest1
-            found[2, "beta1"] = falls
-        if "beta2" in wanted:
-            slope = step * self.beta2 ** (step - 1) / (-2 * rest2)  # of the logarithm of the root
-            found |= {(0, "beta2"): c[0] * slope, (1, "beta2"): c[1] * slope, (3, "beta2"): falls}
-        return found
-
-    def displacement_slopes(
-        self, u: Tensor | float, state: State, c: tuple[Tensor, ...], wanted: Collection[int | str]
-    ) -> dict[int | str, Tensor]:
-        m, name = state["exp_avg"], "max_exp_avg_sq" if self.amsgrad else "exp_avg_sq"
-        root = sqrt(state[name])
-        if not {1, name, "exp_avg"} & set(wanted):
-            return {0: (u * m).div_(root.add_(c[1]))}
-        inverse = (root + c[1]).reciprocal_()
-        along = u * inverse
-        found: dict[int | str, Tensor] = {0: along * m, "exp_avg": c[0] * along}
-        if 1 in wanted or name in wanted:
-            found[1] = (-c[0] * found[0]).mul_(inverse)
-            found[name] = (found[1] / root).mul_(0.5)
-        return found

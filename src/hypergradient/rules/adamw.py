@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -34,11 +33,6 @@ class AdamW(Adam):
 
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
         return *super().coefficients(step), 1 - self.lr * self.weight_decay
-
-    def coefficients_slopes(
-        self, step: Tensor, c: tuple[Tensor, ...], wanted: Collection[str]
-    ) -> dict[tuple[int, str], Tensor]:
-        return {**super().coefficients_slopes(step, c, wanted), (4, "lr"): -self.weight_decay, (4, "weight_decay"): -self.lr}
 
     def gradient(self, param: Tensor, grad: Tensor) -> Tensor:
         return grad
