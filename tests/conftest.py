@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from hypergradient.engine import Engine
+
 ROOT = Path(__file__).parent.parent
 
 torch.set_num_threads(1)  # of two, one waits for the other where anything else runs: a small step takes twenty times as long
@@ -18,6 +20,12 @@ def float32():
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(torch.float64)
+
+
+@pytest.fixture
+def without_tapes(monkeypatch):
+    """A step operation by operation, as on a device that is not the CPU."""
+    monkeypatch.setattr(Engine, "_may_play", lambda *_: False)
 
 
 @pytest.fixture

@@ -63,6 +63,7 @@ def test_it_records_what_was_in_force(tower, per):
         assert sorted(names, key=str) == sorted(expected, key=str)
 
 
+@pytest.mark.usefixtures("without_tapes")
 @pytest.mark.parametrize("per", ["group", "tensor"])
 @pytest.mark.parametrize("tower", [HEIGHT_3, LOG], ids=repr)
 def test_recording_does_not_wait_for_the_device(tower, per, monkeypatch):

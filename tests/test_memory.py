@@ -43,6 +43,7 @@ def test_a_step_finds_its_memory_where_it_left_it():
     assert int(found.stdout) < 20 * 50  # of 100 pages each a temporary has; without the precaution it is 600 a step
 
 
+@pytest.mark.usefixtures("without_tapes")
 @pytest.mark.parametrize("per", ["all", "tensor"])
 @pytest.mark.parametrize(
     "tower",

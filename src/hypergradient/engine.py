@@ -53,10 +53,7 @@ class Engine:
         Args:
             known: see `Levels.tune`; None where there are no levels.
         """
-        ours = levels.ours and all(group.step.facts.ours for group, _ in work)
-        self._plays = (
-            ours and not self.compile and all(x.is_cpu and readable(x) for x in (levels.memory, *(b.grad for _, b in work)))
-        )
+        self._plays = self._may_play(levels, work)
         clocks = {(id(group), id(bucket.clock)): (group, bucket.clock) for group, bucket in work}
         asks = tuple((group.owner, group.step) for group, _ in clocks.values())
         schedules, ticks = [group.schedule for group, _ in clocks.values()], [clock for _, clock in clocks.values()]
@@ -77,6 +74,13 @@ class Engine:
         for group, bucket in work:
             group.last[bucket.count + 1] = rows = now[id(group), id(bucket.clock)]
             self._move(bucket, rows)
+
+    def _may_play(self, levels: Levels, work: Sequence[tuple[Group, Bucket]]) -> bool:
+        """Whether a step can be played from tapes: on the CPU, and by rules that are known to do nothing but to operate on
+        tensors.
+        """
+        here = (x.is_cpu and readable(x) for x in (levels.memory, *(bucket.grad for _, bucket in work)))
+        return not self.compile and levels.ours and all(group.step.facts.ours for group, _ in work) and all(here)
 
     def _alone(self, levels: Levels, bucket: Bucket) -> bool:
         """Whether a step in which only this bucket moves can be one function."""

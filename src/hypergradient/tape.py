@@ -247,9 +247,12 @@ class Recorder(TorchDispatchMode):
         out = function(*args, **(kwargs or {}))
         self._kept.append(out)
         name = schema.name.removeprefix("aten::")
+        made = tree_leaves(out)
+        if not all(isinstance(x, Tensor) for x in made):  # read on the host
+            raise Unrecordable(name)
         if schema.is_mutable:
             self._write(args[0], self._value(name.removesuffix("_"), ordered, args[0]))
-        elif not all(_memory(x) in self.numbers or _memory(x) in self.elements for x in tree_leaves(out)):
+        elif not all(_memory(x) in self.numbers or _memory(x) in self.elements for x in made):  # no view
             if not isinstance(out, Tensor):
                 raise Unrecordable(name)
             self._write(out, self._value(name, ordered, out))

@@ -1,0 +1,169 @@
+"""Tapes: what is played is what the operations do, one by one; and which steps are played at all."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from cases import RULES, loss, parameters, train
+from helpers import HEIGHT_3
+
+from hypergradient import SGD, Adam, Hyperoptimizer, auto, tape
+from hypergradient.engine import Engine
+
+CPU = torch.device("cpu")
+TUNED = {"exact": {}, "followed": {"horizon": 9}, "cosine": {"horizon": 9, "normalize": "cosine"}}
+TOWERS = {
+    **{f"{case} {o}": (case.rule(**{"lr": 0.1, **o}), case) for case in RULES for o in case.variants},
+    **{f"{c} {n}": (c.rule(**c.lively, **o) / Adam(lr=1e-3) / SGD(lr=1e-4), c) for c in RULES for n, o in TUNED.items()},
+    **{f"auto of {case}": (auto(case.rule(**case.lively)), case) for case in RULES if "lr" in case.rule.tunable()},
+}
+
+
+@pytest.fixture
+def tapes(monkeypatch):
+    """What is recorded, and why something is not."""
+    found, record = [], tape.record
+
+    def noted(function, tensors, elements):
+        try:
+            made = record(function, tensors, elements)
+        except tape.Unrecordable as error:
+            found.append(error)
+            raise
+        found.append(made)
+        return made
+
+    monkeypatch.setattr(tape, "record", noted)
+    return found
+
+
+def trained(tower, case, steps=6, **options):
+    mine = parameters(matrix=case.matrix)
+    optimizer = Hyperoptimizer(mine, tower, **options)
+    train(optimizer, mine, steps)
+    state = [[x for x in optimizer.state[p].values() if isinstance(x, torch.Tensor)] for p in mine]
+    return mine, state, optimizer.hyperparameters(), optimizer.hypergradients()
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_what_is_played_is_what_the_operations_do(name, tapes, monkeypatch):
+    tower, case = TOWERS[name]
+    played = trained(tower, case)
+    assert not [x for x in tapes if isinstance(x, Exception)]
+    assert tapes
+    monkeypatch.setattr(Engine, "_may_play", lambda *_: False)
+    torch.testing.assert_close(played, trained(tower, case), rtol=1e-9, atol=1e-13, equal_nan=True)
+
+
+@pytest.mark.parametrize("per", ["all", "group", "tensor"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_elements_of_less_precision_are_played_likewise(per, dtype, monkeypatch):
+    def found():
+        torch.manual_seed(0)
+        mine = [torch.nn.Parameter(torch.randn(n, dtype=dtype)) for n in (3, 300, 7)]
+        optimizer = Hyperoptimizer(mine, auto() / SGD(lr=1e-3), per=per)
+        for _ in range(20):
+            for p in mine:
+                p.grad = 0.1 * p.detach() + 0.01
+            optimizer.step()
+        return [p.detach() for p in mine], optimizer.hyperparameters()[0]["lr"]
+
+    played = found()
+    monkeypatch.setattr(Engine, "_may_play", lambda *_: False)
+    torch.testing.assert_close(played, found(), rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-6)
+
+
+NUMBERS = [0.0, -0.0, 1.0, -1.5, 0.3, 800.0, -800.0, 1e-310, 1e300, math.inf, -math.inf, math.nan]
+OPERATIONS = {
+    "one": [
+        torch.neg, torch.abs, torch.sqrt, torch.exp, torch.expm1, torch.log, torch.log1p, torch.tanh, torch.sigmoid, torch.sign,
+        torch.reciprocal, torch.isfinite, lambda x: torch.nan_to_num(x, 1.0, 2.0, 3.0), lambda x: x.clamp(-1, 1),
+        lambda x: x.clamp(min=0.5), lambda x: x.clamp(max=0.5), lambda x: 2 - x, lambda x: ~(x > 0), torch.zeros_like,
+        lambda x: torch.nn.functional.threshold(x, 0.5, 7.0), lambda x: x.sum(), lambda x: (x > 0).all(),
+        lambda x: (x > 0).any(),
+        lambda x: x.view(3, 4).sum(0), lambda x: x.view(3, 4).t().flatten(), lambda x: torch.cat([x[3:], x[:3]]),
+        lambda x: torch.stack(x.unbind()[::-1]), lambda x: x.index_select(0, torch.tensor([2, 2, 0])),
+        lambda x: x.to(torch.bool),
+        lambda x: (x > 0).to(torch.float64) + 1, lambda x: x.masked_fill(x > 0, 5.0),
+    ],
+    "two": [
+        torch.add, torch.sub, torch.mul, torch.div, torch.pow, torch.maximum, torch.minimum, torch.eq, torch.ne, torch.lt,
+        torch.le, torch.gt, torch.ge, lambda x, y: torch.add(x, y, alpha=3), lambda x, y: torch.sub(x, y, alpha=0.5),
+        lambda x, y: torch.where(x > y, x, y), lambda x, y: (x > 0) & (y > 0), lambda x, y: (x > 0) | (y > 0),
+        lambda x, y: torch.lerp(x, y, 0.25), lambda x, y: torch.addcmul(x, x, y, value=2), lambda x, y: torch.addcdiv(x, x, y),
+        lambda x, y: x.clamp_min(y), lambda x, y: x * y.sum(),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("function", "takes"), [(f, n) for n, fs in OPERATIONS.items() for f in fs])
+def test_numbers_are_what_torch_says(function, takes):
+    one = torch.tensor(NUMBERS)
+    given = [one] if takes == "one" else [one.repeat_interleave(len(one)), one.repeat(len(one))]
+    found, expected = tape.record(function, given, [False] * len(given))(*given), function(*given)
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-320, equal_nan=True)
+
+
+def test_what_is_written_is_written_to_what_is_given_and_known():
+    known = torch.zeros(2, 3)
+
+    def function(p, q, n):
+        known[1] += n[0]
+        old = p.clone()
+        p.copy_(q), q.copy_(old), n.mul_(2)
+        return known.sum()
+
+    p, q, n = torch.randn(5), torch.randn(5), torch.ones(3)
+    played, before = tape.record(function, [p, q, n], [True, True, False]), (p.clone(), q.clone())
+    assert known.sum() == 0
+    assert (played(p, q, n), played(p, q, n)) == (3, 9)
+    assert known[1].tolist() == [3] * 3
+    assert n.tolist() == [4] * 3
+    torch.testing.assert_close((p, q), before)
+
+
+def test_a_rule_of_ones_own_is_not_played_for_nobody_knows_what_else_it_does(tapes):
+    seen = []
+
+    @dataclass(frozen=True)
+    class Counting(SGD):
+        def update(self, param, grad, state, c):
+            seen.append(1)
+            return super().update(param, grad, state, c)
+
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, Counting(lr=0.1) / SGD(lr=1e-3))
+    train(optimizer, mine, 1)
+    once = len(seen)
+    train(optimizer, mine, 1)
+    assert len(seen) > once
+    assert not tapes
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, n: x.sort().values.sum(),
+        lambda x, n: torch.fft.fft(n).real,
+        lambda x, n: x * n.repeat(13 // 3 + 1)[:13],
+        lambda x, n: x.mul_(2) if n.sum() > 0 else n,
+        lambda x, n: x * 2,
+        lambda x, n: torch.div(n, 2, rounding_mode="floor"),
+        lambda x, n: (n.expand(13, 3)).sum(0),
+    ],
+)
+def test_what_a_tape_cannot_hold_is_refused(function):
+    with pytest.raises(tape.Unrecordable):
+        tape.record(function, [torch.ones(5), torch.ones(3)], [True, False])
+
+
+def test_a_step_that_a_tape_cannot_hold_is_made_without(monkeypatch):
+    def refuse(*_):
+        raise tape.Unrecordable
+
+    expected = trained(HEIGHT_3, RULES[0])
+    monkeypatch.setattr(tape, "record", refuse)
+    torch.testing.assert_close(trained(HEIGHT_3, RULES[0]), expected, rtol=1e-9, atol=1e-13, equal_nan=True)
+    assert loss(parameters()) > 0
