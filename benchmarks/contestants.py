@@ -9,21 +9,25 @@ import torch
 from experiments.timing import Maker, Optimizer, Reference, ours
 from gradient_descent_the_ultimate_optimizer import gdtuo
 from prodigyopt import Prodigy
+from prodigyplus import ProdigyPlusScheduleFree
 from schedulefree import AdamWScheduleFree
 from torch import nn
 
-from hypergradient import POSITIVE, SGD, Adam, Rule, Tower
+from hypergradient import POSITIVE, SGD, Adam, Rule, Tower, Tuner, auto
 
 FOREACH, FUSED = "torch Adam, foreach", "torch Adam, fused"
 
 # Step sizes above are small: the values stay where they are, and a step takes as long in the last run as in the first.
+DEFAULT, SGD_SGD = "the default", "SGD / SGD"
 LR, BETAS, LONG, ADAM_ADAM = "Adam(lr) / SGD", "Adam(lr, betas) / SGD", "Adam(lr, horizon 100, cosine) / SGD", "Adam / Adam"
 TOWERS: dict[str, Rule | Tower] = {
+    DEFAULT: auto().rules[0] / Tuner(lr=1e-10),
     "Adam": Adam(),
     LR: Adam(tune="lr") / SGD(lr=1e-10),
     BETAS: Adam() / SGD(lr=1e-10),
     LONG: Adam(tune="lr", charts={"lr": POSITIVE}, horizon=100, normalize="cosine") / SGD(lr=1e-3),
     ADAM_ADAM: Adam() / Adam(lr=1e-6),
+    SGD_SGD: SGD() / SGD(lr=1e-10),
 }
 
 
@@ -62,11 +66,14 @@ BASELINES: dict[str, Maker] = {
 REFERENCES: dict[str, Maker] = {
     "reference, Adam / SGD": reference(lambda: gdtuo.SGD(1e-10)),
     "reference, Adam / Adam": reference(lambda: adams(1)),
+    "reference, SGD / SGD": lambda module: Reference(module, gdtuo.SGD(1e-3, optimizer=gdtuo.SGD(1e-10))),
 }
 OTHERS: dict[str, Maker] = {
+    "torch SGD": lambda module: torch.optim.SGD(module.parameters()),
     "torch Adam, single tensor": lambda module: torch.optim.Adam(module.parameters(), foreach=False),
     "Prodigy": lambda module: Prodigy(module.parameters()),
     "AdamW-ScheduleFree": schedule_free,
+    "ProdigyPlusScheduleFree": lambda module: ProdigyPlusScheduleFree(module.parameters()),
     **REFERENCES,
 }
 OURS: dict[str, Maker] = {f"eager, {name}": ours(tower, compile=False) for name, tower in TOWERS.items()}

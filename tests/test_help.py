@@ -1,6 +1,7 @@
 """What help() says: every public name, every argument of a rule, and what is missing where an extra is not installed."""
 
 import ast
+import dataclasses
 import inspect
 import re
 import subprocess
@@ -96,3 +97,8 @@ def test_help_names_every_argument(call):
     said = inspect.getdoc(call)
     for name in inspect.signature(call).parameters.keys() - {"self", "cls"}:
         assert re.search(rf"\b{name}\b", said), name
+
+
+@pytest.mark.parametrize("case", RULES, ids=str)
+def test_a_rule_shows_its_arguments(case):
+    assert list(inspect.signature(case.rule).parameters) == [f.name for f in dataclasses.fields(case.rule)]

@@ -20,6 +20,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from functools import cache
+from inspect import Signature, signature
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 import torch
@@ -110,6 +111,12 @@ class Notation(type):
         raise TypeError(f"{cls.__name__} is a class; a tower is made of rules: write {cls.__name__}() / …")
 
     __rtruediv__ = __truediv__
+
+    @property
+    def __signature__(cls) -> Signature:
+        """The arguments, for `help` and editors, in the place of those of `__call__`."""
+        own = signature(cls.__init__)  # type: ignore[misc]
+        return own.replace(parameters=list(own.parameters.values())[1:], return_annotation=cls)
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         """A rule. Raises TypeError where the class is no dataclass or an argument is unknown."""
