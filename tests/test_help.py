@@ -101,4 +101,4 @@ def test_help_names_every_argument(call):
 
 @pytest.mark.parametrize("case", RULES, ids=str)
 def test_a_rule_shows_its_arguments(case):
-    assert list(inspect.signature(case.rule).parameters) == [f.name for f in dataclasses.fields(case.rule)]
+    assert inspect.signature(case.rule).parameters.keys() == {f.name for f in dataclasses.fields(case.rule)}
