@@ -289,10 +289,11 @@ def test_a_decay_acts_and_is_not_undone():
 
 
 def test_a_warm_up_begins_where_it_says_and_is_left_to_the_optimizer():
-    rising = follow(warm_up, auto())
-    assert rising[0] == 0
-    assert 1e-6 / 40 <= rising[1] <= 1e-6 / 40 * math.exp(0.751)  # a step of 0 says that it is too small
-    assert rising[60] > 1e-4  # it has found its step size by the time that the warm-up is over
+    for tower, begin in ((auto(), 1e-6), (auto(Adam(lr=1e-2)), 1e-2 / 40)):
+        rising = follow(warm_up, tower)
+        assert rising[0] == 0
+        assert begin <= rising[1] <= begin * math.exp(0.751)  # a step of 0 says that it is too small
+        assert rising[60] > 1e-4  # it has found its step size by the time that the warm-up is over
 
 
 def test_an_absolute_lr_is_a_factor_of_its_own_highest():
@@ -314,6 +315,37 @@ def test_an_absolute_lr_is_a_factor_of_its_own_highest():
         train(one, mine, 2, 21)
     assert lr(twin) == lr(optimizer)
     torch.testing.assert_close(params, theirs, **EXACT)
+
+
+def test_numbers_that_are_meant_for_usual_step_sizes_do_what_they_mean():
+    """A floor of 1e-5 and timm's warm-up from there, which lie above the 1e-6 that is learned from."""
+    params = parameters()
+    optimizer = Hyperoptimizer([{"params": params[:1]}, {"params": params[1:], "lr": 1e-4}])
+    assert [group["lr"] for group in optimizer.param_groups] == [AdamWScheduleFree().lr, 1e-4]
+    assert (lr(optimizer), lr(optimizer, 1)) == (1e-6, 1e-4)
+    optimizer = Hyperoptimizer(params)
+    factors, steps = [1e-5 / AdamWScheduleFree().lr] * 20, 100
+    scheduler = lr_scheduler.LambdaLR(optimizer, lambda i: factors[i] if i < 20 else max(factors[0], 1 - i / steps))
+    found = []
+    for t in range(steps):
+        train(optimizer, params, 1, t)
+        scheduler.step()
+        found.append(lr(optimizer))
+    plain = Hyperoptimizer(parameters())
+    train(plain, [p for g in plain.param_groups for p in g["params"]], steps)
+    assert max(found) > lr(plain) / 20
+    assert found[-1] < max(found) / 50
+
+
+def test_where_the_default_began_is_resumed():
+    params = parameters()
+    optimizer = Hyperoptimizer(params, per="tensor")
+    train(optimizer, params, 3)
+    twin = resumed(optimizer, clones(params))
+    extra = torch.nn.Parameter(torch.ones(3))
+    for one in (optimizer, twin):
+        one.param_groups[0]["params"].append(extra)
+        assert one.hyperparameters()[0]["lr"][-1] == pytest.approx(1e-6)
 
 
 def test_an_lr_of_0_does_not_stay_for_good():
@@ -368,7 +400,7 @@ def test_a_scheduler_made_before_goes_on_after_a_resume():
                 scheduler.load_state_dict(scheduler.state_dict())
         found.append((lr(optimizer), optimizer.param_groups[0]["lr"]))
     assert found[0] == found[1]
-    assert found[0][1] == pytest.approx(1e-6)
+    assert found[0][1] == pytest.approx(1e-6)  # of 1e-3, after three decays
 
 
 def test_to_look_changes_nothing():
@@ -448,7 +480,7 @@ def test_a_schedule_that_decays_before_anything_is_found_is_named():
             train(optimizer, params, 1, t)
             scheduler.step()
 
-    with pytest.warns(RuntimeWarning, match="group 0: its schedule has gone from lr=1e-06 to .* within 12 steps"):
+    with pytest.warns(RuntimeWarning, match="group 0: its schedule has gone from lr=0.0025 to .* within 12 steps"):
         follow()
     optimizer = resumed(optimizer, params)  # long after its beginning, nothing is said of a decay
     follow()

@@ -73,6 +73,7 @@ class Group:
 
     Attributes:
         rule: with the settings that are in force.
+        begins: by name, what a tuned hyperparameter is learned from, where that is not its base.
         params: the parameters that the buckets are made of.
         said: what the dict says of each hyperparameter.
         schedule: of what is tuned a factor, the values of all others, in the order of the owner. shape: (hyperparameters, 1)
@@ -107,6 +108,7 @@ class Group:
         self.moving: list[Bucket] = []
         self.fresh: set[str] = set()
         self.saved: dict[str, Any] = dict(entry.get(LEARNED) or {})
+        self.begins: dict[str, float] = self.saved.get("begins", {})
         self.followed: int = self.saved.get("followed", 0)
         self.highest, self.rise = self.heights = self.saved.get("highest", (0.0, 1.0))
         self.start: float = entry.get("initial_lr", entry.get("lr", 0.0))
@@ -165,12 +167,14 @@ class Group:
         """How much of what it wants to grow a step size may, that learns so fast that it would undo its schedule: all where
         the user's lr is the highest so far, nothing where it is no more than half of that.
 
-        Such a step size is that of the highest. So a warm-up is left to it, which has its own; and it does not matter what a
-        schedule takes for the lr of the rule.
+        Such a step size is that of the highest. So a warm-up is left to it, which has its own: it begins where the schedule
+        does, or where it is learned from, if that is not the user's; and it does not matter what a schedule takes for the lr
+        of the rule.
         """
         lr, highest, rise = self.said["lr"], self.highest, self.rise
         if self.followed == 0 or highest == 0:
-            highest, rise = lr, max(1.0, lr / self.start if self.start else 1.0)
+            rise = lr / self.start if lr and self.start else 1.0
+            highest, rise = lr, rise if "lr" in self.begins else max(1.0, rise)
         elif lr > highest:
             highest, rise = lr, rise * lr / highest
         self.heights = highest, rise  # taken over by a step; to look at an optimizer changes nothing
@@ -187,10 +191,13 @@ class Group:
         """
         params = list(self.entry["params"])
         sets = len(params) if tensor else 1
-        initial = {n: [self.bases.get(n, self.said[n])] * sets for n in self.rule.hyperparameters()}
+        first = {**self.said, **self.bases, **self.begins}
+        initial = {n: [first[n]] * sets for n in self.rule.hyperparameters()}
         owner, old = Hyperparameters(self.rule, initial, like, tuned), getattr(self, "owner", None)
         if self.saved.get("levels"):
             owner.memory = like.new_tensor(next(iter(self.saved["levels"].values()))["memory"])
+            before = owner.memory.shape[1] // max(1, len(owner.names))  # parameters may have come since
+            owner.source = [k * before + i if i < before else None for k in range(len(owner.names)) for i in range(sets)]
         elif old is not None and old.names == owner.names:
             columns = list(self._columns(params)) if tensor else [0]
             if tensor:

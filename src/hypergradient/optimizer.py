@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
+from dataclasses import fields
 from itertools import chain
 from operator import is_
 from typing import Any
@@ -21,7 +22,7 @@ from .layout import address, overlapping, total
 from .level import Hyperparameters, Level, Levels, upper
 from .numerics import exact, plain, readable
 from .objective import gradients
-from .probe import sums
+from .probe import follows_movement, sums
 from .report import Snapshot, printed
 from .rule import Rule
 from .sensitivity import Step
@@ -116,12 +117,24 @@ class Hyperoptimizer(torch.optim.Optimizer):
         entry["params"] = [params] if isinstance(params, Tensor) else params if isinstance(params, set) else list(params)
         given = param_group.get("rule", self.tower.rules[0])
         self._check(entry["params"], given, where)
+        begins = self._shown(entry, given)
         rule, bases = self._settle(entry, given, where)
-        entry[LEARNED], known = {}, {LEARNED, *entry}
+        entry[LEARNED], known = begins, {LEARNED, *entry}
         super().add_param_group(entry)
         for n in self.defaults.keys() - known - {"maximize"}:  # of the leftmost rule, where this group has one of its own
             del entry[n]
         self._groups.append(Group(entry, rule, bases, self._steps))
+
+    def _shown(self, entry: dict[str, Any], rule: Rule) -> dict[str, Any]:
+        """Give a group the usual lr of its rule, for schedulers and for whoever reads it, where the user gave it none and what
+        is learned begins far below. Returns where that is, for `memory`.
+        """
+        usual = {f.name: f.default for f in fields(rule)}.get("lr")
+        follows = self.tower.height > 0 and follows_movement(rule, rule.tuned())
+        if "lr" in entry or not follows or not isinstance(usual, float) or usual <= rule.lr:  # type: ignore[attr-defined]
+            return {}
+        entry["lr"] = usual
+        return {"begins": {"lr": rule.lr}}  # type: ignore[attr-defined]
 
     def _check(self, params: Iterable[Any], rule: Rule, where: str) -> None:
         """Raise ValueError for a parameter that `rule` cannot move in this tower."""
