@@ -11,7 +11,7 @@ from hypergradient import SGD, AdamW, Hyperoptimizer
 
 pytestmark = [
     pytest.mark.usefixtures("float32"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),  # peft's own use of transformers
 ]
 MAKERS = {
     "default": Hyperoptimizer,
@@ -84,10 +84,11 @@ def test_an_adapter_added_in_mid_training_is_one_of_its_own(lines, make):
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 def test_lora_learns_and_its_adapter_is_saved_at_the_average(tmp_path, lines, make):
-    model = lora(llama())
+    """It learns at least as much as with an lr that was chosen for it."""
+    model, twin = lora(llama()), lora(llama())
     optimizer = make(model.parameters())
-    losses = fit(model, optimizer, lines, 100)
-    assert sum(losses[-10:]) < 0.97 * sum(losses[:10])
+    ends = [fit(m, o, lines, 100)[-10:] for m, o in ((model, optimizer), (twin, torch.optim.AdamW(twin.parameters(), lr=3e-3)))]
+    assert sum(ends[0]) < sum(ends[1]) + 0.01
     optimizer.eval()
     model.save_pretrained(tmp_path)
     again = peft.PeftModel.from_pretrained(llama(), tmp_path)
