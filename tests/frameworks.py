@@ -119,6 +119,4 @@ def trainer(folder, lines, model=None, steps=30, kind=transformers.Trainer, **op
         logging_steps=5,
         **{"save_strategy": "no", **options},
     )
-    return kind(
-        model=model or llama(), args=arguments, train_dataset=Lines(lines), eval_dataset=Lines(lines[:16]), **own
-    )
+    return kind(model=model or llama(), args=arguments, train_dataset=Lines(lines), eval_dataset=Lines(lines[:16]), **own)

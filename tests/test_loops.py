@@ -92,18 +92,23 @@ def test_players_that_tune_their_step_sizes_find_the_data():
 # ----------------------------------------------------- an optimizer per parameter
 
 
+def stepping(optimizers):
+    """Let each step as soon as the gradient of its parameter is there."""
+
+    def hook(p):
+        optimizers[p].step()
+        optimizers[p].zero_grad()
+
+    for p in optimizers:
+        p.register_post_accumulate_grad_hook(hook)
+
+
 @every_maker
 def test_an_optimizer_per_parameter_that_steps_in_the_backward_pass(make):
     """``register_post_accumulate_grad_hook``: the weights of one step per parameter after the backward pass."""
     model, twin = network(), network()
     by_hook, after = ({p: make([p]) for p in m.parameters()} for m in (model, twin))
-
-    def hook(p):
-        by_hook[p].step()
-        by_hook[p].zero_grad()
-
-    for p in model.parameters():
-        p.register_post_accumulate_grad_hook(hook)
+    stepping(by_hook)
     for _ in range(4):
         for x, y in batches():
             (model(x) - y).square().mean().backward()
@@ -124,8 +129,7 @@ def test_an_optimizer_per_parameter_is_that_of_torch_when_nothing_is_learned():
         models, (lambda ps: Hyperoptimizer(ps, Adam(lr=0.01)), lambda ps: torch.optim.Adam(ps, lr=0.01)), strict=True
     ):
         optimizers = {p: make([p]) for p in model.parameters()}
-        for p, optimizer in optimizers.items():
-            p.register_post_accumulate_grad_hook(lambda _, o=optimizer: [o.step(), o.zero_grad()] and None)
+        stepping(optimizers)
         for x, y in batches():
             (model(x) - y).square().mean().backward()
     torch.testing.assert_close(list(models[0].parameters()), list(models[1].parameters()), rtol=1e-4, atol=1e-6)
