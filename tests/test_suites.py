@@ -27,7 +27,7 @@ ABSENT = {
     "ASGD": "superseded by averages with weights: `SGDScheduleFree`",
     "Adafactor": "its state is not shaped like the parameter, and its step is relative to the parameter's size",
     "LBFGS": "a step is many evaluations of a closure",
-    "Rprop": "its signs count changes of sign of the gradient, of which nothing can be derived",
+    "Rprop": "the gradient's changes of sign set its step sizes, through which nothing can be derived",
     "SparseAdam": "sparse gradients are refused",
 }
 """Optimizers of torch that have no rule here."""
@@ -456,7 +456,7 @@ def page():
         "# torch's own optimizer tests",
         "",
         "Tables of inputs for optimizers are installed with torch, in `torch.testing._internal.common_optimizers`. "
-        f"`make suites` puts our rules in the place of torch's {len(optim_db)} optimizers: {len(INFOS)} have a rule of the same "
+        f"`make suites` puts our rules in the place of torch's {len(optim_db)} optimizers: {len(INFOS)} have a rule of that "
         f"name here, with {sum(counts)} inputs that are right and {sum(wrong)} that are wrong. The checks are those of torch's "
         "`test_optim.py`, which is not installed, written anew around a rule alone, `Hyperoptimizer(params, Adam())`. Nothing "
         "is fetched, and every change is tested with it. This page is made by `python tests/test_suites.py`; torch "
