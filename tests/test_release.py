@@ -157,3 +157,19 @@ def test_the_wheel_alone_runs_the_first_example_of_the_readme(dist, tmp_path):
     run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith(str(site))
+
+
+SCRIPTS = {"demo": ["experiments/demo.py"], "examples": ["examples/history.py", "examples/weight_decay.py"]}
+
+
+@pytest.mark.parametrize("extra", SCRIPTS)
+def test_scripts_import_what_their_extra_installs_and_leave_tracked_files_alone(extra):
+    """`make demo` installs no more than that; pictures go to demo/, which git ignores."""
+    project = tomlkit.parse((ROOT / "pyproject.toml").read_text())["project"]
+    names = {r.replace("scikit-learn", "sklearn") for r in project["optional-dependencies"][extra]}
+    for text in ((ROOT / script).read_text() for script in SCRIPTS[extra]):
+        imported = {name.partition(".")[0] for name in re.findall(r"^(?:from|import) (\S+)", text, re.MULTILINE)}
+        assert imported <= {*names, *sys.stdlib_module_names, "torch", "hypergradient"}
+        (out,) = re.findall(r'Path\("(.*?)"\)', text)
+        assert out.partition("/")[0] == "demo"
+    assert "demo/" in (ROOT / ".gitignore").read_text().split()
