@@ -1,15 +1,17 @@
 # Everything is set up in .venv, from pinned versions. PYTHON=python3.12 make test uses another interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
+LIGHT := .venv/light
 READY := .venv/ready
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test lint docs suites bench dist clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 8
 
-demo: $(READY) ## Train on handwritten digits from seven step sizes; table and picture in demo/
+demo: $(LIGHT) ## Train on handwritten digits from seven step sizes; table and picture in demo/
 	$(BIN)/python -m experiments.demo
 
 test: lint ## Lint, types and all tests
@@ -24,14 +26,33 @@ docs: $(READY) ## The documentation as a site; leaves site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo open site/index.html
 
+suites: $(READY) ## torch's own tables of optimizer tests, with our rules in the place of theirs
+	$(BIN)/python -m pytest tests/test_suites.py
+
 bench: $(READY) ## Time and memory beside torch.optim and others, half an hour; leaves bench/
 	$(BIN)/python -m benchmarks
 
-# torch first: its CPU build where it can be had, without the gigabytes of an accelerator's libraries
-$(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch hatchling editables
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[test]'
+dist: $(LIGHT) ## Wheel and sdist, in dist/
+	@rm -rf dist
+	$(BIN)/python -m hatchling build
+
+# What the demo, the examples and a build need. torch first: its CPU build where it can be had, without the gigabytes of an
+# accelerator's libraries.
+$(LIGHT): pyproject.toml constraints.txt
+	@echo "1/3  an environment in .venv"
+	@$(PYTHON) -m venv .venv
+	@echo "2/3  torch, some 200 MB; several gigabytes where there is no build for the CPU alone"
+	@$(PIP) torch hatchling editables
+	@echo "3/3  hypergradient, and what the demo and the examples need"
+	@$(PIP) --no-build-isolation --editable '.[demo,examples]'
+	@touch $(LIGHT)
+
+# timm without its dependencies: torchvision, which it wants, has no build for torch's CPU build on PyPI, and with another
+# neither timm nor transformers can be imported
+$(READY): $(LIGHT)
+	@echo "the tools and frameworks of the tests, some 600 MB"
+	@$(PIP) --no-build-isolation --editable '.[test]'
+	@$(PIP) --no-deps timm
 	@touch $(READY)
 
 clean: ## Remove what the other targets made

@@ -2,7 +2,7 @@
 
     python -m examples.history
 
-Leaves docs/history.png.
+Leaves demo/history.png.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
     """Train, draw, and train again with the recorded schedule and without a tower."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=30, help="passes over the data (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("docs/history.png"), help="the picture (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("demo/history.png"), help="the picture (default: %(default)s)")
     args = parser.parse_args()
     images, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
@@ -50,6 +50,7 @@ def main() -> None:
         return optimizer, history.scheduler(optimizer), None
 
     error, history = train(tower)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     history.plot().savefig(args.out)
     print(history.optimizer)
     print(f"loss after training: {error:.4g} with the tower, {train(again)[0]:.4g} with torch.optim.Adam and its schedule")

@@ -1,6 +1,6 @@
 """A weight decay tuned on a validation loss, and what becomes of it when the training loss tunes it.
 
-    python -m examples.weight_decay [--quick] [--seeds 3] [--steps 600] [--right]
+    python -m examples.weight_decay [--quick] [--seeds 3] [--steps 600] [--right] [--out demo/weight_decay.png]
 
 Few handwritten digits, a fifth of their labels wrong: a small network learns them by heart unless its weights decay.
 From several starts the weight decay is tuned on the loss of a second split, and on the training loss itself; beside that
@@ -33,7 +33,7 @@ STARTS = (1e-5, 1e-3, 1e-1)
 GRID = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 WRONG = 0.2
 """Of so many labels is the truth not asked: a random one stands in its place."""
-OUT = Path("docs/weight_decay.png")
+OUT = Path("demo/weight_decay.png")
 OBJECTIVES = {"validation": "#0072B2", "training": "#D55E00"}
 
 
@@ -201,6 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="splits and initial weights (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=600, help="of each training (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=OUT, help="the picture (default: %(default)s)")
     parser.add_argument("--right", action="store_true", help="no wrong labels in the validation split; no picture")
     parser.add_argument("--quick", action="store_true", help="one seed, 200 steps; no picture")
     args = parser.parse_args()
@@ -219,9 +220,9 @@ def main() -> None:
     if args.quick or args.right:
         console.print(seconds)
     else:
-        OUT.parent.mkdir(exist_ok=True)
-        picture(runs, OUT)
-        console.print(f"{seconds}; picture in {OUT}")
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        picture(runs, args.out)
+        console.print(f"{seconds}; picture in {args.out}")
 
 
 if __name__ == "__main__":

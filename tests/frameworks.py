@@ -106,7 +106,7 @@ def llama():
     return transformers.LlamaForCausalLM(config)
 
 
-def trainer(folder, lines, model=None, steps=30, **options):
+def trainer(folder, lines, model=None, steps=30, kind=transformers.Trainer, **options):
     own = {n: options.pop(n) for n in ("optimizers", "optimizer_cls_and_kwargs", "callbacks") if n in options}
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
@@ -119,6 +119,4 @@ def trainer(folder, lines, model=None, steps=30, **options):
         logging_steps=5,
         **{"save_strategy": "no", **options},
     )
-    return transformers.Trainer(
-        model=model or llama(), args=arguments, train_dataset=Lines(lines), eval_dataset=Lines(lines[:16]), **own
-    )
+    return kind(model=model or llama(), args=arguments, train_dataset=Lines(lines), eval_dataset=Lines(lines[:16]), **own)

@@ -120,3 +120,49 @@ def test_accelerate_passes_eval_and_train_on():
     assert not all(torch.equal(p, x) for p, x in zip(model.parameters(), trained, strict=True))
     optimizer.train()
     torch.testing.assert_close([p.detach() for p in model.parameters()], trained, rtol=0, atol=0)
+
+
+def accumulated(accelerator, model, optimizer, loader, schedule, before=lambda i: None):
+    """An epoch, as Accelerate documents it.
+
+    Args:
+        before: is called with the number of each batch.
+    """
+    for i, (x, y) in enumerate(loader):
+        before(i)
+        with accelerator.accumulate(model):
+            accelerator.backward((model(x) - y).square().mean())
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("tower", [auto(), LOG], ids=["default", "tower"])
+def test_accelerate_with_accumulation_is_a_plain_loop(tower):
+    """The same bits, with the short window at the end of an epoch."""
+    whole, twin = prepared(tower, gradient_accumulation_steps=3), network()
+    other = Hyperoptimizer(twin.parameters(), tower)
+    schedule = warm_up(other)
+    for _ in range(4):
+        accumulated(*whole)
+        for i, (x, y) in enumerate(batches(), 1):
+            ((twin(x) - y).square().mean() / 3).backward()
+            if i in (3, 6, 8):
+                other.step()
+                schedule.step()
+                other.zero_grad()
+    torch.testing.assert_close(list(whole[1].parameters()), list(twin.parameters()), rtol=0, atol=0)
+    assert whole[2].optimizer.hyperparameters() == other.hyperparameters()
+
+
+@pytest.mark.parametrize("tower", [auto(), LOG], ids=["default", "tower"])
+def test_accelerate_resumes_in_mid_epoch(tmp_path, tower):
+    """After a window of accumulation, by ``skip_first_batches``, to the last bit."""
+    whole, again = (prepared(tower, gradient_accumulation_steps=2) for _ in range(2))
+    accumulated(*whole)
+    accumulated(*whole, before=lambda i: whole[0].save_state(str(tmp_path)) if i == 4 else None)
+    accelerator, model, optimizer, loader, schedule = again
+    accelerator.load_state(str(tmp_path))
+    accumulated(accelerator, model, optimizer, accelerator.skip_first_batches(loader, 4), schedule)
+    torch.testing.assert_close(list(model.parameters()), list(whole[1].parameters()), rtol=0, atol=0)
+    assert optimizer.optimizer.hyperparameters() == whole[2].optimizer.hyperparameters()

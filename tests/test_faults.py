@@ -947,8 +947,9 @@ class Tuned(pl.LightningModule):
         lambda ps: Hyperoptimizer(ps, Adam(lr=0.01)),
         lambda ps: Hyperoptimizer(ps, Adam(lr=0.01) / SGD(lr=1e-4)),
         lambda ps: Hyperoptimizer(ps, Adam(lr=0.01) / SGD(lr=1e-4), per="tensor"),
+        Hyperoptimizer,
     ],
-    ids=["torch", "alone", "tower", "per tensor"],
+    ids=["torch", "alone", "tower", "per tensor", "default"],
 )
 def test_fine_tuning_of_a_backbone_is_resumed(tmp_path, make, at):
     def fit(ckpt_path=None):

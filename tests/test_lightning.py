@@ -5,12 +5,12 @@ import csv
 import pytest
 import torch
 from frameworks import LOG, TOWER, Module, batches, fit, lightning_advises
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 
-from hypergradient import Hyperoptimizer
+from hypergradient import Hyperoptimizer, auto
 
 pytestmark = [pytest.mark.usefixtures("float32"), lightning_advises]
 
@@ -126,3 +126,49 @@ def test_its_weight_averaging_and_accumulation(tmp_path):
     averaging = StochasticWeightAveraging(swa_lrs=0.005, swa_epoch_start=2, annealing_epochs=1)
     fit(module, tmp_path, epochs=10, callbacks=[averaging], accumulate_grad_batches=2)
     learns(module)
+
+
+class AtTheAverage(Callback):
+    """What a script adds for a rule that averages, for Lightning does not call ``eval`` and ``train``."""
+
+    def on_train_epoch_end(self, trainer, module):
+        trainer.optimizers[0].eval()
+        module.seen.append([p.detach().clone() for p in module.parameters()])
+
+    def on_train_epoch_start(self, trainer, module):
+        trainer.optimizers[0].train()
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize("manual", [False, True])
+def test_the_default_is_evaluated_at_its_average_and_resumed(tmp_path, manual):
+    """The weights of a loop by hand, their average after each epoch, and both again from a checkpoint of the second."""
+    runs = [Module(auto(), manual), Module(auto(), manual)]
+    for module, ckpt_path in zip(runs, (None, str(tmp_path / "epoch=1.ckpt")), strict=True):
+        module.seen = []
+        callbacks = [AtTheAverage(), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)]
+        options = {} if manual else {"gradient_clip_val": 1.0}
+        _, optimizer = fit(module, tmp_path, 4, ckpt_path, callbacks=callbacks, enable_checkpointing=True, **options)
+    losses, learned, _ = by_hand(auto(), 4)
+    assert [*runs[0].losses[:16], *runs[1].losses] == losses == runs[0].losses
+    assert optimizer.hyperparameters() == learned
+    torch.testing.assert_close(runs[1].seen, runs[0].seen[2:], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("tower", [auto(), LOG], ids=["default", "tower"])
+def test_accumulation_is_a_plain_loop(tmp_path, tower):
+    """``accumulate_grad_batches=3``: the same bits, with the short window at the end of an epoch."""
+    module, twin = Module(tower), Module(tower)
+    _, optimizer = fit(module, tmp_path, accumulate_grad_batches=3)
+    settings = twin.configure_optimizers()
+    other, schedule = settings["optimizer"], settings["lr_scheduler"]["scheduler"]
+    for _ in range(3):
+        for i, batch in enumerate(batches(), 1):
+            (twin.training_step(batch) / 3).backward()
+            if i in (3, 6, 8):
+                other.step()
+                schedule.step()
+                other.zero_grad()
+    assert module.losses == twin.losses
+    assert optimizer.hyperparameters() == other.hyperparameters()
+    torch.testing.assert_close(list(module.parameters()), list(twin.parameters()), rtol=0, atol=0)

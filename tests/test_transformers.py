@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from frameworks import FINE, llama, trainer
 
 from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer, Muon
@@ -113,3 +114,43 @@ def test_trainer_evaluates_the_default_at_its_average(tmp_path, lines):
     assert not all(torch.equal(p, x) for p, x in zip(model.parameters(), average, strict=True))
     optimizer.eval()
     torch.testing.assert_close([p.detach() for p in model.parameters()], average, rtol=0, atol=0)
+
+
+def test_trainer_of_a_subclass_that_makes_its_optimizer(tmp_path, lines):
+    """``create_optimizer`` overridden: embeddings in a group of their own; the same bits as with ``optimizers=``."""
+
+    def made(model):
+        own = {id(p) for p in model.get_input_embeddings().parameters()}
+        groups = [[p for p in model.parameters() if (id(p) in own) == inside] for inside in (False, True)]
+        return Hyperoptimizer([{"params": ps, **({"weight_decay": 0.0} if i else {})} for i, ps in enumerate(groups)])
+
+    class Own(transformers.Trainer):
+        def create_optimizer(self, model=None):
+            self.optimizer = self.optimizer or made(self.model if model is None else model)
+            return self.optimizer
+
+    runs = [trainer(tmp_path, lines, kind=Own)]
+    model = llama()
+    runs.append(trainer(tmp_path, lines, model, optimizers=(made(model), None)))
+    for run in runs:
+        run.train()
+    assert len(inner(runs[0]).param_groups) == 2
+    assert inner(runs[0]).hyperparameters(1) == inner(runs[1]).hyperparameters(1)
+    torch.testing.assert_close(*(r.model.state_dict() for r in runs), rtol=0, atol=0)
+
+
+MODES = {"no evaluation": {}, "evaluated before it is saved": {"eval_strategy": "steps", "eval_steps": 17}}
+
+
+@pytest.mark.parametrize("options", MODES.values(), ids=MODES.keys())
+def test_trainer_resumes_the_default_in_mid_epoch(tmp_path, lines, options):
+    """After 17 steps of two batches, of which an epoch has 10, to the last bit; saved at the average, if it is there."""
+    lines = lines[:160]
+    how = {"optimizer_cls_and_kwargs": (Hyperoptimizer, {}), "gradient_accumulation_steps": 2, **options}
+    whole = trainer(tmp_path / "whole", lines, steps=24, save_strategy="steps", save_steps=17, **how)
+    whole.train()
+    again = trainer(tmp_path / "again", lines, steps=24, **how)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-17"))
+    assert again.state.epoch == whole.state.epoch == pytest.approx(2.4)
+    torch.testing.assert_close(again.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+    assert inner(again).hyperparameters() == inner(whole).hyperparameters()
