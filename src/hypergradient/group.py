@@ -167,14 +167,12 @@ class Group:
         """How much of what it wants to grow a step size may, that learns so fast that it would undo its schedule: all where
         the user's lr is the highest so far, nothing where it is no more than half of that.
 
-        Such a step size is that of the highest. So a warm-up is left to it, which has its own: it begins where the schedule
-        does, or where it is learned from, if that is not the user's; and it does not matter what a schedule takes for the lr
-        of the rule.
+        Such a step size is that of the highest. So a warm-up is left to it, which has its own: and it does not
+        matter what a schedule takes for the lr of the rule.
         """
         lr, highest, rise = self.said["lr"], self.highest, self.rise
         if self.followed == 0 or highest == 0:
-            rise = lr / self.start if lr and self.start else 1.0
-            highest, rise = lr, rise if "lr" in self.begins else max(1.0, rise)
+            highest, rise = lr, max(1.0, lr / self.start if self.start else 1.0)
         elif lr > highest:
             highest, rise = lr, rise * lr / highest
         self.heights = highest, rise  # taken over by a step; to look at an optimizer changes nothing

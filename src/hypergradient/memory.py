@@ -46,9 +46,9 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
     """All that belongs to `group` and stands neither in its dict nor in `state`; numbers, lists and dicts.
 
     Returns:
-        `made`: how many steps the optimizer has made. `followed`, `begins`, `highest` (and `rise`), `resting`: see `Group`. `said`:
-        under the name of the rule, of each hyperparameter what it was at the start, what the user says, what is learned,
-        what is in force. `levels`: under the signature of each, its own hyperparameters and its memory. `last`: the scalars
+        `made`: how many steps the optimizer has made. `followed`, `begins`, `highest` (and `rise`), `resting`: see `Group`.
+        `said`: under the name of the rule, of each hyperparameter its base, what the user says, what is learned, what is in
+        force. `levels`: under the signature of each, its own hyperparameters and its memory. `last`: the scalars
         of the last step.
     """
     owners, learned = [group.owner, *(level.own for level in optimizer._levels.levels)], values(optimizer, group)
