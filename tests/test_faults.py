@@ -1379,3 +1379,18 @@ def test_coefficients_near_1_are_as_exact_in_float32_as_with_torch(name, options
         ends.append(p.detach().double())
     mine, theirs = ((x - ends[2]).abs().max().item() for x in ends[:2])
     assert mine <= 3 * theirs + 1e-7
+
+
+@pytest.mark.parametrize("above", ABOVE, ids=ABOVE_IDS)
+@pytest.mark.parametrize("case", ELEMENTWISE, ids=str)
+def test_a_parameter_that_is_its_own_gradient(case, above):
+    """A decay by hand: ``p.grad = p.data``."""
+    found = []
+    for own in (True, False):
+        p = torch.nn.Parameter(torch.randn(LARGE, generator=torch.Generator().manual_seed(0)))
+        optimizer = Hyperoptimizer([p], under(case.rule(lr=0.01), above))
+        for _ in range(3):
+            p.grad = p.data if own else p.data.clone()
+            optimizer.step()
+        found.append(p.detach())
+    torch.testing.assert_close(*found, rtol=0, atol=0)

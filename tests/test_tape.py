@@ -147,11 +147,11 @@ def test_a_rule_of_ones_own_is_not_played_for_nobody_knows_what_else_it_does(tap
     [
         lambda x, n: x.sort().values.sum(),
         lambda x, n: torch.fft.fft(n).real,
-        lambda x, n: x * n.repeat(13 // 3 + 1)[:13],
+        lambda x, n: x * n.repeat(tape.LENGTH // 3 + 1)[: tape.LENGTH],
         lambda x, n: x.mul_(2) if n.sum() > 0 else n,
         lambda x, n: x * 2,
         lambda x, n: torch.div(n, 2, rounding_mode="floor"),
-        lambda x, n: (n.expand(13, 3)).sum(0),
+        lambda x, n: n.expand(tape.LENGTH, 3).sum(0),
     ],
 )
 def test_what_a_tape_cannot_hold_is_refused(function):

@@ -262,6 +262,7 @@ class Bucket:
             self.grad = self.grad.neg_() if maximize else self.grad
         else:
             self.param, grad = self._flat(parts), self._flat(grads)
+            grad = grad.clone() if address(grad) == address(self.param) else grad  # somebody has set ``p.grad = p``
             self.grad = -grad if maximize else grad
         self.cotangents = []
         if cotangents:

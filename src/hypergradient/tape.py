@@ -15,12 +15,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from .numerics import on_host
 
-LENGTH = 13
-"""Of the elements on which a function of elements is recorded. It is played on any number of them."""
+LENGTH = 1013
+"""Of the elements on which a function of elements is recorded: no tensor of numbers has it. It is played on any number."""
 MOST = 512
 """Numbers in a tensor at the most."""
 
@@ -238,7 +237,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do it, and write it down."""
         schema, given = function._schema, dict(kwargs or {})
-        tensors = [x for x in tree_leaves((args, given)) if isinstance(x, Tensor)]
+        tensors = [x for x in _leaves((*args, *given.values())) if isinstance(x, Tensor)]
         for x in tensors:
             self._know(x)
         names = [a.name for a in schema.arguments]
@@ -247,7 +246,7 @@ class Recorder(TorchDispatchMode):
         out = function(*args, **(kwargs or {}))
         self._kept.append(out)
         name = schema.name.removeprefix("aten::")
-        made = tree_leaves(out)
+        made = _leaves(out)
         if not all(isinstance(x, Tensor) for x in made):  # read on the host
             raise Unrecordable(name)
         if schema.is_mutable:
@@ -273,7 +272,7 @@ class Recorder(TorchDispatchMode):
 
     def _value(self, name: str, given: list[Any], out: Tensor) -> Any:
         """What results: the name of elements, or a list of numbers."""
-        tensors = [x for x in tree_leaves(given) if isinstance(x, Tensor)]
+        tensors = [x for x in _leaves(given) if isinstance(x, Tensor)]
         if name == "_to_copy":
             given = [given[0]]
         if any(_memory(x) in self.elements for x in tensors):
@@ -382,6 +381,11 @@ class Recorder(TorchDispatchMode):
         if not (isinstance(first, Elements) or more) and name in ("add", "mul", "sub"):
             name, of = "rsub" if name == "sub" else name, of[::-1]
         return self._line(name, tuple(of), more, out.dtype)
+
+
+def _leaves(x: Any) -> list[Any]:
+    """What is in lists and tuples."""
+    return [z for y in x for z in _leaves(y)] if isinstance(x, (list, tuple)) else [x]
 
 
 def _memory(x: Tensor) -> int:
