@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from ctypes import c_float
 from itertools import count
 from typing import Any, NamedTuple, cast
 
@@ -68,6 +69,7 @@ FUNCTIONS: dict[str, Any] = {
     "sigmoid": _sigmoid,
     "sign": lambda x: float((x > 0) - (x < 0)),
     "finite": math.isfinite,
+    "single": lambda x: c_float(x).value,
     "inf": math.inf,
     "nan": math.nan,
 }
@@ -288,27 +290,38 @@ class Recorder(TorchDispatchMode):
             return self._moved(name, given)
         if name in SUMS:
             return self._summed(name, given, out)
-        if name not in NUMBERS:
+        return self._each(name, given, out)
+
+    def _each(self, name: str, given: list[Any], out: Tensor) -> list[Any]:
+        """The numbers of an operation that does the same to each."""
+        if name not in NUMBERS or any(isinstance(x, str) for x in given):  # a name says to round in another way
             raise Unrecordable(name)
-        if any(isinstance(x, str) for x in given):  # another way to round
-            raise Unrecordable(name)
+        kinds = {x.dtype for x in given if isinstance(x, Tensor)} - {torch.bool}
+        dtype = torch.float64 if name in ("copy", "where") and kinds <= {out.dtype} else out.dtype
         columns = [self.atoms(x, out.shape) for x in given]
-        return [self._number(NUMBERS[name], row) for row in zip(*columns, strict=True)]
+        return [self._number(NUMBERS[name], row, dtype) for row in zip(*columns, strict=True)]
 
     def _converted(self, x: Any, dtype: torch.dtype) -> Any:
-        return self._number("{0} != 0" if dtype == torch.bool else "{0} + 0.0", (x,)) if not dtype.is_complex else x
+        """A number as one of another dtype."""
+        if dtype not in (torch.bool, torch.float32, torch.float64):
+            raise Unrecordable(str(dtype))
+        return self._number("{0} != 0" if dtype == torch.bool else "{0} + 0.0", (x,), dtype)
 
-    def _number(self, expression: str, row: Sequence[Any]) -> Any:
-        """The name of an expression, the same for the same; or what it is, if that is known."""
+    def _number(self, expression: str, row: Sequence[Any], dtype: torch.dtype = torch.float64) -> Any:
+        """The name of an expression, the same for the same; or what it is, if that is known. In single precision it is rounded
+        as there.
+        """
         if None in row:
             if expression != NUMBERS["clamp"]:
                 raise Unrecordable(expression)
             expression, row = (NUMBERS["minimum"], (row[0], row[2])) if row[1] is None else (NUMBERS["maximum"], row[:2])
-        if expression in ("{0} + 0.0", "{1}"):
+        double = dtype != torch.float32
+        if double and expression in ("{0} + 0.0", "{1}"):
             return row[0] + 0.0 if expression == "{0} + 0.0" and not isinstance(row[0], Name) else row[expression == "{1}"]
         said = expression.replace("{2} * {1}", "{1}") if len(row) > 2 and row[2] == 1 else expression
         said = said.replace("{3} * ", "") if len(row) > 3 and row[3] == 1 else said
         text = said.format(*(x if isinstance(x, Name) else f"({x!r})" for x in row))
+        text = text if double else f"single({text})"
         if not any(isinstance(x, Name) for x in row):
             return eval(text, dict(FUNCTIONS))
         return self._line("", (text, *(x for x in row if isinstance(x, Name))), {}, torch.float64)
