@@ -493,3 +493,41 @@ def test_a_step_too_small_for_the_numbers_grows(dtype):
         optimizer.step()
     optimizer.eval()
     assert p.abs().max() < 100
+
+
+def test_under_a_decay_what_is_learned_stands_still():
+    """Neither against the decay nor with it, which would multiply the two."""
+    params = parameters()
+    optimizer = Hyperoptimizer(params)
+    train(optimizer, params, 30)
+    optimizer.param_groups[0]["lr"] *= 0.4
+    train(optimizer, params, 1, 30)
+    before = lr(optimizer)
+    train(optimizer, params, 30, 31)
+    assert lr(optimizer) == before
+
+
+@pytest.mark.parametrize("tower", [auto(), auto(Adam())], ids=["default", "Adam"])
+def test_a_group_that_is_frozen_learns_nothing(tower):
+    """A step size that is 0 by the user's will is not too small."""
+    params = parameters()
+    optimizer = Hyperoptimizer([{"params": params[:1]}, {"params": params[1:]}], tower)
+    usual = optimizer.param_groups[0]["lr"]
+    optimizer.param_groups[0]["lr"] = 0.0
+    train(optimizer, params, 60)
+    optimizer.param_groups[0]["lr"] = usual
+    assert lr(optimizer) == pytest.approx(1e-6)
+    train(optimizer, params, 20, 60)
+    assert 1e-6 < lr(optimizer) < 1
+
+
+def test_a_plateau_reduces_as_often_as_it_says():
+    """torch leaves a step size alone that would change by less than 1e-8."""
+    params = parameters()
+    optimizer = Hyperoptimizer(params)
+    scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=0)
+    train(optimizer, params, 30)
+    before = lr(optimizer)
+    for _ in range(5):
+        scheduler.step(1.0)
+    assert lr(optimizer) == pytest.approx(before * 1e-4)

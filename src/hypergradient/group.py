@@ -87,14 +87,14 @@ class Group:
         start: the lr that the user gave it at first.
         highest, rise: the highest that the user has given it since, and how many times `start` that is, from the first step on;
             `heights`: what they are if a step is made now.
-        growth: how much of its growth a schedule leaves to a step size that learns fast.
+        freedom: how much a schedule lets a step size move that learns fast, from 0 to 1.
         resting: after a checkpoint, the positions of parameters that had not moved in the last step.
         recalled: whether `last` comes from a checkpoint.
         learned: the object under the key "learned", which belongs to this group.
     """
 
     owner: Hyperparameters
-    growth: float
+    freedom: float
     step: Step
     schedule: Tensor
 
@@ -152,20 +152,21 @@ class Group:
         """What the dict says, as the step needs it. A step size that starts at 0 is frozen until it is raised."""
         bases, owner = self.bases, self.owner
         factors = [self.said[n] / bases[n] if bases[n] else float(n != "lr") for n in owner.names]
-        self.growth = self._growth() if owner.moves else 1.0
+        self.freedom = self._freedom() if owner.moves else 1.0
         if owner.moves:
             factors[0] /= self.heights[1]
         fixed = {n: self.said[n] for n in owner.order[len(owner.names) :]}
         off = frozenset(n for n, value in fixed.items() if value == 0 and n != "lr")
-        self.schedule = owner.given.new_tensor([*factors, *fixed.values(), *[self.growth] * owner.moves]).unsqueeze(1)
+        self.schedule = owner.given.new_tensor([*factors, *fixed.values(), *[self.freedom] * owner.moves]).unsqueeze(1)
         kind = type(owner.rule), str(owner), off, *self.settings
         if kind not in self.steps:
             self.steps[kind] = Step(owner.rule, owner.names, off)
         self.step = self.steps[kind]
 
-    def _growth(self) -> float:
-        """How much of what it wants to grow a step size may, that learns so fast that it would undo its schedule: all where
-        the user's lr is the highest so far, nothing where it is no more than half of that.
+    def _freedom(self) -> float:
+        """How much of what it wants to a step size may move, that learns so fast that it would undo its schedule: all where
+        the user's lr is the highest so far, nothing where it is no more than half of that. (Nor may it fall: what a small step
+        size does says nothing of that which it is a part of.)
 
         Such a step size is that of the highest. So a warm-up is left to it, which has its own: and it does not
         matter what a schedule takes for the lr of the rule.
@@ -176,7 +177,7 @@ class Group:
         elif lr > highest:
             highest, rise = lr, rise * lr / highest
         self.heights = highest, rise  # taken over by a step; to look at an optimizer changes nothing
-        return max(0.0, 2 * lr / highest - 1) if highest else 1.0
+        return max(0.0, 2 * lr / highest - 1) if highest else 0.0
 
     # ----------------------------------------------------------- its hyperparameters
 

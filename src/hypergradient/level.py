@@ -405,22 +405,21 @@ class Levels:
 
 
 def restrained(grad: Tensor, asks: Asks, schedules: Tensors) -> Tensor:
-    """The gradients that levels move along: of step sizes that learn fast, less where they would grow and should not.
+    """The gradients that levels move along: of step sizes that learn fast, less where a schedule holds them.
 
     Args:
         grad: of all that is moved. shape: (n,)
-        schedules: their last rows say, for those, how much of the growth is left.
+        schedules: their last rows say, for those, how much is left.
     """
-    growth: dict[Hyperparameters, Tensor] = {}
+    freedom: dict[Hyperparameters, Tensor] = {}
     for (own, _), schedule in zip(asks, schedules, strict=True):
         if own.moves:
-            growth[own] = torch.maximum(growth[own], schedule[-1]) if own in growth else schedule[-1]
-    if not growth:
+            freedom[own] = torch.maximum(freedom[own], schedule[-1]) if own in freedom else schedule[-1]
+    if not freedom:
         return grad
     down = grad.clone()
-    for own, left in growth.items():
-        mine = grad[own.place]
-        down[own.place] = torch.where(mine < 0, mine * left, mine)
+    for own, left in freedom.items():
+        down[own.place] = grad[own.place] * left
     return down
 
 

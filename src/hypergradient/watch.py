@@ -76,11 +76,11 @@ class Watch:
     def _look_at_schedules(self, groups: Sequence[Group]) -> None:
         for i, group in enumerate(groups):
             lr = group.said["lr"] if group.owner.moves else 0.0
-            if lr > 0 and group.growth == 0:
+            if lr > 0 and group.freedom == 0:
                 self._said = True
                 warnings.warn(
                     f"group {i}: its schedule has gone from lr={group.highest:.3g} to {lr:.3g} within {EARLY} steps, before "
-                    "the step size that it is relative to has been found, which it now keeps from growing. Leave the schedule "
+                    "the step size that it is relative to has been found, which it now holds. Leave the schedule "
                     "out, or begin its decay later",
                     RuntimeWarning,
                     stacklevel=9,
