@@ -126,7 +126,7 @@ class Script:
 class Digits(Script):
     """mnist/main.py: Adadelta at 1.0, times 0.7 after every epoch, which has 75 steps here and 938 there."""
 
-    epoch = 75
+    steps, epoch = 450, 75
 
     def __init__(self) -> None:
         self.data = data.mnist()
@@ -225,10 +225,10 @@ class WordLSTM(nn.Module):
 
 class Words(Script):
     """word_language_model/main.py: steps of 20 along the gradient, whose norm is clipped at 0.25; a quarter of that when the
-    validation loss has not fallen. Words that occur less than ten times are one; there is a validation every 120 steps.
+    validation loss has not fallen. Words that occur less than ten times are one; there is a validation every 100 steps.
     """
 
-    steps, clip, epoch = 600, 0.25, 120
+    steps, clip, epoch = 500, 0.25, 100
 
     def __init__(self) -> None:
         words = re.findall(r"\w+|[^\w\s]|\n", data.find("text").read_text(encoding="utf-8"))
@@ -506,7 +506,7 @@ class Trained(Characters):
     from scratch (5e-5, the default, is for fine-tuning).
     """
 
-    steps = 1500
+    steps = 1000
 
     def model(self) -> nn.Module:
         from transformers import GPT2Config, GPT2LMHeadModel
@@ -584,10 +584,10 @@ class Autoencoder(Script):
 class Timm(Script):
     """The training script of timm with its defaults, on CIFAR-10 with a ResNet-8: SGD with Nesterov's momentum 0.9 and a decay of
     2e-5, the lr 0.1 × batch / 256, which is 0.05 for batches of 128; labels smoothed by 0.1; once per epoch its scheduler sets the
-    lr: 1e-5 while it warms up, then a cosine to 0. Here an epoch has 60 steps, and one of 20 is the warm-up.
+    lr: 1e-5 while it warms up, then a cosine to 0. Here an epoch has 60 steps, and one of 15 is the warm-up.
     """
 
-    steps, epoch = 1200, 60
+    steps, epoch = 900, 60
 
     def __init__(self) -> None:
         self.data = data.cifar10()
