@@ -7,7 +7,7 @@ from .fig3 import FIG3
 from .fig4 import FIG4A, FIG4B, FIG4C, FIG4D, FIG4E
 from .fig4f import FIG4F
 from .results import Experiment, Study
-from .scripts import SCRIPTS_STUDY
+from .scripts_study import SCRIPTS_STUDY
 from .sensitivity import SENSITIVITY
 from .table1 import TABLE1
 

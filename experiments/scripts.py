@@ -1,22 +1,17 @@
-"""Nine scripts of others with one line changed: the optimizer's. Schedules, clipping and all else stay as their authors have them.
-
-Models and recipes are the scripts', restated; data are what the other experiments have, and trainings are shorter. All runs on
-the CPU, in one thread.
-"""
+"""Nine scripts of others: models and recipes restated, on the data of the other experiments, and shorter. All on the CPU."""
 
 from __future__ import annotations
 
 import logging
 import re
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import cache, partial
+from itertools import pairwise
 from math import cos, exp, inf, pi
-from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,34 +21,28 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.optim.swa_utils import update_bn
 
-from hypergradient import Hyperoptimizer, from_torch
+from hypergradient import Hyperoptimizer
 
 from . import data, models
-from .results import Study
-from .runner import Settings, Store
-from .scripts_report import text
 from .sensitivity_tasks import Attention, residual
 from .tasks import TASKS, Batch, Entry, generator, shuffled
-from .trial import Result, Tick, Trial, about, due, short
 
 Make = Callable[[nn.Module], Optimizer]
 """The one line."""
-SEEDS = range(1, 3)
-"""Seed 0 is for trying."""
-QUICK = 3
-"""Steps of the quick protocol."""
 
 
 class Script:
     """A script: what it trains, how its author does it, and how it is tested.
 
     Attributes:
+        measure: what the test measures.
         steps: how long a training is here.
         clip: the norm that gradients are clipped to.
         epoch: how many steps it is between two calls of what `schedule` returns.
         rows: how many samples are tested on.
     """
 
+    measure: ClassVar[str] = "test loss"
     steps: ClassVar[int] = 400
     clip: ClassVar[float] = inf
     epoch: ClassVar[int] = 1
@@ -133,9 +122,7 @@ class Digits(Script):
 
     def model(self) -> nn.Module:
         convolutions = nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25)
-        return nn.Sequential(
-            *convolutions, nn.Flatten(), nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10)
-        )
+        return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10))
 
     def author(self, model: nn.Module) -> Optimizer:
         return torch.optim.Adadelta(model.parameters(), lr=1.0)
@@ -177,6 +164,7 @@ class VAE(nn.Module):
 class Variational(Script):
     """vae/main.py: Adam at 1e-3, 10 epochs of 469 batches of 128, the loss summed over pixels and images."""
 
+    measure = "loss per image"
     steps, rows = 4690, 10_000
 
     def __init__(self) -> None:
@@ -228,6 +216,7 @@ class Words(Script):
     validation loss has not fallen. Words that occur less than ten times are one; there is a validation every 100 steps.
     """
 
+    measure = "perplexity"
     steps, clip, epoch = 500, 0.25, 100
 
     def __init__(self) -> None:
@@ -288,12 +277,12 @@ class GAN(nn.Module):
         super().__init__()
         up, down = (100, 4 * width, 2 * width, width), (width, 2 * width, 4 * width)
         generator: list[nn.Module] = []
-        for i, (before, after) in enumerate(zip(up, up[1:], strict=False)):
+        for i, (before, after) in enumerate(pairwise(up)):
             stride, padding = (2, 1) if i else (1, 0)
             generator += [nn.ConvTranspose2d(before, after, 4, stride, padding, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
         self.generator = nn.Sequential(*generator, nn.ConvTranspose2d(width, 1, 4, 2, 1, bias=False), nn.Tanh())
         discriminator: list[nn.Module] = [nn.Conv2d(1, width, 4, 2, 1, bias=False), nn.LeakyReLU(0.2)]
-        for before, after in zip(down, down[1:], strict=False):
+        for before, after in pairwise(down):
             discriminator += [nn.Conv2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.LeakyReLU(0.2)]
         self.discriminator = nn.Sequential(*discriminator, nn.Conv2d(4 * width, 1, 4, bias=False), nn.Flatten(0))
         for module in self.modules():
@@ -306,6 +295,7 @@ class GAN(nn.Module):
 class Adversarial(Script):
     """dcgan/main.py on digits: Adam at 2e-4 with beta1 0.5 for either network, batches of 64."""
 
+    measure = "Fréchet distance"
     steps = 800
 
     def __init__(self) -> None:
@@ -389,10 +379,11 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
 
 class Enlarged(Script):
-    """super_resolution/main.py with the arguments of its README but batches of 64: Adam at 1e-3; thrice the width and height, on
-    the luminance of the middle 30 × 30 pixels of images of CIFAR-10.
+    """super_resolution/main.py with the arguments of its README but batches of 64: Adam at 1e-3; thrice the width and height,
+    on the luminance of 30 × 30 pixels of images of CIFAR-10.
     """
 
+    measure = "squared error × 1000"
     steps = 1000
 
     def __init__(self) -> None:
@@ -501,11 +492,12 @@ class Characters(Script):
 
 
 class Trained(Characters):
-    """The Trainer of transformers around a small GPT-2 of characters, its defaults but for the lr: AdamW without decay, batches of
-    8, gradients clipped at 1, the lr linear to 0 without warm-up. The lr is 5e-4, that of the course of Hugging Face for training
+    """The Trainer of transformers around a small GPT-2 of characters, with its defaults: AdamW without decay, batches of 8,
+    gradients clipped at 1, the lr linear to 0 without warm-up; but from 5e-4, as the course of Hugging Face has it for training
     from scratch (5e-5, the default, is for fine-tuning).
     """
 
+    measure = "perplexity"
     steps = 1000
 
     def model(self) -> nn.Module:
@@ -539,6 +531,7 @@ class Trained(Characters):
 class Autoencoder(Script):
     """Lightning, the module of its README: 784–128–3–128–784 on digits, Adam at 1e-3, batches of a single image."""
 
+    measure = "squared error × 1000"
     steps = 10_000
 
     def __init__(self) -> None:
@@ -582,11 +575,12 @@ class Autoencoder(Script):
 
 
 class Timm(Script):
-    """The training script of timm with its defaults, on CIFAR-10 with a ResNet-8: SGD with Nesterov's momentum 0.9 and a decay of
-    2e-5, the lr 0.1 × batch / 256, which is 0.05 for batches of 128; labels smoothed by 0.1; once per epoch its scheduler sets the
-    lr: 1e-5 while it warms up, then a cosine to 0. Here an epoch has 60 steps, and one of 15 is the warm-up.
+    """The training script of timm with its defaults, on CIFAR-10 with a ResNet-8: SGD with Nesterov's momentum 0.9 and a decay
+    of 2e-5, the lr 0.1 × batch / 256, which is 0.05 for batches of 128; labels smoothed by 0.1; once per epoch its scheduler
+    sets the lr: 1e-5 while it warms up, then a cosine to 0. Here an epoch has 60 steps, and one of 15 is the warm-up.
     """
 
+    measure = "test error, %"
     steps, epoch = 900, 60
 
     def __init__(self) -> None:
@@ -640,58 +634,3 @@ SCRIPTS: dict[str, tuple[str, type[Script]]] = {
 }
 """By name: the data, and the script."""
 TASKS.update({name: Entry(file, partial(lambda script, device: script(), script)) for name, (file, script) in SCRIPTS.items()})
-
-LINES: dict[str, Callable[[Script, nn.Module], Optimizer]] = {
-    "author": lambda script, model: script.author(model),
-    "default": lambda script, model: Hyperoptimizer(model.parameters()),
-    "from_torch": lambda script, model: from_torch(script.author(model)),
-}
-"""What stands in the place of the optimizer's line."""
-
-
-def plan(settings: Settings, store: Store) -> list[Trial]:
-    """Seed by seed."""
-    count = 1 if settings.quick else len(SEEDS) if settings.seeds is None else settings.seeds
-    steps = {name: QUICK if settings.quick else script.steps for name, (_, script) in SCRIPTS.items()}
-    seeds = range(SEEDS[0], SEEDS[0] + count)
-    return [Trial("scripts", name, line, steps[name], seed) for seed in seeds for name in SCRIPTS for line in LINES]
-
-
-def run(trial: Trial, script: Script, device: str, folder: Path, tick: Tick) -> Result:
-    """Train from beginning to end.
-
-    Returns:
-        `test`: as trained; `average`: at the average, if there is one; None where they are not finite. `notes`: triples of step,
-        the lr that the schedule says and the one in force, of the first optimizer.
-    """
-    begin = time.monotonic()
-    torch.set_num_threads(1)
-    torch.manual_seed(trial.seed)
-    model, optimizers, notes, noting = script.model(), list[Optimizer](), list[Any](), due(trial.steps, trial.noted)
-
-    def made(module: nn.Module) -> Optimizer:
-        optimizer = LINES[trial.tower](script, module)
-        if not optimizers:
-            optimizer.register_step_post_hook(note)
-        optimizers.append(optimizer)
-        return optimizer
-
-    def note(optimizer: Optimizer, *_: object) -> None:
-        nonlocal step
-        step += 1
-        if step in noting:
-            lr = float(optimizer.param_groups[0]["lr"])
-            force = optimizer.hyperparameters()[0]["lr"] if isinstance(optimizer, Hyperoptimizer) else lr
-            notes.append([step, short(lr), short(force)])
-        tick(step)
-
-    step = 0
-    script.train(model, made, trial.seed, trial.steps)
-    test = short(script.tested(model))
-    averaged = trial.tower == "default"
-    average = short(script.at_average(model, optimizers, trial.seed)) if averaged else None
-    seconds = round(time.monotonic() - begin, 1)
-    return {**about("cpu"), "seconds": seconds, "test": test, "average": average, "averaged": averaged, "notes": notes}
-
-
-SCRIPTS_STUDY = Study("Scripts of others, one line changed", plan, run, text, {})
