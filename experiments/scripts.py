@@ -46,7 +46,7 @@ class Script:
     steps: ClassVar[int] = 400
     clip: ClassVar[float] = inf
     epoch: ClassVar[int] = 1
-    rows: ClassVar[int] = 5000
+    rows: int = 5000
 
     def model(self) -> nn.Module:
         """Untrained, of the present seed of torch."""
@@ -450,7 +450,7 @@ class Characters(Script):
     then a cosine to 1e-4 over 1,000 steps (2,000 there).
     """
 
-    steps, clip = 1000, 1.0
+    steps, clip, rows = 1000, 1.0, 2000
 
     def __init__(self) -> None:
         self.data = data.text()
@@ -488,7 +488,8 @@ class Characters(Script):
 
     def test(self, model: nn.Module) -> float:
         made = generator(0)
-        return sum(self.loss(model, self.pieces(self.data.test, 100, made)).item() for _ in range(20)) / 20
+        parts = [self.pieces(self.data.test, 100, made) for _ in range(self.rows // 100)]
+        return sum(self.loss(model, part).item() for part in parts) / len(parts)
 
 
 class Trained(Characters):
@@ -523,9 +524,10 @@ class Trained(Characters):
 
     def test(self, model: nn.Module) -> float:
         """Perplexity, as its scripts have it."""
-        made = generator(0)
-        pieces = [self.pieces(self.data.test, 100, made)[0] for _ in range(20)]
-        return exp(sum(model(input_ids=piece, labels=piece).loss.item() for piece in pieces) / 20)
+        return exp(super().test(model))
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return model(input_ids=batch[0], labels=batch[0]).loss
 
 
 class Autoencoder(Script):
