@@ -76,10 +76,14 @@ def run(trial: Trial, script: Script, device: str, folder: Path, tick: Tick) -> 
     step = 0
     script.train(model, made, trial.seed, trial.steps)
     test = short(script.tested(model))
-    averaged = trial.tower == "default"
-    average = short(script.at_average(model, optimizers, trial.seed)) if averaged else None
-    seconds = round(time.monotonic() - begin, 1)
-    return {**about("cpu"), "seconds": seconds, "test": test, "average": average, "averaged": averaged, "notes": notes}
+    average = short(script.at_average(model, optimizers, trial.seed)) if trial.tower == "default" else None
+    return {
+        **about("cpu"),
+        "seconds": round(time.monotonic() - begin, 1),
+        "test": test,
+        "average": average,
+        "notes": notes,
+    }
 
 
 COLUMNS = {
