@@ -43,8 +43,9 @@ def test_every_script_runs_with_every_line(small, tmp_path):
     assert " of 9 | " in page
 
 
+@lightning_advises
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_training_depends_on_its_seed_alone(name, small, tmp_path, recwarn):
+def test_a_training_depends_on_its_seed_alone(name, small, tmp_path):
     trials = [Trial("t", name, "default", 2, seed, {"rows": 100}) for seed in (1, 1, 2)]
     found = [run(trial, task(name, "cpu"), "cpu", tmp_path, lambda step: None) for trial in trials]
     first, again, other = ([one["test"], one["average"], one["notes"]] for one in found)
