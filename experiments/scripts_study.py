@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from hypergradient import Hyperoptimizer, from_torch
+from hypergradient import Hyperoptimizer, auto, from_torch
 
 from .results import Line, Study, table
 from .runner import Settings, Store
@@ -33,15 +33,22 @@ LINES: dict[str, Callable[[Script, nn.Module], Optimizer]] = {
     "from_torch": lambda script, model: from_torch(script.author(model)),
 }
 """What stands in the place of the optimizer's line."""
+MORE: dict[str, dict[str, Callable[[Script, nn.Module], Optimizer]]] = {
+    "pytorch/examples dcgan": {"auto(beta1=0.5)": lambda script, model: Hyperoptimizer(model.parameters(), auto(beta1=0.5))}
+}
+"""What explains a result: of some scripts, other lines, which average as the default does."""
 
 
 def plan(settings: Settings, store: Store) -> list[Trial]:
-    """Seed by seed."""
+    """Seed by seed; then what explains."""
     count = 1 if settings.quick else len(SEEDS) if settings.seeds is None else settings.seeds
     steps = {name: QUICK if settings.quick else script.steps for name, (_, script) in SCRIPTS.items()}
     seeds = range(SEEDS[0], SEEDS[0] + count)
     few = {"rows": 300} if settings.quick else {}
-    return [Trial("scripts", name, line, steps[name], seed, few) for seed in seeds for name in SCRIPTS for line in LINES]
+    pairs = [(name, line) for name in SCRIPTS for line in LINES]
+    more = [(name, line) for name, others in MORE.items() for line in others]
+    chosen = [(seed, *pair) for seed in seeds for pair in pairs] + [(seed, *pair) for seed in seeds for pair in more]
+    return [Trial("scripts", name, line, steps[name], seed, few) for seed, name, line in chosen]
 
 
 def run(trial: Trial, script: Script, device: str, folder: Path, tick: Tick) -> Result:
@@ -54,11 +61,12 @@ def run(trial: Trial, script: Script, device: str, folder: Path, tick: Tick) -> 
     begin = time.monotonic()
     torch.set_num_threads(1)
     torch.manual_seed(trial.seed)
+    lines = LINES | MORE.get(trial.task, {})
     script.rows = trial.at.get("rows", type(script).rows)
     model, optimizers, notes, noting = script.model(), list[Optimizer](), list[Any](), due(trial.steps, trial.noted)
 
     def made(module: nn.Module) -> Optimizer:
-        optimizer = LINES[trial.tower](script, module)
+        optimizer = lines[trial.tower](script, module)
         if not optimizers:
             optimizer.register_step_post_hook(note)
         optimizers.append(optimizer)
@@ -76,7 +84,7 @@ def run(trial: Trial, script: Script, device: str, folder: Path, tick: Tick) -> 
     step = 0
     script.train(model, made, trial.seed, trial.steps)
     test = short(script.tested(model))
-    average = short(script.at_average(model, optimizers, trial.seed)) if trial.tower == "default" else None
+    average = short(script.at_average(model, optimizers, trial.seed)) if trial.tower not in ("author", "from_torch") else None
     return {
         **about("cpu"),
         "seconds": round(time.monotonic() - begin, 1),
@@ -104,10 +112,10 @@ def values(lines: Sequence[Line], line: str, where: str = "test") -> dict[int, f
     return {one["seed"]: inf if one[where] is None else one[where] for one in lines if one["tower"] == line}
 
 
-def ratios(lines: Sequence[Line]) -> dict[str, float]:
+def ratios(lines: Sequence[Line], columns: Mapping[str, tuple[str, str]] = COLUMNS) -> dict[str, float]:
     """Of a script: each column's mean over the seeds in times of the author's, for the same seeds."""
     found, author = {}, values(lines, "author")
-    for column, place in COLUMNS.items():
+    for column, place in columns.items():
         mine = {seed: x for seed, x in values(lines, *place).items() if seed in author}
         if mine:
             found[column] = sum(mine.values()) / sum(author[seed] for seed in mine)
@@ -142,6 +150,15 @@ def counted(lines: Sequence[Line]) -> str:
     return table(["", f"at most {LIMIT} × the author's", "below it", "diverged"], rows)
 
 
+def others(lines: Sequence[Line]) -> str:
+    """A row per line that explains something."""
+    rows = []
+    for name, line in ((name, line) for name, more in MORE.items() for line in more):
+        found = ratios(of(lines, name), {where: (line, where) for where in ("test", "average")})
+        rows.append([name, f"`{line}`", *(number(found.get(where)) for where in ("test", "average"))])
+    return table(["script", "line", "÷ author's", "its average ÷ author's"], rows, left=2)
+
+
 def sizes(lines: Sequence[Line]) -> str:
     """A row per script: step sizes in force."""
     rows = []
@@ -170,8 +187,8 @@ the first optimizer of the script.
 def text(lines: Sequence[Line], pictures: Mapping[str, str]) -> str:
     """The page below its head."""
     told = "\n".join(f"- **{name}**: {' '.join((script.__doc__ or '').split())}" for name, (_, script) in SCRIPTS.items())
-    heads = "## Step sizes\n", "## The scripts\n"
-    return "\n".join([ABOUT, tests(lines), counted(lines), WHY, heads[0], SIZES, sizes(lines), heads[1], f"{told}\n"])
+    sizes_too = ["## Step sizes\n", SIZES, sizes(lines)]
+    return "\n".join([ABOUT, tests(lines), counted(lines), WHY, others(lines), *sizes_too, "## The scripts\n", f"{told}\n"])
 
 
 SCRIPTS_STUDY = Study("Scripts of others, one line changed", plan, run, text, {})

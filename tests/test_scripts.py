@@ -8,7 +8,7 @@ import torch
 from experiments.__main__ import app
 from experiments.runner import Settings, task
 from experiments.scripts import SCRIPTS, Script, Timm, frechet
-from experiments.scripts_study import LIMIT, LINES, counted, plan, ratios, run, text
+from experiments.scripts_study import LIMIT, LINES, MORE, counted, plan, ratios, run, text
 from experiments.trial import Trial
 from frameworks import lightning_advises
 from torch import nn
@@ -31,11 +31,11 @@ def test_every_script_runs_with_every_line(small, tmp_path):
     told = CliRunner().invoke(app, command, catch_exceptions=False)
     assert told.exit_code == 0, told.output
     lines = [json.loads(line) for line in (out / "scripts.quick.jsonl").read_text().splitlines()]
-    assert [(line["task"], line["tower"]) for line in lines] == [(name, line) for name in SCRIPTS for line in LINES]
+    assert {(name, line) for name in SCRIPTS for line in LINES} < {(line["task"], line["tower"]) for line in lines}
     for line in lines:
         assert [step for step, *_ in line["notes"]] == [1, 2, 3]
         assert line["test"] is not None
-        assert (line["average"] is not None) == (line["tower"] == "default")
+        assert (line["average"] is None) == (line["tower"] in ("author", "from_torch"))
     told = CliRunner().invoke(app, ["report", "--quick", "--out", str(out)], catch_exceptions=False)
     assert told.exit_code == 0, told.output
     page = (tmp_path / "scripts.quick.md").read_text()
@@ -113,5 +113,8 @@ def test_ratios_are_of_means_over_the_seeds_that_both_have(tmp_path):
 
 def test_the_plan_goes_seed_by_seed(tmp_path):
     one, both = (plan(Settings(tmp_path, seeds=seeds), None) for seeds in (1, None))
-    assert both[: len(one)] == one
-    assert len({trial.key for trial in both}) == len(both) == 2 * len(SCRIPTS) * len(LINES)
+    whole = len(SCRIPTS) * len(LINES)
+    assert both[:whole] == one[:whole]
+    assert {trial.seed for trial in both[whole : 2 * whole]} == {2}
+    assert len({trial.key for trial in both}) == len(both) == 2 * len(one)
+    assert {(trial.task, trial.tower) for trial in one[whole:]} == {(name, line) for name in MORE for line in MORE[name]}
