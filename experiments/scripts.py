@@ -240,14 +240,9 @@ class Words(Script):
         scheduler = ReduceLROnPlateau(optimizer, factor=0.25, patience=0, threshold=0)
 
         def validate(epoch: int) -> None:
-            average = isinstance(optimizer, Hyperoptimizer)
-            state, model.state = model.state, None
-            scheduler.step(
-                self.at_average(model, [optimizer], 0) if average else self.tested(model)  # of the validation words
-            )
-            model.state = state
+            averages = isinstance(optimizer, Hyperoptimizer)
+            scheduler.step(self.at_average(model, [optimizer], 0) if averages else self.tested(model))
 
-        self.now = self.valid
         return validate
 
     def batch(self, seed: int, step: int) -> Batch:
@@ -259,13 +254,15 @@ class Words(Script):
 
     def test(self, model: nn.Module) -> float:
         """Perplexity."""
-        state, model.state = model.state, None
-        pieces = zip(self.now[:-1].split(35), self.now[1:].split(35), strict=True)
+        words, state = self.now[: self.rows], model.state
+        model.state = None
+        pieces = zip(words[:-1].split(35), words[1:].split(35), strict=True)
         total = sum(self.loss(model, piece).item() * len(piece[0]) for piece in pieces)
         model.state = state
-        return exp(min(total / (len(self.now) - 1), 700))
+        return exp(min(total / (len(words) - 1), 700))
 
     def train(self, model: nn.Module, make: Make, seed: int, steps: int) -> None:
+        self.now = self.valid
         super().train(model, make, seed, steps)
         self.now = self.held
 
