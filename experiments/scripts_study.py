@@ -113,14 +113,26 @@ def values(lines: Sequence[Line], line: str, where: str = "test") -> dict[int, f
     return {one["seed"]: inf if one[where] is None else one[where] for one in lines if one["tower"] == line}
 
 
-def ratios(lines: Sequence[Line], columns: Mapping[str, tuple[str, str]] = COLUMNS) -> dict[str, float]:
+def each(lines: Sequence[Line], place: tuple[str, str]) -> dict[int, tuple[float, float]]:
+    """Of a script: by seed what a line has come to, and the author's."""
+    author = values(lines, "author")
+    return {seed: (x, author[seed]) for seed, x in values(lines, *place).items() if seed in author}
+
+
+def ratios(lines: Sequence[Line]) -> dict[str, float]:
     """Of a script: each column's mean over the seeds in times of the author's, for the same seeds."""
-    found, author = {}, values(lines, "author")
-    for column, place in columns.items():
-        mine = {seed: x for seed, x in values(lines, *place).items() if seed in author}
-        if mine:
-            found[column] = sum(mine.values()) / sum(author[seed] for seed in mine)
-    return found
+    found = {column: [*zip(*pairs.values(), strict=True)] for column, place in COLUMNS.items() if (pairs := each(lines, place))}
+    return {column: sum(ours) / sum(theirs) for column, (ours, theirs) in found.items()}
+
+
+def cell(lines: Sequence[Line], place: tuple[str, str]) -> str:
+    """The same of a place, and the least and the greatest of the seeds."""
+    pairs = each(lines, place).values()
+    if not pairs:
+        return "–"
+    ours, theirs = map(sum, zip(*pairs, strict=True))
+    apart = sorted(mine / author for mine, author in pairs)
+    return number(ours / theirs) + (f" ({number(apart[0])} … {number(apart[-1])})" if len(apart) > 1 else "")
 
 
 def number(x: float | None, digits: str = ".3f") -> str:
@@ -135,7 +147,7 @@ def tests(lines: Sequence[Line]) -> str:
         if author := values(of(lines, name), "author"):
             found = {"author": 1.0, **ratios(of(lines, name))}
             mean = number(statistics.fmean(author.values()), ".4g")
-            cells = (number(found.get(column)) for column in COLUMNS)
+            cells = (cell(of(lines, name), place) for place in COLUMNS.values())
             rows.append([name, script.measure, str(len(author)), mean, *cells, min(found, key=found.__getitem__)])
     header = ["script", "measure", "seeds", "author's", *(f"{column} ÷ author's" for column in COLUMNS), "lowest"]
     return table(header, rows, left=2)
@@ -155,8 +167,7 @@ def others(lines: Sequence[Line]) -> str:
     """A row per line that explains something."""
     rows = []
     for name, line in ((name, line) for name, more in MORE.items() for line in more):
-        found = ratios(of(lines, name), {where: (line, where) for where in ("test", "average")})
-        rows.append([name, f"`{line}`", *(number(found.get(where)) for where in ("test", "average"))])
+        rows.append([name, f"`{line}`", *(cell(of(lines, name), (line, where)) for where in ("test", "average"))])
     return table(["script", "line", "÷ author's", "its average ÷ author's"], rows, left=2)
 
 
@@ -177,7 +188,7 @@ the other experiments, and trainings are shorter, so that each takes one or two 
 else is changed, schedules least of all. Tested at the end, as the script tests, on data that were not trained on; less is
 better. `default` is tested as training leaves it, which is what a script has that never calls `optimizer.eval()`, and at its
 average, between `eval()` and `train()`; with batch-norm statistics anew from 20 batches where the script tests with those it
-has gathered. Ratios are of means over the seeds.
+has gathered. Ratios are of means over the seeds; in brackets the least and the greatest of a seed.
 """
 WHY = """Where the default falls behind, as far as is known:
 

@@ -107,7 +107,9 @@ def test_ratios_are_of_means_over_the_seeds_that_both_have(tmp_path):
     assert ratios(lines) == pytest.approx({"default": 1.1, "its average": 1.0})
     lines += [line(2, "default", 2.5, None), line(2, "from_torch", 3.0)]
     assert ratios(lines) == pytest.approx({"default": 0.9, "its average": inf, "from_torch": 1.0})
-    assert "| nanoGPT | test loss | 2 | 2 | 0.900 | diverged | 1.000 | default |" in text(lines, {})
+    assert "| nanoGPT | test loss | 2 | 2 | 0.900 (0.833 … 1.100) | diverged (1.000 … diverged) | 1.000 | default |" in text(
+        lines, {}
+    )
     assert f"at most {LIMIT} ×" in counted(lines)
     assert "| its average | 0 of 1 | 0 of 1 | 1 of 1 |" in counted(lines)
 
