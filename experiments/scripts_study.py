@@ -194,8 +194,8 @@ WHY = """Where the default falls behind, as far as is known:
 
 - **mnist** lowers its step size after every epoch. While a schedule holds the lr below half of its highest, what is learned
   may fall but not grow, so that whatever it is told by noise makes it smaller (see the step sizes, in the middle and at the
-  end, beside the author's). `from_torch` has it worse. With what is learned held still instead, or without the schedule, the
-  default ended below the author's value (tried apart from this, on one seed). The Trainer's schedule does the same to it.
+  end, beside the author's). `from_torch` has it worse. With what is learned held still instead, both ended below the author's
+  value (tried apart from this, on the same seeds). The Trainer's schedule does the same to them.
 - **word_language_model**: the step size overshoots within the first steps, falls, and then hardly moves for a long time: the
   path so far, which is that of how often words occur, is at right angles to what is left to be learned. A fixed step size as
   large as the one that it has reached at the end does better (tried apart from this). The clipping is not the reason.
