@@ -1,8 +1,9 @@
-"""The paper's experiments, and a study beyond it.
+"""The paper's experiments, and studies beyond it.
 
 python -m experiments list
 python -m experiments run table1 fig4a [--data DIR] [--seeds N] [--workers N] [--quick] [--device cpu] [--out DIR]
 python -m experiments run sensitivity
+python -m experiments run scripts
 python -m experiments report [--quick] [--out DIR]
 """
 

@@ -7,6 +7,7 @@ from .fig3 import FIG3
 from .fig4 import FIG4A, FIG4B, FIG4C, FIG4D, FIG4E
 from .fig4f import FIG4F
 from .results import Experiment, Study
+from .scripts_study import SCRIPTS_STUDY
 from .sensitivity import SENSITIVITY
 from .table1 import TABLE1
 
@@ -23,4 +24,4 @@ EXPERIMENTS: dict[str, Experiment] = {
     "fig4f": FIG4F,
 }
 
-STUDIES: dict[str, Study] = {"sensitivity": SENSITIVITY}
+STUDIES: dict[str, Study] = {"sensitivity": SENSITIVITY, "scripts": SCRIPTS_STUDY}

@@ -1,8 +1,10 @@
 """What tests ask for by name."""
 
+import io
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,3 +43,36 @@ def lines():
     sources = [data] if data.is_file() else [ROOT / n for n in ("README.md", "CONTRIBUTING.md", "LICENSE")]
     text = b"".join(source.read_bytes()[:20_000] for source in sources)
     return torch.tensor(list(text[: len(text) // 32 * 32])).view(-1, 32)
+
+
+def forget():
+    from experiments import data, runner
+
+    for cached in (data.mnist, data.cifar10, data.text, runner.task):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A folder of small stand-ins: 600 images of each kind, a text of 6,000 characters."""
+    from PIL import Image
+
+    folder, random = tmp_path / "data", np.random.default_rng(0)
+    folder.mkdir()
+    y = np.arange(600, dtype=np.uint8) % 10
+    x = (random.random((600, 28, 28)) * 100 + 15 * y[:, None, None]).astype(np.uint8)
+    np.savez(folder / "mnist.npz", x_train=x[:500], y_train=y[:500], x_test=x[500:], y_test=y[500:])
+    images = []
+    for label in y:
+        image = Image.fromarray((random.random((32, 32, 3)) * 100 + 15 * label).astype(np.uint8))
+        image.save(file := io.BytesIO(), "JPEG")
+        images.append(file.getvalue())
+    ends = np.cumsum([0, *map(len, images)], dtype=np.uint32)
+    body = np.frombuffer(b"".join(images), dtype=np.uint8)
+    test = np.arange(600) >= 500
+    np.savez(folder / "cifar10_jpeg.npz", head=np.zeros(0, np.uint8), body=body, off=ends, y=y, is_test=test)
+    (folder / "warpeace_input.txt").write_text("Well, Prince, so Genoa and Lucca are now just family estates. " * 100)
+    monkeypatch.setenv("HYPERGRADIENT_DATA", str(folder))
+    forget()
+    yield folder
+    forget()

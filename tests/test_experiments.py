@@ -4,7 +4,6 @@ A training that is stopped and goes on ends where it would have ended; nothing i
 has its section on the results page.
 """
 
-import io
 import json
 import os
 import subprocess
@@ -14,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
 from experiments import data, fig2, fig3, reference, runner
@@ -46,35 +44,6 @@ def single_thread(float32):
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def forget():
-    for cached in (data.mnist, data.cifar10, data.text, runner.task):
-        cached.cache_clear()
-
-
-@pytest.fixture
-def small(tmp_path, monkeypatch):
-    """A folder of small stand-ins: 600 images of each kind, a text of 6,000 characters."""
-    folder, random = tmp_path / "data", np.random.default_rng(0)
-    folder.mkdir()
-    y = np.arange(600, dtype=np.uint8) % 10
-    x = (random.random((600, 28, 28)) * 100 + 15 * y[:, None, None]).astype(np.uint8)
-    np.savez(folder / "mnist.npz", x_train=x[:500], y_train=y[:500], x_test=x[500:], y_test=y[500:])
-    images = []
-    for label in y:
-        image = Image.fromarray((random.random((32, 32, 3)) * 100 + 15 * label).astype(np.uint8))
-        image.save(file := io.BytesIO(), "JPEG")
-        images.append(file.getvalue())
-    ends = np.cumsum([0, *map(len, images)], dtype=np.uint32)
-    body = np.frombuffer(b"".join(images), dtype=np.uint8)
-    test = np.arange(600) >= 500
-    np.savez(folder / "cifar10_jpeg.npz", head=np.zeros(0, np.uint8), body=body, off=ends, y=y, is_test=test)
-    (folder / "warpeace_input.txt").write_text("Well, Prince, so Genoa and Lucca are now just family estates. " * 100)
-    monkeypatch.setenv(FOLDER, str(folder))
-    forget()
-    yield folder
-    forget()
 
 
 def carried_out(name, settings):
