@@ -35,7 +35,6 @@ LINES: dict[str, Callable[[Script, nn.Module], Optimizer]] = {
 """What stands in the place of the optimizer's line."""
 MORE: dict[str, dict[str, Callable[[Script, nn.Module], Optimizer]]] = {
     "pytorch/examples dcgan": {"auto(beta1=0.5)": lambda script, model: Hyperoptimizer(model.parameters(), auto(beta1=0.5))},
-    "timm": {"auto(lr=1e-5)": lambda script, model: Hyperoptimizer(model.parameters(), auto(lr=1e-5))},
 }
 """What explains a result: of some scripts, other lines, which average as the default does."""
 
