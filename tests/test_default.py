@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from cases import RULES, loss, parameters, train, weights
+from cases import RULES, counted, loss, parameters, train, weights
 from helpers import EXACT, clones, resumed
 from torch.optim import lr_scheduler
 
@@ -136,7 +136,8 @@ def test_the_step_size_is_moved_by_the_formula(case, horizon):
             for p, s in zip(params, trace, strict=True):
                 values = rule.at({n: torch.tensor(getattr(rule, n)) for n in rule.hyperparameters()})
                 names = rule.init(p.detach())
-                metric = values.preconditioner(p.grad, {n: optimizer.state[p][n] for n in names}, torch.tensor(float(t)))
+                c = counted(values, float(t))[0].coefficients(torch.tensor(float(t)))
+                metric = values.preconditioner(p.grad, {n: optimizer.state[p][n] for n in names}, torch.tensor(float(t)), c)
                 square = p.grad**2 if metric is None else (p.grad**2 / metric + metric) / 2
                 metric = 1.0 if metric is None else metric
                 terms = p.grad * s, square, s * s * metric

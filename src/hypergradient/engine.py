@@ -210,12 +210,12 @@ def whole(levels: Levels, asks: Asks, elements: Any, last: Tensor, others: Any) 
 
 def _form(x: Any, tensors: list[Tensor]) -> Any:
     """`x` without its tensors, which go to `tensors`: for a function of tensors alone is called in half the time."""
-    if isinstance(x, Tensor):
-        return tensors.append(x)
+    if isinstance(x, tuple):
+        return tuple([_form(y, tensors) for y in x])
     if isinstance(x, list):  # of tensors alone
         tensors += x
         return (None,) * len(x)
-    return tuple([_form(y, tensors) for y in x]) if isinstance(x, tuple) else x
+    return tensors.append(x) if isinstance(x, Tensor) else x
 
 
 def _filled(form: Any, tensors: Iterator[Tensor]) -> Any:

@@ -187,12 +187,12 @@ class Rule(metaclass=Notation):
         """`param` and `state` after a step along `grad`, elementwise unless the class says otherwise; `c`: `coefficients`."""
         raise NotImplementedError
 
-    def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor | None:
+    def preconditioner(self, grad: Tensor, state: State, step: Tensor, c: tuple[Tensor, ...]) -> Tensor | None:
         """By what each element of the gradient is divided: the size that it usually has, `grad` included. None: by nothing.
 
         Args:
             state: that before a step along `grad`.
-            step: the number of that step, from 1.
+            step: the number of that step, from 1; `c`: its coefficients.
         """
         return None
 

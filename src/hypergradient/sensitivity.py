@@ -246,7 +246,7 @@ class Step:
             terms = self.replay(scalars, u, param.to(rows.dtype), old, *kept)
             found = torch.stack([rows.new_zeros(rows.shape[1]) if x is None else total(x) for x in terms])
             return self._chained(found, rows)
-        metric = self.rule.at(scalars.values).preconditioner(u, old, scalars.t) if scalars else None
+        metric = self.rule.at(scalars.values).preconditioner(u, old, scalars.t, scalars.c) if scalars else None
         found = torch.stack([product(u, t, metric, total) for product in self.normalization.products for t in kept])
         return found.view(-1, len(self.names), rows.shape[1])
 

@@ -42,7 +42,7 @@ class Adadelta(Rule):
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
         return (1 - self.rho,)
 
-    def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
+    def preconditioner(self, grad: Tensor, state: State, step: Tensor, c: tuple[Tensor, ...]) -> Tensor:
         return sqrt(usual_square(grad, state["square_avg"], self.rho, step) + self.eps)
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:

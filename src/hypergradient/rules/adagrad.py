@@ -44,7 +44,7 @@ class Adagrad(Rule):
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
         return (self.lr / (1 + (step - 1) * self.lr_decay),)
 
-    def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
+    def preconditioner(self, grad: Tensor, state: State, step: Tensor, c: tuple[Tensor, ...]) -> Tensor:
         usual: Tensor = sqrt((state["sum"] + grad * grad) / step) + self.eps
         return usual
 

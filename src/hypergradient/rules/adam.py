@@ -49,7 +49,7 @@ class Adam(Averages):
         root = (1 - self.beta2**step).sqrt()  # of more than 0, for beta2 < 1
         return self.lr / (1 - self.beta1**step) * root, self.eps * root, 1 - self.beta1, 1 - self.beta2
 
-    def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
+    def preconditioner(self, grad: Tensor, state: State, step: Tensor, c: tuple[Tensor, ...]) -> Tensor:
         v = usual_square(grad, state["exp_avg_sq"], self.beta2, step)
         usual: Tensor = sqrt(torch.maximum(v, state["max_exp_avg_sq"]) if self.amsgrad else v) + self.eps
         return usual

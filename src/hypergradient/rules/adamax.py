@@ -42,7 +42,7 @@ class Adamax(Rule):
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
         return self.lr / (1 - self.beta1**step), 1 - self.beta1
 
-    def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
+    def preconditioner(self, grad: Tensor, state: State, step: Tensor, c: tuple[Tensor, ...]) -> Tensor:
         return torch.maximum(self.beta2 * state["exp_inf"], grad.abs() + self.eps)
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:

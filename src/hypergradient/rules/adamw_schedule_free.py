@@ -54,19 +54,21 @@ class AdamWScheduleFree(ScheduleFree):
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
         return (1 - self.beta2**step).sqrt(), 1 - self.beta2, self.new(step)
 
-    def square(self, grad: Tensor, state: State, new: Tensor) -> Tensor:
+    def square(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor:
         """The average of squares after a step."""
-        return torch.addcmul(self.beta2 * state["exp_avg_sq"], new * grad, grad)
+        return torch.addcmul(self.beta2 * state["exp_avg_sq"], c[1] * grad, grad)
 
-    def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
-        v, root = self.square(grad, state, 1 - self.beta2), (1 - self.beta2**step).sqrt()
-        usual: Tensor = sqrt(v) / root + self.eps
-        return usual
+    def size(self, square: Tensor, c: tuple[Tensor, ...]) -> Tensor:
+        """Its root, without the bias of the beginning."""
+        size: Tensor = sqrt(square) / c[0] + self.eps
+        return size
+
+    def preconditioner(self, grad: Tensor, state: State, step: Tensor, c: tuple[Tensor, ...]) -> Tensor:
+        return self.size(self.square(grad, state, c), c)
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
-        root, new, share = c
-        v = self.square(grad, state, new)
-        direction = grad / (sqrt(v) / root + self.eps)
+        v = self.square(grad, state, c)
+        direction = grad / self.size(v, c)
         direction = torch.addcmul(direction, self.weight_decay, param) if self.uses("weight_decay") else direction
-        y, z = self.moved(param, direction, state, share, self.lr)
+        y, z = self.moved(param, direction, state, c[2], self.lr)
         return y, {"z": z, "exp_avg_sq": v}

@@ -55,7 +55,7 @@ class RAdam(Averages):
     def gradient(self, param: Tensor, grad: Tensor) -> Tensor:
         return grad if self.decoupled_weight_decay else self.penalized(param, grad)
 
-    def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
+    def preconditioner(self, grad: Tensor, state: State, step: Tensor, c: tuple[Tensor, ...]) -> Tensor:
         usual: Tensor = sqrt(usual_square(grad, state["exp_avg_sq"], self.beta2, step)) + self.eps
         return usual
 

@@ -46,7 +46,7 @@ class RMSprop(Rule):
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
         return (1 - self.alpha,)
 
-    def preconditioner(self, grad: Tensor, state: State, step: Tensor) -> Tensor:
+    def preconditioner(self, grad: Tensor, state: State, step: Tensor, c: tuple[Tensor, ...]) -> Tensor:
         usual: Tensor = sqrt(usual_square(grad, state["square_avg"], self.alpha, step)) + self.eps
         return usual
 
