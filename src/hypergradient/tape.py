@@ -415,6 +415,7 @@ def _positions(x: Tensor) -> Tensor:
 
 
 @on_host()
+@torch.no_grad()
 def record(function: Callable[..., Any], tensors: Sequence[Tensor], elements: Sequence[bool]) -> Callable[..., Any]:
     """A tape of ``function(*tensors)``.
 
