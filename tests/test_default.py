@@ -322,7 +322,7 @@ def test_numbers_that_are_meant_for_usual_step_sizes_do_what_they_mean():
     params = parameters()
     optimizer = Hyperoptimizer([{"params": params[:1]}, {"params": params[1:], "lr": 1e-4}])
     assert [group["lr"] for group in optimizer.param_groups] == [AdamWScheduleFree().lr, 1e-4]
-    assert (lr(optimizer), lr(optimizer, 1)) == (1e-6, 1e-4)
+    assert (lr(optimizer), lr(optimizer, 1)) == pytest.approx((1e-6, 1e-6 * 1e-4 / AdamWScheduleFree().lr))
     optimizer = Hyperoptimizer(params)
     factors, steps = [1e-5 / AdamWScheduleFree().lr] * 20, 100
     scheduler = lr_scheduler.LambdaLR(optimizer, lambda i: factors[i] if i < 20 else max(factors[0], 1 - i / steps))
@@ -532,3 +532,26 @@ def test_a_plateau_reduces_as_often_as_it_says():
     for _ in range(5):
         scheduler.step(1.0)
     assert lr(optimizer) == pytest.approx(before * 1e-4)
+
+
+def copied_to(params):
+    """A copy of the first group, with others' parameters."""
+    return lambda o, q: o.param_groups.append({**o.param_groups[0], "params": params(q)})
+
+
+@pytest.mark.parametrize(
+    ("add", "factor"),
+    [
+        (copied_to(lambda q: [q]), 1.0),
+        (lambda o, q: o.add_param_group({**o.param_groups[0], "params": [q]}), 1.0),
+        (lambda o, q: o.add_param_group({"params": [q]}), 1.0),
+        (lambda o, q: o.add_param_group({"params": [q], "lr": o.param_groups[0]["lr"] / 10}), 0.1),
+    ],
+)
+@pytest.mark.parametrize("per", ["group", "all"])
+def test_a_group_that_comes_begins_where_the_default_does(add, factor, per):
+    optimizer = Hyperoptimizer(parameters(), per=per)
+    add(optimizer, torch.nn.Parameter(torch.ones(3)))
+    assert lr(optimizer, 1) == pytest.approx(factor * 1e-6)
+    optimizer.param_groups = [dict(group) for group in optimizer.param_groups]
+    assert (lr(optimizer), lr(optimizer, 1)) == pytest.approx((1e-6, factor * 1e-6))

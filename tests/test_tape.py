@@ -8,7 +8,7 @@ import torch
 from cases import RULES, loss, parameters, train
 from helpers import HEIGHT_3
 
-from hypergradient import SGD, Adam, Hyperoptimizer, auto, tape
+from hypergradient import SGD, Adam, Adamax, Hyperoptimizer, auto, tape
 from hypergradient.engine import Engine
 
 CPU = torch.device("cpu")
@@ -16,6 +16,8 @@ TUNED = {"exact": {}, "followed": {"horizon": 9}, "cosine": {"horizon": 9, "norm
 TOWERS = {
     **{f"{case} {o}": (case.rule(**{"lr": 0.1, **o}), case) for case in RULES for o in case.variants},
     **{f"{c} {n}": (c.rule(**c.lively, **o) / Adam(lr=1e-3) / SGD(lr=1e-4), c) for c in RULES for n, o in TUNED.items()},
+    **{f"{c} metric": (c.rule(**c.lively, horizon=9, normalize="metric cosine") / SGD(lr=1e-2), c) for c in RULES},
+    "a decay of Adamax": (Adamax(lr=0.1, weight_decay=0.1, tune=("lr", "weight_decay")) / SGD(lr=1e-3), RULES[0]),
     **{f"auto of {case}": (auto(case.rule(**case.lively)), case) for case in RULES if "lr" in case.rule.tunable()},
 }
 
@@ -38,22 +40,23 @@ def tapes(monkeypatch):
     return found
 
 
-def trained(tower, case, steps=6, **options):
+def trained(tower, case, groups=False, steps=6):
     mine = parameters(matrix=case.matrix)
-    optimizer = Hyperoptimizer(mine, tower, **options)
+    optimizer = Hyperoptimizer([{"params": [p]} for p in mine] if groups else mine, tower)
     train(optimizer, mine, steps)
     state = [[x for x in optimizer.state[p].values() if isinstance(x, torch.Tensor)] for p in mine]
     return mine, state, optimizer.hyperparameters(), optimizer.hypergradients()
 
 
+@pytest.mark.parametrize("groups", [False, True], ids=["one group", "groups"])
 @pytest.mark.parametrize("name", TOWERS)
-def test_what_is_played_is_what_the_operations_do(name, tapes, monkeypatch):
+def test_what_is_played_is_what_the_operations_do(name, groups, tapes, monkeypatch):
     tower, case = TOWERS[name]
-    played = trained(tower, case)
+    played = trained(tower, case, groups)
     assert not [x for x in tapes if isinstance(x, Exception)]
     assert tapes
     monkeypatch.setattr(Engine, "_may_play", lambda *_: False)
-    torch.testing.assert_close(played, trained(tower, case), rtol=1e-9, atol=1e-13, equal_nan=True)
+    torch.testing.assert_close(played, trained(tower, case, groups), rtol=1e-9, atol=1e-13, equal_nan=True)
 
 
 @pytest.mark.parametrize("per", ["all", "group", "tensor"])
@@ -152,11 +155,46 @@ def test_a_rule_of_ones_own_is_not_played_for_nobody_knows_what_else_it_does(tap
         lambda x, n: x * 2,
         lambda x, n: torch.div(n, 2, rounding_mode="floor"),
         lambda x, n: n.expand(tape.LENGTH, 3).sum(0),
+        lambda x, n: (x[0].expand(tape.LENGTH) * x).sum(),
+        lambda x, n: x.float().sum(dtype=torch.float64),
     ],
 )
 def test_what_a_tape_cannot_hold_is_refused(function):
     with pytest.raises(tape.Unrecordable):
         tape.record(function, [torch.ones(5), torch.ones(3)], [True, False])
+
+
+def test_a_tape_for_each_group_serves_whichever_of_them_move_and_is_dropped_with_its_levels(tapes):
+    mine = [torch.nn.Parameter(torch.ones(3)) for _ in range(6)]
+    optimizer = Hyperoptimizer([{"params": [p]} for p in mine])
+    for t in range(40):
+        for i, p in enumerate(mine):
+            p.grad = p.detach() * 0.1 if t >> i & 1 else None
+        optimizer.step()
+    assert len(tapes) <= 5 * len(mine) + 2
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
+    optimizer.step()
+    assert len(optimizer._engine._tapes) < len(tapes)
+
+
+def test_a_chart_of_ones_own_is_not_played_either(tapes):
+    class Own(torch.distributions.ExpTransform):
+        pass
+
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, SGD(lr=0.1, charts={"lr": Own()}) / SGD(lr=1e-3))
+    train(optimizer, mine, 2)
+    assert not tapes
+
+
+def test_elements_are_rounded_where_they_are_copied():
+    def function(x, y):
+        y.copy_(x), x.copy_(y)
+
+    x, y = torch.rand(5), torch.rand(5, dtype=torch.float32)
+    expected = x.float()
+    tape.record(function, [x, y], [True, True])(x, y)
+    torch.testing.assert_close((x, y), (expected.double(), expected), rtol=0, atol=0)
 
 
 def test_a_step_that_a_tape_cannot_hold_is_made_without(monkeypatch):

@@ -50,3 +50,11 @@ def around(rule: Rule) -> Tower:
         raise ValueError(f"rule={rule!r} is not allowed: it has no hyperparameter lr that can be tuned")
     charts = {**rule.charts, "lr": POSITIVE}
     return replace(rule, tune=("lr",), charts=charts, horizon=Age(4), normalize="metric cosine", sample=16) / Tuner()
+
+
+def usual_lr(rule: Rule) -> float | None:
+    """The lr that a group of `rule` shows, which schedules are relative to, where `auto` has it learned from far below; else
+    None.
+    """
+    usual = {f.name: f.default for f in fields(rule)}.get("lr")
+    return usual if isinstance(usual, float) and rule.horizon == Age(4) and getattr(rule, "lr") == START["lr"] else None  # noqa: B009

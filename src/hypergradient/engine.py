@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from . import tape
 from .bucket import Bucket
 from .layout import total
-from .level import RAW, Asks, Hyperparameters, Levels, scalars
+from .level import RAW, UNIT, Asks, Hyperparameters, Levels, scalars
 from .numerics import readable
 from .sensitivity import Piece
 
@@ -47,33 +47,46 @@ class Engine:
 
     # -------------------------------------------------------------------- a step
 
-    def step(self, levels: Levels, work: Sequence[tuple[Group, Bucket]], known: Tensor | None) -> None:
+    def step(self, levels: Levels, work: Sequence[tuple[Group, Bucket]], leave: Tensor | None) -> None:
         """Move all levels and the buckets.
 
         Args:
-            known: see `Levels.tune`; None where there are no levels.
+            leave: see `Levels.tune`; None where there are no levels.
         """
         self._plays = self._may_play(levels, work)
         clocks = {(id(group), id(bucket.clock)): (group, bucket.clock) for group, bucket in work}
         asks = tuple((group.owner, group.step) for group, _ in clocks.values())
         schedules, ticks = [group.schedule for group, _ in clocks.values()], [clock for _, clock in clocks.values()]
-        if len(work) == 1 and known is not None and self._alone(levels, work[0][1]):
+        if len(work) == 1 and leave is not None and self._alone(levels, work[0][1]):
             ((group, bucket),) = work
             elements = bucket.param, bucket.grad, bucket.state, bucket.kept, bucket.cotangents
-            rows = self(whole, levels, asks, elements, bucket.scalars, (known, *schedules, *ticks), dynamic=None)
+            rows = self(whole, levels, asks, elements, bucket.scalars, (leave, *schedules, *ticks), dynamic=None)
             group.last, bucket.scalars = {bucket.count + 1: rows[0]}, rows[1] if bucket.step.replays else bucket.scalars
             return bucket.scatter()
-        expected = self._expected(levels, asks, schedules, ticks, clocks)
-        if known is None:
-            found = self(scalars, asks, levels.memory[RAW], schedules, ticks, dynamic=False)
-        else:
-            found = self(levels.tune, asks, self._read(levels, work, expected), known, schedules, ticks, dynamic=False)
-        now = dict(zip(clocks, found, strict=True))
+        learned = levels.memory[RAW]
+        if leave is not None:
+            metric = any(step.metric for _, step in asks)
+            found = self._each(levels.expected, asks, levels.memory[: UNIT + 1], schedules, ticks) if metric else ()
+            learned = self(levels.tune, self._read(levels, work, dict(zip(clocks, found, strict=False))), leave, dynamic=False)
+        now = dict(zip(clocks, self._each(scalars, asks, learned, schedules, ticks), strict=True))
         for group, _ in work:
             group.last = {}
         for group, bucket in work:
             group.last[bucket.count + 1] = rows = now[id(group), id(bucket.clock)]
             self._move(bucket, rows)
+
+    def _each(
+        self, function: Callable[..., Any], asks: Asks, learned: Tensor, schedules: list[Tensor], ticks: list[Tensor]
+    ) -> list[Tensor]:
+        """What is asked for. A tape for each serves whichever are asked for together; the compiler takes all at once."""
+        if not self._plays:
+            return cast(list[Tensor], self(function, asks, learned, schedules, ticks, dynamic=False))
+        each = zip(asks, schedules, ticks, strict=True)
+        return [self(function, (ask,), learned, [schedule], [tick], dynamic=False)[0] for ask, schedule, tick in each]
+
+    def forget(self) -> None:
+        """Drop the tapes: they belong to levels that are no more."""
+        self._tapes.clear()
 
     def _may_play(self, levels: Levels, work: Sequence[tuple[Group, Bucket]]) -> bool:
         """Whether a step can be played from tapes: on the CPU, and by rules that are known to do nothing but to operate on
@@ -93,14 +106,6 @@ class Engine:
     def _alike(bucket: Bucket) -> bool:
         """Whether one function, compiled or on a tape, serves all buckets like this one."""
         return bucket.uniform and bucket.step.facts.elementwise
-
-    def _expected(
-        self, levels: Levels, asks: Asks, schedules: list[Tensor], ticks: list[Tensor], clocks: Iterable[Any]
-    ) -> dict[Any, Tensor]:
-        """See `Levels.expected`: where it is needed, by group and clock."""
-        if not any(step.metric for _, step in asks):
-            return {}
-        return dict(zip(clocks, self(levels.expected, asks, schedules, ticks, dynamic=False), strict=True))
 
     def _read(self, levels: Levels, work: Sequence[tuple[Group, Bucket]], expected: Mapping[Any, Tensor]) -> list[Tensor]:
         """What the last step says of each of the hyperparameters that the first level moves."""
@@ -192,17 +197,17 @@ def whole(levels: Levels, asks: Asks, elements: Any, last: Tensor, others: Any) 
     Args:
         elements: parameter, gradient, state, what is kept, and in a list the gradient to tune along, if that is another.
         last: see `Step.read`.
-        others: see `Levels.tune`: what is known, the schedule, and the clock.
+        others: see `Levels.tune` and `scalars`: the leave, the schedule, and the clock.
 
     Returns:
         the scalars of this step, as they are and in the dtype of `last`.
     """
-    ((_, step),), (param, grad, state, kept, instead), (known, schedule, clock) = asks, elements, others
-    rows = last if not step.metric else levels.expected(asks, [schedule], [clock])[0].to(last.dtype)
+    ((_, step),), (param, grad, state, kept, instead), (leave, schedule, clock) = asks, elements, others
+    rows = last if not step.metric else levels.expected(asks, levels.memory, [schedule], [clock])[0].to(last.dtype)
     found = step.read((param, (instead or [grad])[0], state, kept), rows)
     if step.replays:
         found = torch.where(last[0] > 0, found, 0.0)  # of no step, nothing
-    (now,) = levels.tune(asks, [found.to(levels.memory)], known, [schedule], [clock])
+    (now,) = scalars(asks, levels.tune([found.to(levels.memory)], leave), [schedule], [clock])
     used = now.to(last.dtype)
     step.move((param, grad, state, kept), used)
     return now, used

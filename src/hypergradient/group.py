@@ -98,8 +98,10 @@ class Group:
     step: Step
     schedule: Tensor
 
-    def __init__(self, entry: dict[str, Any], rule: Rule, bases: dict[str, float], steps: dict[Any, Step]) -> None:
-        self.entry, self.rule, self.bases, self.steps = entry, rule, bases, steps
+    def __init__(
+        self, entry: dict[str, Any], rule: Rule, bases: dict[str, float], begins: dict[str, float], steps: dict[Any, Step]
+    ) -> None:
+        self.entry, self.rule, self.bases, self.begins, self.steps = entry, rule, bases, begins, steps
         self.params: list[Tensor] = list(entry["params"])
         self.said: dict[str, float] = {}
         self.settings: list[Any] = [getattr(rule, n) for n in rule.settings()]
@@ -108,7 +110,6 @@ class Group:
         self.moving: list[Bucket] = []
         self.fresh: set[str] = set()
         self.saved: dict[str, Any] = dict(entry.get(LEARNED) or {})
-        self.begins: dict[str, float] = self.saved.get("begins", {})
         self.followed: int = self.saved.get("followed", 0)
         self.highest, self.rise = self.heights = self.saved.get("highest", (0.0, 1.0))
         self.start: float = entry.get("initial_lr", entry.get("lr", 0.0))
@@ -157,7 +158,7 @@ class Group:
             factors[0] /= self.heights[1]
         fixed = {n: self.said[n] for n in owner.order[len(owner.names) :]}
         off = frozenset(n for n, value in fixed.items() if value == 0 and n != "lr")
-        self.schedule = owner.given.new_tensor([*factors, *fixed.values(), *[self.freedom] * owner.moves]).unsqueeze(1)
+        self.schedule = owner.given.new_tensor([*factors, *fixed.values()]).unsqueeze(1)
         kind = type(owner.rule), str(owner), off, *self.settings
         if kind not in self.steps:
             self.steps[kind] = Step(owner.rule, owner.names, off)

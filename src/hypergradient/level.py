@@ -89,14 +89,14 @@ class Hyperparameters:
 
         Args:
             learned: of what is tuned, before schedules, among all that the level above moves. shape: (n,)
-            schedule: what the user says: of what is tuned a factor, the values of all others; see also `restrained`.
+            schedule: what the user says: of what is tuned a factor, the values of all others.
                 shape: (hyperparameters, 1), or more
 
         Returns:
             in the order of `order`. shapes: (hyperparameters, sets), (tuned, sets)
         """
         t = len(self.names)
-        factor, fixed = schedule[:t], schedule[t : len(self.order)].expand(-1, self.sets)
+        factor, fixed = schedule[:t], schedule[t:].expand(-1, self.sets)
         if not t:
             return fixed, fixed[:0]
         free = learned[self.place].view(self.shape) * factor
@@ -350,7 +350,7 @@ class Levels:
             made = [max(mine, default=0) - 1 for mine in sets] * len(level.own.names)
         return found
 
-    def tune(self, asks: Asks, found: Tensors, known: Tensor, schedules: Tensors, clocks: Tensors) -> list[Tensor]:
+    def tune(self, found: Tensors, leave: Tensor) -> Tensor:
         """One step of all levels.
 
         Upwards, each level takes the hypergradients of what it moves as its gradients and reads its own off its last
@@ -359,13 +359,16 @@ class Levels:
 
         Args:
             found: for each of the hyperparameters that the first level moves, what was read; see `Step.read`.
-            known: see `known`. shape: (all that is moved,)
-            asks, schedules, clocks: see `scalars`, which has the last word.
+            leave: whether it is `known`, 0 or 1, and the part of its gradient that it moves along, see `Group.freedom`.
+                shape: (2, all that is moved)
+
+        Returns:
+            what the first level has learned, before schedules. shape: (n,)
         """
         raw, unit, read, *_ = self.memory.unbind()
         natural, grad = self._read(found, self.charts.slope(raw, unit))
         moved, learned = [], grad[:0]
-        down = restrained(grad, asks, schedules)
+        known, down = leave[0] > 0, grad * leave[1]
         split = (cut(x, self.sizes) for x in (down, known, *self.bounds, unit))
         for level, before, mine, moves, low, high, units in reversed(
             list(zip(self.levels, self._parts(Run.before), *split, strict=True))
@@ -381,12 +384,16 @@ class Levels:
                 run.differentiate(self.memory, tuned, down[run.place], made, free)
             run.before(self.memory).copy_(after)
         read.copy_(natural.where(known, torch.nan))
-        return scalars(asks, learned, schedules, clocks)
+        return learned
 
-    def expected(self, asks: Asks, schedules: Tensors, clocks: Tensors) -> list[Tensor]:
-        """What is asked for as it would be if nothing were learned in this step, in which nothing is counted yet."""
+    def expected(self, asks: Asks, memory: Tensor, schedules: Tensors, clocks: Tensors) -> list[Tensor]:
+        """What is asked for as it would be if nothing were learned in this step, in which nothing is counted yet.
+
+        Args:
+            memory: coordinates and units.
+        """
         counted = [torch.cat([clock[:1] + 1, clock[1:]]) for clock in clocks]
-        return _prepared(asks, self.learned(self.memory)[0], schedules, counted)
+        return _prepared(asks, self.learned(memory)[0], schedules, counted)
 
     def _read(self, found: Tensors, slope: Tensor | None) -> tuple[Tensor, Tensor]:
         """The hypergradients of all that is moved; see `Level.gradient`. shape of both: (all that is moved,)"""
@@ -402,25 +409,6 @@ class Levels:
     def _parts(self, rows: Callable[[Run, Tensor], Tensor]) -> list[Tensor]:
         """Rows of the memory, cut into the columns of each level. shape of each: (rows, n)"""
         return [x for run in self.runs for x in cut(rows(run, self.memory), self.sizes[run.levels])]
-
-
-def restrained(grad: Tensor, asks: Asks, schedules: Tensors) -> Tensor:
-    """The gradients that levels move along: of step sizes that learn fast, less where a schedule holds them.
-
-    Args:
-        grad: of all that is moved. shape: (n,)
-        schedules: their last rows say, for those, how much is left.
-    """
-    freedom: dict[Hyperparameters, Tensor] = {}
-    for (own, _), schedule in zip(asks, schedules, strict=True):
-        if own.moves:
-            freedom[own] = torch.maximum(freedom[own], schedule[-1]) if own in freedom else schedule[-1]
-    if not freedom:
-        return grad
-    down = grad.clone()
-    for own, left in freedom.items():
-        down[own.place] = grad[own.place] * left
-    return down
 
 
 def scalars(asks: Asks, learned: Tensor, schedules: Tensors, clocks: Tensors) -> list[Tensor]:

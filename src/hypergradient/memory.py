@@ -46,7 +46,7 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
     """All that belongs to `group` and stands neither in its dict nor in `state`; numbers, lists and dicts.
 
     Returns:
-        `made`: how many steps the optimizer has made. `followed`, `begins`, `highest` (and `rise`), `resting`: see `Group`.
+        `made`: how many steps the optimizer has made. `followed`, `highest` (and `rise`), `resting`: see `Group`.
         `said`: under the name of the rule, of each hyperparameter its base, what the user says, what is learned, what is in
         force. `levels`: under the signature of each, its own hyperparameters and its memory. `last`: the scalars
         of the last step.
@@ -59,7 +59,6 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
     return {
         "made": optimizer.made(),
         "followed": group.followed,
-        "begins": dict(group.begins),
         "highest": [group.highest, group.rise],
         "resting": [int(i in past and not past[i][1]) for i in range(len(group.entry["params"]))],
         "said": {type(group.rule).__name__: said},

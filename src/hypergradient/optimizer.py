@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
-from dataclasses import fields
 from itertools import chain
 from operator import is_
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # as torch.compiler.disable, without a second's import of the compiler
 
 from . import evaluation, memory
-from .auto import auto
+from .auto import auto, usual_lr
 from .bucket import Bucket
 from .engine import Engine
 from .group import LEARNED, Group, settled, values_of
@@ -22,7 +21,7 @@ from .layout import address, overlapping, total
 from .level import Hyperparameters, Level, Levels, upper
 from .numerics import exact, plain, readable
 from .objective import gradients
-from .probe import follows_movement, sums
+from .probe import sums
 from .report import Snapshot, printed
 from .rule import Rule
 from .sensitivity import Step
@@ -87,7 +86,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._steps: dict[Any, Step] = {}
         self._above: list[Hyperparameters] = []
         self._levels = Levels([], torch.empty(0, device="cpu"))
-        self._mask: tuple[Any, Tensor, Tensor] = (), self._levels.memory, self._levels.memory
+        self._mask: tuple[Any, Tensor, Tensor] = None, self._levels.memory, self._levels.memory
         self._pattern: Any = None
         self._seen: list[Any] = []
         self._keys: list[Tensor] = []
@@ -117,24 +116,12 @@ class Hyperoptimizer(torch.optim.Optimizer):
         entry["params"] = [params] if isinstance(params, Tensor) else params if isinstance(params, set) else list(params)
         given = param_group.get("rule", self.tower.rules[0])
         self._check(entry["params"], given, where)
-        begins = self._shown(entry, given)
-        rule, bases = self._settle(entry, given, where)
-        entry[LEARNED], known = begins, {LEARNED, *entry}
+        settled = self._settle(entry, given, where)
+        entry[LEARNED], known = {}, {LEARNED, *entry}
         super().add_param_group(entry)
         for n in self.defaults.keys() - known - {"maximize"}:  # of the leftmost rule, where this group has one of its own
             del entry[n]
-        self._groups.append(Group(entry, rule, bases, self._steps))
-
-    def _shown(self, entry: dict[str, Any], rule: Rule) -> dict[str, Any]:
-        """Give a group the usual lr of its rule, for schedulers and for whoever reads it, where the user gave it none and what
-        is learned begins far below. Returns where that is, for `memory`.
-        """
-        usual = {f.name: f.default for f in fields(rule)}.get("lr")
-        follows = self.tower.height > 0 and follows_movement(rule, rule.tuned())
-        if "lr" in entry or not follows or not isinstance(usual, float) or usual <= rule.lr:  # type: ignore[attr-defined]
-            return {}
-        entry["lr"] = usual
-        return {"begins": {"lr": rule.lr}}  # type: ignore[attr-defined]
+        self._groups.append(Group(entry, *settled, self._steps))
 
     def _check(self, params: Iterable[Any], rule: Rule, where: str) -> None:
         """Raise ValueError for a parameter that `rule` cannot move in this tower."""
@@ -151,16 +138,22 @@ class Hyperoptimizer(torch.optim.Optimizer):
                     "parameter; use FSDP2, torch.distributed.fsdp.fully_shard"
                 )
 
-    def _settle(self, entry: dict[str, Any], rule: Rule, where: str) -> tuple[Rule, dict[str, float]]:
-        """Complete the dict of a group, and find its rule and what its tuned hyperparameters start from."""
-        saved = memory.restore(entry)
+    def _settle(self, entry: dict[str, Any], rule: Rule, where: str) -> tuple[Rule, dict[str, float], dict[str, float]]:
+        """Complete the dict of a group, and find its rule, the bases of its tuned hyperparameters, and what is learned from
+        elsewhere.
+        """
+        saved, begins = memory.restore(entry), dict[str, float]()
+        if usual := usual_lr(rule) if self.tower.height else None:
+            start = float(getattr(rule, "lr"))  # noqa: B009
+            if entry.setdefault("lr", usual) != start:
+                saved, begins = {"lr": usual, **saved}, {"lr": start}
         values_of(entry, rule, where)
         rule = settled(rule, entry)
         bases = {n: saved.get(n, float(entry.get(f"initial_{n}", entry[n]))) for n in rule.tuned()} if self.tower.height else {}
         for n, value in bases.items():
             rule.check_chart(where, n, value)
         siblings = (group.bases for group in self._groups if self.per == "all" and group.rule == rule)
-        return rule, next(siblings, bases)
+        return rule, next(siblings, bases), begins
 
     def _reconcile(self) -> None:
         """See which groups there are: dicts may have been assigned, appended, taken away, and copied."""
@@ -203,8 +196,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         given = entry.pop("rule", None) or next((r for r in rules if type(r).__name__ in saved.get("said", ())), rules[0])
         self._check(entry["params"], given, where)
         entry.setdefault("maximize", self.defaults["maximize"])
-        rule, bases = self._settle(entry, given, where)
-        return Group(entry, rule, bases, self._steps)
+        return Group(entry, *self._settle(entry, given, where), self._steps)
 
     @torch.inference_mode(False)  # what is made in a validation loop is used in training
     def _assemble(self) -> list[Group]:
@@ -247,7 +239,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for own in self._above if below else ():
             above.append(Level(own, below))
             below = [own]
-        self._levels, self._mask, self._pattern = Levels(above, like), ((), like, like), None
+        self._levels, self._mask, self._pattern = Levels(above, like), (None, like, like), None
+        self._engine.forget()
 
     # -------------------------------------------------------------------- step
 
@@ -299,8 +292,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             group.rest()
         if self._rehearsal(work):
             return
-        known = self._known(groups) if self._levels.levels else None
-        self._engine.step(self._levels, work, known)
+        self._engine.step(self._levels, work, self._leave(groups) if self._levels.levels else None)
         for group in groups:
             group.count()
         self._made += 1
@@ -348,25 +340,28 @@ class Hyperoptimizer(torch.optim.Optimizer):
         moves = [(None, b.layout.processes, b.grad.any().to(g.owner.given)) for g, b in work]
         return not any(x.item() for x in total(moves).values())
 
-    def _known(self, groups: Sequence[Group]) -> Tensor:
-        """Which of all that the levels move has moved something in this step and before.
+    def _leave(self, groups: Sequence[Group]) -> Tensor:
+        """Which of all that the levels move has moved something in this step and before, and how freely it may move.
 
         What has not, sees the step pass: its sensitivities to the levels above fade.
         """
-        made: dict[Any, int] = {}
+        made, free = dict[Any, int](), dict[int, float]()
         for group in groups:
             for i, n in group.readable(self.tower.height).items():
                 made[id(group.owner), i] = max(made.get((id(group.owner), i), 0), n)
-        below = self._levels.levels[0].below
-        pattern = tuple(made.get((id(h), i), -1) for h in below for _ in h.names for i in range(h.sets))
-        if pattern != self._mask[0]:
-            device = self._levels.memory.device
-            here, known = (torch.tensor(m, device=device) for m in ([n > 0 for n in pattern], self._levels.known(pattern)))
-            self._mask = pattern, here, known
-        _, here, known = self._mask
+            if group.moving:
+                free[id(group.owner)] = max(free.get(id(group.owner), 0.0), group.freedom)
+        below, memory = self._levels.levels[0].below, self._levels.memory
+        pattern = [made.get((id(h), i), -1) for h in below for _ in h.names for i in range(h.sets)]
+        parts = [free.get(id(h), 1.0) for h in below for _ in h.charts]
+        if (pattern, parts) != self._mask[0]:
+            here, known = torch.tensor([n > 0 for n in pattern], device=memory.device), self._levels.known(pattern)
+            leave = memory.new_tensor([[float(k) for k in known], parts + [1.0] * (len(known) - len(parts))])
+            self._mask = (pattern, parts), here, leave
+        _, here, leave = self._mask
         if min(pattern, default=1) <= 0:
             self._levels.fade(here)
-        return known
+        return leave
 
     @_disable_dynamo  # its gradient is not for the compiler to take
     def tune_on(self, loss: Tensor) -> None:
@@ -520,7 +515,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             raise ValueError(f"state_dict has a different number of parameter groups: {there}, this optimizer {here}")
         for i, (group, entry) in enumerate(zip(self._groups, saved, strict=True)):
             copied = deepcopy({n: x for n, x in entry.items() if n != "params"})
-            rule, _ = self._settle(copied, group.rule, where := f"group {i}")
+            rule, *_ = self._settle(copied, group.rule, where := f"group {i}")
             learned = copied.get(LEARNED) or {}
             if "levels" in learned and readable(self._levels.memory):
                 memory.check(self.tower, rule, group.owner.sets, where, learned)

@@ -149,8 +149,15 @@ def study(rule: Rule, names: tuple[str, ...]) -> Facts:
 
 
 def ours(rule: Rule) -> bool:
-    """Whether `rule` is one of this package."""
-    return type(rule).__module__.startswith(f"{__package__}.")
+    """Whether `rule` is one of this package, in charts of torch.distributions."""
+    mine = type(rule).__module__.startswith(f"{__package__}.")
+    return mine and all(_plain(rule.chart(n).transform) for n in rule.tuned())
+
+
+def _plain(transform: Any) -> bool:
+    parts = getattr(transform, "parts", ())
+    known = type(transform).__module__ == "torch.distributions.transforms"
+    return known and all(map(_plain, parts)) and not any(isinstance(x, Tensor) for x in vars(transform).values())
 
 
 def follows_movement(rule: Rule, names: Sequence[str]) -> bool:

@@ -84,6 +84,7 @@ NUMBERS: dict[str, str] = {
     "reciprocal": "div(1.0, {0})",
     "neg": "-{0}",
     **{n: n + "({0})" for n in ("abs", "sqrt", "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "sign")},
+    "sgn": "sign({0})",
     **{n: n + "({0}, {1})" for n in ("pow", "maximum", "minimum")},
     "clamp_min": "maximum({0}, {1})",
     "clamp_max": "minimum({0}, {1})",
@@ -121,6 +122,8 @@ TAKES: dict[str, tuple[int, ...]] = {
     "masked_fill": (2,),
 }
 """Which arguments of an operation on elements may be plain numbers."""
+FACTORS = {"add": 2, "sub": 2, "rsub": 2, "addcmul": 3, "addcdiv": 3}
+"""Which argument is a factor that may be left out."""
 INTO = NUMBERS.keys() - {"rsub", "masked_fill", "isfinite", "sigmoid_backward", "threshold", "copy", "fill", "zero"}
 """Operations that write their result where they are told to."""
 
@@ -224,7 +227,7 @@ class Recorder(TorchDispatchMode):
     def _element(self, x: Any) -> Any:
         """The name of elements, or of the one number that is the same for all of them."""
         if isinstance(x, Tensor) and (name := self.elements.get(_memory(x))) is not None:
-            if x.shape != (LENGTH,):
+            if x.shape != (LENGTH,) or x.stride() != (1,):
                 raise Unrecordable(f"elements in the shape {tuple(x.shape)}")
             return name
         if not isinstance(x, Tensor):
@@ -371,25 +374,26 @@ class Recorder(TorchDispatchMode):
             found.append(mine[0] if len(mine) == 1 and name == "sum" else self._number(places + " ", mine))
         return found
 
+    def _cast(self, name: Name, x: Tensor, out: Tensor) -> Name:
+        """The elements `x`, in the dtype of `out`."""
+        return name if x.dtype == out.dtype else self._line("convert", (name,), {}, out.dtype)
+
     def _of_elements(self, name: str, given: list[Any], out: Tensor) -> Any:
         first = self._element(given[0])
         if name in ("copy", "fill"):
             made = self._element(given[1])
-            return made if isinstance(made, Elements) else self._line("full", (first, made), {}, out.dtype)
-        if name == "sum" and out.numel() == 1:
+            whole = isinstance(made, Elements)
+            return self._cast(made, given[1], out) if whole else self._line("full", (first, made), {}, out.dtype)
+        if name == "sum" and out.numel() == 1 and out.dtype == given[0].dtype:
             return [self._line("sum", (first,), {}, torch.float64)]
         if name in FACTORIES or name == "full_like":
             return self._line("full", (first, FACTORIES.get(name, given[1])), {}, out.dtype)
         if name in ("clone", "_to_copy"):
-            return first if given[0].dtype == out.dtype else self._line("convert", (first,), {}, out.dtype)
+            return self._cast(first, given[0], out)
         if name not in NUMBERS or out.shape != (LENGTH,) or any(isinstance(x, str) for x in given):
             raise Unrecordable(name)
-        of, by = (
-            [x if x is None else self._element(x) for x in given],
-            {"add": 2, "sub": 2, "rsub": 2, "addcmul": 3, "addcdiv": 3},
-        )
-        more = {}
-        if (last := by.get(name)) is not None and (factor := of.pop(last)) != 1:
+        of, more = [x if x is None else self._element(x) for x in given], {}
+        if (last := FACTORS.get(name)) is not None and (factor := of.pop(last)) != 1:
             more = {"alpha" if last == 2 else "value": factor}
         if not (isinstance(first, Elements) or more) and name in ("add", "mul", "sub"):
             name, of = "rsub" if name == "sub" else name, of[::-1]
