@@ -59,5 +59,5 @@ from .rules.sgd_schedule_free import SGDScheduleFree as SGDScheduleFree
 from .rules.tuner import Tuner as Tuner
 from .tower import Tower as Tower
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["callbacks", *(n for n, x in vars().items() if n[0] != "_" and not isinstance(x, _types.ModuleType))]

@@ -305,7 +305,7 @@ class Levels:
     def __init__(self, levels: Sequence[Level], like: Tensor) -> None:
         self.levels, self.sizes = tuple(levels), [len(level.sets) for level in levels]
         self.ends = list(accumulate(self.sizes))
-        self.ours = all(ours(level.rule) for level in levels)
+        self.ours = all(ours(level.own.rule) for level in levels)
         self.memory = like.new_zeros((max((len(level.start) for level in levels), default=COUNT + 1), sum(self.sizes)))
         for level in levels:
             mine = self.of(level).copy_(level.start)
