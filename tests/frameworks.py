@@ -1,5 +1,10 @@
 """What the tests of other people's training loops share: a regression, Lightning around it, a small Llama under a Trainer."""
 
+import sys
+from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -120,3 +125,42 @@ def trainer(folder, lines, model=None, steps=30, kind=transformers.Trainer, **op
         **{"save_strategy": "no", **options},
     )
     return kind(model=model or llama(), args=arguments, train_dataset=Lines(lines), eval_dataset=Lines(lines[:16]), **own)
+
+
+class Anything(type):
+    """A class that has every attribute."""
+
+    def __getattr__(cls, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return name
+
+
+class NoTorchvision(MetaPathFinder, Loader):
+    """timm's datasets and transforms import torchvision, which PyPI does not have for torch's CPU build; none is used here."""
+
+    def find_spec(self, name, path=None, target=None):
+        return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] == "torchvision" else None
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        def found(name):
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return Anything(name, (), {})
+
+        module.__getattr__ = found
+
+
+@contextmanager
+def without_torchvision():
+    """To import timm in."""
+    sys.meta_path.insert(0, NoTorchvision())
+    try:
+        yield
+    finally:
+        del sys.meta_path[0]
+        for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]

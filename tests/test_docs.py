@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import loss, parameters, train, weights
-from frameworks import lightning_advises
+from frameworks import lightning_advises, without_torchvision
 from helpers import clones, resumed
 from oracle import Oracle
 
@@ -94,10 +94,8 @@ def test_script_of_lightning(elsewhere):
 
 
 def test_script_of_timm(elsewhere):
-    try:
+    with without_torchvision():
         import timm  # noqa: F401
-    except Exception as error:  # its torchvision needs the build of torch that it was made for, and fails in many ways
-        pytest.skip(f"timm cannot be imported here: {error}")
     assert runs("with_timm")["loss"] < 0.5
 
 

@@ -1,53 +1,19 @@
 """timm: its loop with scaler, clipping, EMA and checkpoints; its schedules; its groups with a step size per layer."""
 
 import copy
-import sys
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
+from frameworks import without_torchvision
 from torch import nn
 
 from hypergradient import POSITIVE, SGD, AdamW, Hyperoptimizer
 
-
-class Anything(type):
-    """A class that has every attribute."""
-
-    def __getattr__(cls, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return name
-
-
-class NoTorchvision(MetaPathFinder, Loader):
-    """timm's datasets and transforms import torchvision, which PyPI does not have for torch's CPU build; none is used here."""
-
-    def find_spec(self, name, path=None, target=None):
-        return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] == "torchvision" else None
-
-    def create_module(self, spec):
-        return None
-
-    def exec_module(self, module):
-        def found(name):
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return Anything(name, (), {})
-
-        module.__getattr__ = found
-
-
-sys.meta_path.insert(0, NoTorchvision())
-from timm import create_model  # noqa: E402
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay  # noqa: E402
-from timm.scheduler import create_scheduler_v2  # noqa: E402
-from timm.utils import CheckpointSaver, ModelEmaV3, NativeScaler  # noqa: E402
-
-del sys.meta_path[0]
-for _name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
-    del sys.modules[_name]
+with without_torchvision():
+    from timm import create_model
+    from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+    from timm.scheduler import create_scheduler_v2
+    from timm.utils import CheckpointSaver, ModelEmaV3, NativeScaler
 
 pytestmark = pytest.mark.usefixtures("float32")
 
