@@ -31,7 +31,6 @@ class Facts(NamedTuple):
         coefficients: how many there are.
         links: which coefficient depends on which tuned hyperparameter.
         weights: of which averages the weight depends on what is tuned; which coefficient it is.
-        averages: whether it is a rule of averages whose steps are made as `Averages` makes them.
         keeps: what is kept of a step until its hypergradient is read: "sensitivity", "movement", "gradient" or "nothing".
         ours: whether it is one of this package, which are known to do nothing but to operate on tensors.
     """
@@ -42,7 +41,6 @@ class Facts(NamedTuple):
     coefficients: int
     links: tuple[tuple[int, str], ...]
     weights: dict[str, int]
-    averages: bool
     keeps: str
     ours: bool
 
@@ -145,7 +143,7 @@ def study(rule: Rule, names: tuple[str, ...]) -> Facts:
         known = _weights(rule, values, c) if averages and isinstance(rule, Averages) else None
         keeps = "sensitivity" if known is None or not names else _keeps(rule, values, c)
         keeps = "movement" if follows_movement(rule, names) else keeps
-    return Facts(state, sums(rule), apart, len(c), links, known or {}, averages, keeps, ours(rule))
+    return Facts(state, sums(rule), apart, len(c), links, known or {}, keeps, ours(rule))
 
 
 def ours(rule: Rule) -> bool:
