@@ -5,6 +5,8 @@
 On CPUs it talks over gloo; on GPUs it would be nccl and a device for each process.
 """
 
+import gc
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -38,3 +40,4 @@ if __name__ == "__main__":
     if dist.get_rank() == 0:
         print(learned)
     dist.destroy_process_group()
+    gc.collect()  # gloo's threads let go of Python's objects: else one may abort at exit (pytorch 179291)
