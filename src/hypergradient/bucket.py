@@ -19,7 +19,7 @@ from torch._utils import _flatten_dense_tensors as flatten
 from .layout import Layout, address
 from .numerics import exact, readable, wide
 from .probe import KEPT, rehearse
-from .sensitivity import Step
+from .sensitivity import Piece, Step
 
 Memory = MutableMapping[Tensor, dict[str, Any]]
 """`optimizer.state`."""
@@ -180,10 +180,17 @@ class Bucket:
         part = flat.view(-1, *self.sample.shape[1:])
         return [self.layout.join(part, torch.empty(self.sample.shape, device="meta"))]
 
-    def sampled(self, grad: Tensor) -> tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]:
-        """Copies of what is read of the elements, with `grad` as their gradient; and what is kept of them."""
+    def sampled(self, grad: Tensor) -> Piece:
+        """Copies of what is read of the elements, with `grad` as their gradient; and what is kept of them.
+
+        Of a parameter whose movement is followed only what is looked up; elsewhere stands the gradient.
+        """
         assert self.sample is not None
-        return self.sample(self.param), self.sample(grad), [self.sample(x) for x in self.state], self.kept
+        facts, u = self.step.facts, self.sample(grad)
+        looks = facts.looks if self.step.follows else {"param", *facts.state}
+        each = zip(("param", *facts.state), (self.param, *self.state), strict=True)
+        param, *state = [self.sample(x) if n in looks else u for n, x in each]
+        return param, u, state, self.kept
 
     def intact(self, memory: Memory) -> bool:
         """Whether the members and what is remembered of them are as this bucket has left them."""

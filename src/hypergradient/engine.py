@@ -131,10 +131,15 @@ class Engine:
         now = bucket.use(rows)
         bucket.refresh()
         pieces, spread = self._pieces(bucket, bucket.grad), now if bucket.uniform else bucket.spread(now)
-        if bucket.sample:
+        before = None
+        if (sample := bucket.sample) and bucket.step.follows:
+            before = sample(bucket.param)
+        elif sample:
             self._run(bucket, bucket.step.move, bucket.sampled(bucket.grad), now)
         for piece in pieces:
             self._run(bucket, bucket.step.move, piece, spread)
+        if sample and before is not None:
+            self._run(bucket, bucket.step.follow, bucket.kept, before, sample(bucket.param), now)
         bucket.scalars = now if bucket.step.replays else bucket.scalars
         bucket.scatter()
 

@@ -33,6 +33,7 @@ class Facts(NamedTuple):
         weights: of which averages the weight depends on what is tuned; which coefficient it is.
         keeps: what is kept of a step until its hypergradient is read: "sensitivity", "movement", "gradient" or "nothing".
         ours: whether it is one of this package, which are known to do nothing but to operate on tensors.
+        looks: the names of the state that its preconditioner looks up.
     """
 
     state: tuple[str, ...]
@@ -43,6 +44,7 @@ class Facts(NamedTuple):
     weights: dict[str, int]
     keeps: str
     ours: bool
+    looks: frozenset[str]
 
 
 def remembered(rule: Rule) -> tuple[str, ...]:
@@ -143,7 +145,8 @@ def study(rule: Rule, names: tuple[str, ...]) -> Facts:
         known = _weights(rule, values, c) if averages and isinstance(rule, Averages) else None
         keeps = "sensitivity" if known is None or not names else _keeps(rule, values, c)
         keeps = "movement" if follows_movement(rule, names) else keeps
-    return Facts(state, sums(rule), apart, len(c), links, known or {}, keeps, ours(rule))
+        looks = _looks(rule, values, c)
+    return Facts(state, sums(rule), apart, len(c), links, known or {}, keeps, ours(rule), looks)
 
 
 def ours(rule: Rule) -> bool:
@@ -164,6 +167,17 @@ def follows_movement(rule: Rule, names: Sequence[str]) -> bool:
     """
     unbounded = isinstance(rule.horizon, Age) or rule.horizon == math.inf
     return unbounded and (*names,) == (rule.multiplier,) and rule.chart(names[0]) == POSITIVE
+
+
+def _looks(rule: Rule, values: dict[str, Tensor], c: tuple[Any, ...]) -> frozenset[str]:
+    class Watched(dict[str, Tensor]):
+        def __getitem__(self, name: str) -> Tensor:
+            found.add(name)
+            return super().__getitem__(name)
+
+    found, one = set[str](), torch.ones(1, dtype=torch.float64)
+    rule.at(values).preconditioner(one, Watched(rule.init(one)), 2 * one, c)
+    return frozenset(found)
 
 
 def _scalars(rule: Rule, names: tuple[str, ...]) -> tuple[dict[str, Tensor], tuple[Any, ...]]:

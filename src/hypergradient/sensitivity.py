@@ -68,6 +68,7 @@ class Step:
         linked: which coefficients depend on what is tuned.
         kept: the names of what is kept of each step until its hypergradient is read.
         replays: whether that is read by a replay.
+        follows: whether it is the movement of the elements.
         metric: whether the scalars of the step that comes are needed to read the last one.
     """
 
@@ -83,6 +84,7 @@ class Step:
         keeps = self.facts.keeps
         self.kept = {"sensitivity": names, "nothing": ()}.get(keeps, (keeps,))
         self.replays = keeps in ("gradient", "nothing")
+        self.follows = keeps == "movement"
         self.metric = self.normalization.metric and bool(names)
 
     def sample(self, p: Tensor) -> Sample | None:
@@ -268,7 +270,6 @@ class Step:
             now: the scalars of this step, of the dtype to work in. shape: (rows, elements or 1)
         """
         scalars, (param, grad, state, kept) = self.scalars(now), piece
-        fading = self.rule.fading(scalars.t)
         old, p, g = dict(zip(self.facts.state, state, strict=True)), param.to(now.dtype), grad.to(now.dtype)
         sensitivity: Tensors = ()
         if self.facts.keeps == "sensitivity" and kept:
@@ -278,11 +279,18 @@ class Step:
             new, new_state = self._moved_only(scalars, p, g, old, kept if self.replays else ())
             if kept and not self.replays:
                 sensitivity = (new - p,)
-        for t, slope in zip(kept, sensitivity, strict=False):  # what is not finite would stay for ever
-            t.copy_(slope if self.rule.horizon == 1 else finite_or_zero(t * fading + slope))
+        self._keep(kept, sensitivity, scalars)
         pairs = [(t, x) for t, x in ((param, new), *((old[n], x) for n, x in new_state.items())) if x is not t]
         for target, x in [(t, x.clone() if any(x is y for y, _ in pairs) else x) for t, x in pairs]:
             target.copy_(x)  # what is handed on from one to the other was read before it is written
+
+    def follow(self, kept: Tensors, before: Tensor, after: Tensor, now: Tensor) -> None:
+        """Keep of one step how far elements have moved, where it `follows` that; see `move`."""
+        self._keep(kept, [after.to(now.dtype) - before.to(now.dtype)], self.scalars(now))
+
+    def _keep(self, kept: Tensors, sensitivity: Tensors, scalars: Scalars) -> None:
+        for t, slope in zip(kept, sensitivity, strict=False):  # what is not finite would stay for ever
+            t.copy_(slope if self.rule.horizon == 1 else finite_or_zero(t * self.rule.fading(scalars.t) + slope))
 
     @torch.enable_grad()
     def _advance_any(self, scalars: Scalars, param: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
