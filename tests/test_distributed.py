@@ -50,7 +50,7 @@ def test_fsdp2_equals_one_process(how, ranks):
 def test_samples_are_the_same_in_many_processes(how, ranks):
     """Of each row the same elements, whoever holds it."""
     one = workers.sampling(workers.trained, "alone", SAMPLED, 6)
-    assert one["the default"]["state"]["0.weight"]["last_movement"].shape == (4, 2)
+    assert one["the default"]["state"]["0.weight"]["last_movement"].shape == (4, 3)
     for result in launch(workers.sampling, ranks, workers.trained, how, SAMPLED, 6):
         assert_same(result, one)
 
