@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributions.transforms import PowerTransform
 
 import hypergradient as hg
-from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer
+from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer, auto
 
 
 def test_is_an_optimizer_that_trains():
@@ -140,13 +140,20 @@ def test_who_looks_at_state_early_loses_nothing():
     torch.testing.assert_close(*runs, **EXACT)
 
 
-def test_what_is_asked_in_inference_mode_can_be_trained_with():
+@pytest.mark.parametrize("tower", [TOWER, auto()], ids=["tower", "default"])
+def test_what_is_done_in_inference_mode_can_be_trained_with(tower):
     runs = []
     for context in (torch.inference_mode, torch.enable_grad):
         mine = parameters()
-        optimizer = Hyperoptimizer(mine, TOWER)
+        optimizer = Hyperoptimizer(mine, tower)
+        loss(mine, 0).backward()
         with context():
-            assert optimizer.hyperparameters()[0]["lr"] == 0.01
+            optimizer.hyperparameters()
+            for _ in range(3):
+                optimizer.step()
+            optimizer.load_state_dict(optimizer.state_dict())
+            optimizer.eval()
+            optimizer.train()
         runs.append([train(optimizer, mine, 3), optimizer.hyperparameters()])
     assert runs[0] == runs[1]
 

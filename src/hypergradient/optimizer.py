@@ -245,6 +245,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
     # -------------------------------------------------------------------- step
 
     @_disable_dynamo  # traced with the model, it would compile again and again
+    @torch.inference_mode(False)
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every level, along the gradients that are in ``p.grad`` now.
@@ -398,6 +399,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     # -------------------------------------------------------------- evaluation
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def eval(self) -> None:
         """Put the averages into the parameters, if the rule averages; others stay as they are. Again does nothing.
@@ -407,6 +409,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """
         self._exchange(evaluation.enter)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def train(self) -> None:
         """Put the parameters of training back, to the bit. `step` does it by itself."""
@@ -473,6 +476,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         memory.refresh(self, self._assemble())
         return memory.packed(super().state_dict())
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, to the last bit; or from one of the optimizer of torch that is like the rule.
 
