@@ -84,21 +84,23 @@ def named(rows: dict[str, dict[str, Any]], order: Any) -> list[dict[str, Any]]:
     return [{"contestant": name, **rows[name]} for name in order]
 
 
-def steps(title: str, problem: str, seconds: float, quick: bool, tick: Tick) -> dict[str, Table]:
+def steps(title: str, problem: str, seconds: float, quick: bool, tick: Tick, device: str = "cpu") -> dict[str, Table]:
     """The optimizer's step alone."""
     sizes = SHAPES[problem][:12] if quick and problem == "gpt" else SHAPES[problem]
-    grads = gradients(sizes)
+    grads = gradients(sizes, device)
     makers = {name: make for name, make in ALL.items() if name not in BASELINES}
-    rows = contest(lambda make: step_alone(make, sizes, grads), makers, GROUPS, QUICK if quick else seconds, tick)
+    rows = contest(lambda make: step_alone(make, sizes, grads, device), makers, GROUPS, QUICK if quick else seconds, tick)
     title = f"{title}: {sum(s.numel() for s in sizes):,} elements in {len(sizes)} tensors"
     return {f"step-{problem}": Table(title, TIMES, named(rows, ALL))}
 
 
-def iterations(title: str, problem: str, seconds: float, quick: bool, tick: Tick) -> dict[str, Table]:
+def iterations(title: str, problem: str, seconds: float, quick: bool, tick: Tick, device: str = "cpu") -> dict[str, Table]:
     """Whole training iterations."""
     skipped = REFERENCES if problem == "lstm" else {}
     makers = {name: make for name, make in ALL.items() if name not in {**BASELINES, **skipped}}
-    rows = contest(lambda make: training(make, PROBLEMS[problem]), makers, GROUPS, QUICK if quick else seconds, tick)
+    rows = contest(
+        lambda make: training(make, PROBLEMS[problem], device=device), makers, GROUPS, QUICK if quick else seconds, tick
+    )
     note = TIMES + (" The reference implementation cannot train nn.LSTM." if skipped else "")
     return {f"train-{problem}": Table(title, note, named(rows, {**BASELINES, **makers}))}
 
@@ -233,3 +235,5 @@ CASES: dict[str, Case] = {
     "memory": memory,
     "compile": compiling,
 }
+ANYWHERE = [name for name in CASES if name.startswith(("step-", "train-"))]
+"""What can be run on other devices than the CPU."""

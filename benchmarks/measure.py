@@ -30,22 +30,22 @@ class Bare(nn.Module):
             self.register_parameter(f"p{i}", nn.Parameter(0.02 * torch.randn(shape)))
 
 
-def gradients(shapes: Shapes) -> Iterator[list[Tensor]]:
+def gradients(shapes: Shapes, device: str = "cpu") -> Iterator[list[Tensor]]:
     """Random gradients without end, new tensors every time, of random sign: so hypergradients have no direction."""
-    generator = torch.Generator().manual_seed(0)
-    first = [0.01 * torch.randn(shape, generator=generator) for shape in shapes]
+    generator = torch.Generator(device).manual_seed(0)
+    first = [0.01 * torch.randn(shape, generator=generator, device=device) for shape in shapes]
     signs = random.Random(0)
     while True:
         sign = signs.choice((-1, 1))
         yield [sign * g for g in first]
 
 
-def step_alone(make: Maker, shapes: Shapes, grads: Iterator[list[Tensor]]) -> Run:
+def step_alone(make: Maker, shapes: Shapes, grads: Iterator[list[Tensor]], device: str = "cpu") -> Run:
     """A step without forward and backward: `iteration` and `step` are the same.
 
     The reference implementation makes its hypergradients in the backward pass, so to it `backward` belongs to the step.
     """
-    module = Bare(shapes)
+    module = Bare(shapes).to(device)
     optimizer = make(module)
 
     def run() -> Time:

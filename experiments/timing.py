@@ -113,22 +113,29 @@ Run = Callable[[], Time]
 Backward = Callable[[nn.Module], Any]
 
 
+def now() -> float:
+    """Seconds, when an accelerator, if there is one, has done what it was asked for."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return perf_counter()
+
+
 def iterate(module: nn.Module, optimizer: Optimizer, backward: Backward) -> Time:
     """One training iteration; `backward` makes the gradients."""
-    start = perf_counter()
+    start = now()
     optimizer.zero_grad()
     backward(module)
-    middle = perf_counter()
+    middle = now()
     optimizer.step()
-    end = perf_counter()
+    end = now()
     return Time(1e3 * (end - start), 1e3 * (end - middle))
 
 
-def training(make: Maker, problem: Problem, batches: int = 8) -> Run:
+def training(make: Maker, problem: Problem, batches: int = 8, device: str = "cpu") -> Run:
     """Whole iterations, on a few batches in turn."""
     torch.manual_seed(0)
-    module = problem.model()
-    data = [problem.batch() for _ in range(batches)]
+    module = problem.model().to(device)
+    data = [[x.to(device) for x in problem.batch()] for _ in range(batches)]
     optimizer = make(module)
     turn = 0
 

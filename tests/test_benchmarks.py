@@ -33,6 +33,12 @@ def test_a_case_leaves_numbers_text_and_a_picture(monkeypatch, tmp_path):
     assert (tmp_path / "benchmarks.png").stat().st_size > 10_000
 
 
+def test_cases_of_the_cpu_alone_are_refused_elsewhere(capsys):
+    with pytest.raises(SystemExit):
+        main(["--only", "memory", "step-mlp", "--device", "cuda"])
+    assert "--only memory with --device cuda: there are step-mlp" in capsys.readouterr().err
+
+
 def test_bytes_of_what_is_known():
     """Adam keeps two averages, and a count per tensor; the gradients are there twice when they come in."""
     sizes = [torch.Size([100, 100])] * 3
