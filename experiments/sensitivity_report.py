@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from math import inf
 from typing import NamedTuple
 
@@ -74,22 +74,32 @@ class Results:
         """The results of a method on a task, a line per seed."""
         return self.found[row].get(method, [])
 
-    def median(self, row: Row, method: str, where: str = "final", what: str = "loss") -> float | None:
-        """Over the seeds; inf where it has diverged, None where nothing is known."""
-        return median([value(line, where, what) for line in self.of(row, method)])
+    def seeds(self, row: Row, name: str) -> set[int]:
+        """Those that all of a contestant's methods have been run with that have been run."""
+        methods = PEERS if name == PEER else contestant(name).methods
+        each = [{line["seed"] for line in lines} for method in methods if (lines := self.of(row, method))]
+        return set.intersection(*each) if each else set()
 
-    def best(self, row: Row, name: str, what: str = "loss") -> tuple[float | None, str]:
-        """The least of a contestant's methods, and which it is. The best peer is the best of all of them."""
+    def best(self, row: Row, name: str, what: str = "loss", seeds: Set[int] | None = None) -> tuple[float | None, str]:
+        """The least of a contestant's methods, and which it is: of medians over its seeds, or over those that are given; inf
+        where it has diverged, None where nothing is known. The best peer is the best of all of them.
+        """
+        seeds = self.seeds(row, name) if seeds is None else seeds
         if name == PEER:
-            found = [(self.best(row, each, what)[0], each) for each in CONTESTANTS if contestant(each).methods[0] in PEERS]
+            peers = (each for each in CONTESTANTS if contestant(each).methods[0] in PEERS)
+            found = [(self.best(row, each, what, seeds)[0], each) for each in peers]
         else:
             methods, where = contestant(name)
-            found = [(self.median(row, method, where, what), method) for method in methods]
+            lines = {method: [line for line in self.of(row, method) if line["seed"] in seeds] for method in methods}
+            found = [(median([value(line, where, what) for line in mine]), method) for method, mine in lines.items()]
         return min(((x, which) for x, which in found if x is not None), default=(None, ""))
 
     def ratio(self, row: Row, name: str, base: str = ADAM, what: str = "loss") -> float | None:
-        """How many times the base's; 0 where that has diverged alone, None where both have, or where it is 0 or unknown."""
-        above, below = self.best(row, name, what)[0], self.best(row, base, what)[0]
+        """How many times the base's, for the same seeds; 0 where that has diverged alone, None where both have, or where it is
+        0 or unknown.
+        """
+        seeds = self.seeds(row, name) & self.seeds(row, base)
+        above, below = (self.best(row, each, what, seeds)[0] for each in (name, base))
         return None if above is None or not below or above == below == inf else above / below
 
     def ratios(self, name: str, base: str = ADAM) -> dict[Row, float]:
@@ -233,9 +243,9 @@ its best for some steps leaves points in it that weigh. On Rosenbrock, without n
 best fixed one. A start at 0.01 moves the weights of some networks far before the first hypergradient is read.
 """
 ABOUT = """Each task is trained for 600 steps by every method, and five of them for 6,000 by most. Numbers are medians over the
-seeds. Where several methods or step sizes stand behind a name ("best …"), the least median counts, for each measure by itself:
-what is called best has been chosen on the validation data, the default has not. The training loss is that of 3,000 samples at
-the end. † nothing was tuned on these.
+seeds, and ratios of the seeds that both were run with. Where several methods or step sizes stand behind a name ("best …"), the
+least median counts, for each measure by itself: what is called best has been chosen on the validation data, the default has
+not. The training loss is that of 3,000 samples at the end. † nothing was tuned on these.
 
 `default` is `Hyperoptimizer(model.parameters())`, validated as trained and, from the same training, at its average
 (`optimizer.eval()`, batch-norm statistics anew from 20 batches), as are all methods that average. Fixed step sizes are every
@@ -294,7 +304,7 @@ def panel(axes: Axes, results: Results, row: Row) -> None:
     """One task. What is more than twenty times the least is not shown."""
     looks, shown = styles(), []
     for name, schedule in (("Adam", ""), ("Adam, cosine", ", cosine")):
-        points = [(lr, results.median(row, f"Adam {lr:g}{schedule}")) for lr in GRIDS["Adam"][1]]
+        points = [(lr, results.best(row, f"Adam {lr:g}{schedule}")[0]) for lr in GRIDS["Adam"][1]]
         points = [(lr, x) for lr, x in points if x is not None and x < inf]
         look = next(looks)
         if points:

@@ -117,30 +117,35 @@ def test_there_is_a_page_of_any_part_of_the_results(tmp_path):
     assert "Not run yet" not in page
 
 
-def test_the_best_of_a_grid_is_the_least_median_over_the_seeds():
-    def line(method, seed, loss):
-        return {
-            "task": "quadratic",
-            "steps": 600,
-            "tower": method,
-            "seed": seed,
-            "diverged": loss is None,
-            "final": None if loss is None else {"loss": loss},
-        }
+def told(method, seed, loss):
+    """A line of the results; no loss: it has diverged."""
+    final = None if loss is None else {"loss": loss}
+    return {"task": "quadratic", "steps": 600, "tower": method, "seed": seed, "diverged": loss is None, "final": final}
 
+
+def test_the_best_of_a_grid_is_the_least_median_over_the_seeds():
     losses = {
         "Adam 0.001": [1.0, 1.1, 9.0],
         "Adam 0.01": [0.1, 3.0, 4.0],
         "Adam 0.1": [None, None, 0.1],
         DEFAULT: [2, 2.2, None],
     }
-    results = Results([line(method, seed, x) for method, found in losses.items() for seed, x in enumerate(found)])
+    results = Results([told(method, seed, x) for method, found in losses.items() for seed, x in enumerate(found)])
     row = ("quadratic", 600)
     assert results.best(row, ADAM) == (1.1, "Adam 0.001")
     assert results.ratio(row, DEFAULT) == pytest.approx(2.0)
     assert results.ratio(row, "Adam 0.1") == float("inf")
     assert results.ratio(row, DEFAULT, "Adam 0.1") == 0
     assert results.ratio(row, "Prodigy") is None
+
+
+def test_ratios_are_of_the_same_seeds():
+    """A method that has been run with one seed alone is compared there."""
+    losses = {"Adam 0.001": [1.0, 5.0], "Adam 0.01": [2.0, 3.0], DEFAULT: [0.5]}
+    results = Results([told(method, seed, x) for method, found in losses.items() for seed, x in enumerate(found)])
+    row = ("quadratic", 600)
+    assert results.best(row, ADAM) == (2.5, "Adam 0.01")
+    assert results.ratio(row, DEFAULT) == 0.5
 
 
 def test_the_plan_has_every_task_and_no_trial_twice(tmp_path):
