@@ -32,41 +32,24 @@ class Unrecordable(Exception):
 # ------------------------------------------------------------------------------------------ numbers
 
 
-def _guarded(function: Callable[..., float], beyond: Callable[..., float]) -> Callable[..., float]:
-    """`function` of floats, and what torch would say where Python raises an error."""
+def _guarded(name: str, function: Callable[..., float]) -> Callable[..., float]:
+    """`function` of floats, and what torch says where Python raises an error."""
 
     def guarded(*x: float) -> float:
         try:
-            found = function(*x)
+            return function(*x)
         except (ZeroDivisionError, OverflowError, ValueError):
-            return beyond(*x)
-        return found if isinstance(found, (int, float)) else math.nan  # a root of a negative number
+            return float(getattr(torch, name)(*(torch.tensor(float(y), dtype=torch.float64) for y in x)))
 
     return guarded
 
 
-def _by_torch(name: str) -> Callable[..., float]:
-    return lambda *x: float(getattr(torch, name)(*(torch.tensor(float(y), dtype=torch.float64) for y in x)))
-
-
-def _maximum(a: float, b: float) -> float:
-    return a if a >= b or a != a else b
-
-
-def _minimum(a: float, b: float) -> float:
-    return a if a <= b or a != a else b
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= -700 else 0.0 if x == x else x
-
-
 FUNCTIONS: dict[str, Any] = {
-    "div": _guarded(lambda a, b: a / b, _by_torch("div")),
-    **{n: _guarded(getattr(math, n), _by_torch(n)) for n in ("pow", "sqrt", "exp", "expm1", "log", "log1p", "tanh")},
-    "maximum": _maximum,
-    "minimum": _minimum,
-    "sigmoid": _sigmoid,
+    "div": _guarded("div", lambda a, b: a / b),
+    "sigmoid": _guarded("sigmoid", lambda x: 1 / (1 + math.exp(-x))),
+    **{n: _guarded(n, getattr(math, n)) for n in ("pow", "sqrt", "exp", "expm1", "log")},
+    "maximum": lambda a, b: a if a >= b or a != a else b,
+    "minimum": lambda a, b: a if a <= b or a != a else b,
     "sign": lambda x: float((x > 0) - (x < 0)),
     "finite": math.isfinite,
     "single": lambda x: c_float(x).value,
@@ -74,7 +57,7 @@ FUNCTIONS: dict[str, Any] = {
     "nan": math.nan,
 }
 
-COMPARED = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+COMPARED = {"eq": "==", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 NUMBERS: dict[str, str] = {
     "add": "{0} + {2} * {1}",
     "sub": "{0} - {2} * {1}",
@@ -83,48 +66,41 @@ NUMBERS: dict[str, str] = {
     "div": "div({0}, {1})",
     "reciprocal": "div(1.0, {0})",
     "neg": "-{0}",
-    **{n: n + "({0})" for n in ("abs", "sqrt", "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "sign")},
+    **{n: n + "({0})" for n in ("abs", "sqrt", "exp", "expm1", "log", "sigmoid", "sign")},
     "sgn": "sign({0})",
-    **{n: n + "({0}, {1})" for n in ("pow", "maximum", "minimum")},
+    **{n: n + "({0}, {1})" for n in ("pow", "maximum")},
     "clamp_min": "maximum({0}, {1})",
-    "clamp_max": "minimum({0}, {1})",
     "clamp": "minimum(maximum({0}, {1}), {2})",
     "where": "{1} if {0} else {2}",
     "masked_fill": "{2} if {1} else {0}",
     **{n: f"{{0}} {sign} {{1}}" for n, sign in COMPARED.items()},
-    **dict.fromkeys(("bitwise_and", "logical_and"), "bool({0}) and bool({1})"),
-    **dict.fromkeys(("bitwise_or", "logical_or"), "bool({0}) or bool({1})"),
-    **dict.fromkeys(("bitwise_not", "logical_not"), "not {0}"),
-    "isfinite": "finite({0})",
+    **dict.fromkeys(("bitwise_and", "logical_and"), "{0} and {1}"),
+    "bitwise_or": "{0} or {1}",
     "lerp": "{0} + {2} * ({1} - {0})",
     "addcmul": "{0} + {3} * {1} * {2}",
-    "addcdiv": "{0} + {3} * div({1}, {2})",
     "nan_to_num": "{0} if finite({0}) else {1} if {0} != {0} else {2} if {0} > 0 else {3}",
-    "sigmoid_backward": "{0} * (1.0 - {1}) * {1}",
     "threshold": "{0} if {0} > {1} or {0} != {0} else {2}",
     "copy": "{1}",
-    "fill": "{1}",
-    "zero": "0.0",
 }
 """What an operation of torch does to single numbers: its arguments, as its schema orders them."""
-FACTORIES = {"zeros_like": 0.0, "ones_like": 1.0, "new_zeros": 0.0, "new_ones": 1.0, "zeros": 0.0, "ones": 1.0}
-MOVES = "cat", "stack", "clone", "index_select", "index", "repeat"
+FACTORIES = "zeros_like", "ones_like", "full_like", "new_zeros", "zeros", "scalar_tensor", "eye"
+"""Operations that make what is always the same."""
+MOVES = "cat", "stack", "index_select"
 """Operations that put numbers in other places."""
-SUMS = {"sum": (" + ", "0.0"), "all": (" and ", "True"), "any": (" or ", "False")}
+SUMS = {"sum": (" + ", "0.0"), "all": (" and ", "True")}
 
 # ----------------------------------------------------------------------------------------- elements
 
 TAKES: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys(("mul", "add", "sub", "div", "clamp_min", "clamp_max", "rsub", *COMPARED), (1,)),
+    **dict.fromkeys(("mul", "add", "sub", "div", "clamp_min", "rsub", *COMPARED), (1,)),
     "pow": (0, 1),
-    "lerp": (2,),
+    **dict.fromkeys(("lerp", "masked_fill"), (2,)),
     **dict.fromkeys(("clamp", "threshold", "nan_to_num"), (1, 2, 3)),
-    "masked_fill": (2,),
 }
 """Which arguments of an operation on elements may be plain numbers."""
-FACTORS = {"add": 2, "sub": 2, "rsub": 2, "addcmul": 3, "addcdiv": 3}
+FACTORS = {"add": 2, "sub": 2, "rsub": 2, "addcmul": 3}
 """Which argument is a factor that may be left out."""
-INTO = NUMBERS.keys() - {"rsub", "masked_fill", "isfinite", "sigmoid_backward", "threshold", "copy", "fill", "zero"}
+INTO = NUMBERS.keys() - {"rsub", "masked_fill", "threshold"}
 """Operations that write their result where they are told to."""
 
 
@@ -193,23 +169,19 @@ class Recorder(TorchDispatchMode):
             x = torch.ones(LENGTH, dtype=x.dtype)
             self.elements[_memory(x)] = name
         else:
-            if x.numel() > MOST:
-                raise Unrecordable(f"{x.numel()} numbers")
             x = x.detach().clone(memory_format=torch.contiguous_format)
-            self.numbers[_memory(x)] = named(name, x.numel())
+            self.numbers[_memory(x)] = named(name, x)
         self._kept.append(x)
         return x
 
     def _know(self, x: Tensor) -> None:
-        """Take note of a tensor that was there before."""
-        memory = _memory(x)
-        if memory in self.elements or memory in self.numbers:
+        """Take note of a tensor that was there before: of all of its memory."""
+        if (memory := _memory(x)) in self.elements or memory in self.numbers:
             return
-        size = x.untyped_storage().nbytes() // x.element_size()
-        if size > MOST or type(x) not in (Tensor, torch.nn.Parameter) or x.device.type != "cpu":
-            raise Unrecordable(f"a tensor of {size} elements")
-        flat = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage(), 0, (size,), (1,))
-        self.numbers[memory] = named(f"k{len(self.captured)}", size)
+        if type(x) not in (Tensor, torch.nn.Parameter) or x.device.type != "cpu":
+            raise Unrecordable(f"{type(x)} on {x.device}")
+        flat = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage(), 0, (_size(x),), (1,))
+        self.numbers[memory] = named(f"k{len(self.captured)}", flat)
         self.captured[memory] = flat, flat.clone()
 
     def undo(self) -> None:
@@ -267,7 +239,7 @@ class Recorder(TorchDispatchMode):
         if isinstance(value, list):
             if memory in self.elements:
                 raise Unrecordable("different numbers for different elements")
-            cells = self.numbers.setdefault(memory, [0.0] * (x.untyped_storage().nbytes() // x.element_size()))
+            cells = self.numbers.setdefault(memory, [0.0] * _size(x))
             for i, cell in zip(_positions(x).reshape(-1).tolist(), value, strict=True):
                 cells[i] = cell
         elif memory in self.numbers:
@@ -277,17 +249,11 @@ class Recorder(TorchDispatchMode):
 
     def _value(self, name: str, given: list[Any], out: Tensor) -> Any:
         """What results: the name of elements, or a list of numbers."""
-        tensors = [x for x in _leaves(given) if isinstance(x, Tensor)]
-        if name == "_to_copy":
-            given = [given[0]]
-        if any(_memory(x) in self.elements for x in tensors):
-            return self._of_elements(name, given, out)
-        if name in FACTORIES or name in ("full_like", "full", "scalar_tensor", "new_full"):
-            value = FACTORIES.get(name, given[0 if name == "scalar_tensor" else 1])
-            return [value] * out.numel()
-        if name == "eye":
+        if name in FACTORIES and out.numel() <= MOST:
             return out.flatten().tolist()
-        if name == "_to_copy":
+        if any(isinstance(x, Tensor) and _memory(x) in self.elements for x in _leaves(given)):
+            return self._of_elements(name, given, out)
+        if name in ("clone", "_to_copy"):
             return [self._converted(x, out.dtype) for x in self.atoms(given[0], out.shape)]
         if name in MOVES:
             return self._moved(name, given)
@@ -315,9 +281,7 @@ class Recorder(TorchDispatchMode):
         as there.
         """
         if None in row:
-            if expression != NUMBERS["clamp"]:
-                raise Unrecordable(expression)
-            expression, row = (NUMBERS["minimum"], (row[0], row[2])) if row[1] is None else (NUMBERS["maximum"], row[:2])
+            raise Unrecordable(expression)
         double = dtype != torch.float32
         if double and expression in ("{0} + 0.0", "{1}"):
             return row[0] + 0.0 if expression == "{0} + 0.0" and not isinstance(row[0], Name) else row[expression == "{1}"]
@@ -344,35 +308,27 @@ class Recorder(TorchDispatchMode):
         def numbered(x: Any) -> Any:
             if isinstance(x, (list, tuple)):
                 return [numbered(y) for y in x]
-            if not isinstance(x, Tensor) or (name.startswith("index") and x is not given[0]):
+            if not isinstance(x, Tensor) or x is given[-1]:  # an index
                 return x
             begin = len(known)
             known.extend(self.atoms(x, x.shape))
             return torch.arange(begin, len(known)).view(x.shape)
 
-        operation = getattr(torch.ops.aten, name)
-        taken = operation(*[numbered(x) for x in (given[:1] if name == "clone" else given)])
+        taken = getattr(torch, name)(*map(numbered, given))
         return [known[i] for i in taken.reshape(-1).tolist()]
 
     def _summed(self, name: str, given: list[Any], out: Tensor) -> list[Any]:
-        x = given[0]
-        dims = given[1] if len(given) > 1 and isinstance(given[1], (list, int)) else list(range(x.ndim))
-        dims = [d % x.ndim for d in ([dims] if isinstance(dims, int) else dims or range(x.ndim))] if x.ndim else []
+        x, sign, zero = given[0], *SUMS[name]
+        said = [d for y in given[1:2] if isinstance(y, (list, int)) for d in _leaves(y)]
+        dims = {d % x.ndim for d in said or range(x.ndim)}
         if any(x.shape[d] == LENGTH for d in dims):
             raise Unrecordable("a sum over as many numbers as there are elements")
-        rest = [d for d in range(x.ndim) if d not in dims]
-        where = (
-            _positions(x).permute(*rest, *dims).reshape(out.numel(), math.prod(x.shape[d] for d in dims)).tolist()
-            if x.ndim
-            else [[x.storage_offset()]]
-        )
-        cells, (sign, zero) = self.numbers[_memory(x)], SUMS[name]
-        found = []
-        for row in where:
-            mine = [cells[i] for i in row]
-            places = sign.join(f"{{{i}}}" for i in range(len(mine))) or zero
-            found.append(mine[0] if len(mine) == 1 and name == "sum" else self._number(places + " ", mine))
-        return found
+        left = torch.arange(out.numel()).view([1 if d in dims else n for d, n in enumerate(x.shape)]).expand(x.shape)
+        rows: list[list[Any]] = [[] for _ in range(out.numel())]
+        for i, cell in zip(left.reshape(-1).tolist(), self.atoms(x, x.shape), strict=True):
+            rows[i].append(cell)
+        places = [sign.join(f"{{{i}}}" for i in range(len(row))) or zero for row in rows]
+        return [self._number(text, row) for text, row in zip(places, rows, strict=True)]
 
     def _cast(self, name: Name, x: Tensor, out: Tensor) -> Name:
         """The elements `x`, in the dtype of `out`."""
@@ -380,14 +336,14 @@ class Recorder(TorchDispatchMode):
 
     def _of_elements(self, name: str, given: list[Any], out: Tensor) -> Any:
         first = self._element(given[0])
-        if name in ("copy", "fill"):
+        if name == "copy":
             made = self._element(given[1])
             whole = isinstance(made, Elements)
             return self._cast(made, given[1], out) if whole else self._line("full", (first, made), {}, out.dtype)
         if name == "sum" and out.numel() == 1 and out.dtype == given[0].dtype:
             return [self._line("sum", (first,), {}, torch.float64)]
-        if name in FACTORIES or name == "full_like":
-            return self._line("full", (first, FACTORIES.get(name, given[1])), {}, out.dtype)
+        if name in FACTORIES:
+            return self._line("full", (first, out[0].item()), {}, out.dtype)
         if name in ("clone", "_to_copy"):
             return self._cast(first, given[0], out)
         if name not in NUMBERS or out.shape != (LENGTH,) or any(isinstance(x, str) for x in given):
@@ -411,8 +367,12 @@ def _memory(x: Tensor) -> int:
 
 def _positions(x: Tensor) -> Tensor:
     """Where in its memory each element lies. shape: that of `x`"""
-    size = x.untyped_storage().nbytes() // x.element_size()
-    return torch.arange(size).as_strided(x.shape, x.stride(), x.storage_offset())
+    return torch.arange(_size(x)).as_strided(x.shape, x.stride(), x.storage_offset())
+
+
+def _size(x: Tensor) -> int:
+    """How many elements there are in its memory."""
+    return x.untyped_storage().nbytes() // x.element_size()
 
 
 # --------------------------------------------------------------------------------------- the program
@@ -443,8 +403,8 @@ def record(function: Callable[..., Any], tensors: Sequence[Tensor], elements: Se
     program = Program(recorder)
     for name, x in zip(names, inside, strict=True):
         program.take(name, x)
-    for i, memory in enumerate(recorder.captured):
-        program.know(f"k{i}", memory)
+    for i, (flat, _) in enumerate(recorder.captured.values()):
+        program.know(Name(f"k{i}"), flat)
     return program.played(names, program.result(out))
 
 
@@ -474,21 +434,19 @@ class Program:
             if (value := self.recorder.elements[_memory(x)]) != name:
                 self.changed[name] = value
             return
-        cells, mine = self.recorder.numbers[_memory(x)], named(name, x.numel())
+        cells, mine = self.recorder.numbers[_memory(x)], named(name, x)
         self.head.append((mine, f"{name}.{'tolist()' if x.ndim == 1 else 'reshape(-1).tolist()'}"))
         if cells != mine:
             self.tail.append(f"{name}.copy_({self._tensor(cells, x)})")
 
-    def know(self, name: str, memory: int) -> None:
-        """Begin and end with a tensor that the function knew: numbers that it does not write to never change."""
-        flat, before = self.recorder.captured[memory]
-        cells, mine = self.recorder.numbers[memory], named(name, len(flat))
-        if cells == mine:
-            self.known.update(zip(mine, before.tolist(), strict=True))
+    def know(self, name: Name, x: Tensor) -> None:
+        """The same of a tensor that the function knew: numbers that it does not write to never change."""
+        mine = named(name, x)
+        if self.recorder.numbers[_memory(x)] == mine:
+            self.known.update(zip(mine, x.tolist(), strict=True))
         else:
-            self.known[name] = flat
-            self.head.append((mine, f"{name}.tolist()"))
-            self.tail.append(f"{name}.copy_({self._tensor(cells, flat)})")
+            self.known[name] = x
+            self.take(name, x)
 
     def result(self, x: Any) -> str:
         """What it returns."""
@@ -602,9 +560,11 @@ def shortened(lines: Sequence[Line], needed: Iterable[Any]) -> list[Line]:
     return found[::-1]
 
 
-def named(name: str, size: int) -> list[Any]:
-    """The names of the numbers of a tensor."""
-    return [Name(f"{name}_{i}") for i in range(size)]
+def named(name: str, x: Tensor) -> list[Any]:
+    """The names of the numbers of a tensor. Raises Unrecordable where they are too many."""
+    if x.numel() > MOST:
+        raise Unrecordable(f"{x.numel()} numbers")
+    return [Name(f"{name}_{i}") for i in range(x.numel())]
 
 
 def _said(x: Any) -> str:
