@@ -102,10 +102,8 @@ class Group:
         self, entry: dict[str, Any], rule: Rule, bases: dict[str, float], begins: dict[str, float], steps: dict[Any, Step]
     ) -> None:
         self.entry, self.rule, self.bases, self.begins, self.steps = entry, rule, bases, begins, steps
-        self.params: list[Tensor] = list(entry["params"])
-        self.said: dict[str, float] = {}
-        self.settings: list[Any] = [getattr(rule, n) for n in rule.settings()]
-        self.betas = entry.get("betas")
+        self.params: list[Tensor] = []
+        self.said = {n: float(entry[n]) for n in rule.hyperparameters()}
         self.buckets: list[Bucket] = []
         self.moving: list[Bucket] = []
         self.fresh: set[str] = set()
@@ -126,27 +124,26 @@ class Group:
         Raises:
             ValueError: it says what is not allowed. Nothing has changed then.
         """
-        entry, rule = self.entry, self.rule
-        said, settings = {n: float(entry[n]) for n in rule.hyperparameters()}, [entry[n] for n in rule.settings()]
-        if self.betas is not None and tuple(entry["betas"]) != self.betas:
+        entry, rule, old = self.entry, self.rule, self.said
+        said = {n: float(entry[n]) for n in old}
+        if (pair := "betas" in entry and {"beta1", "beta2"} <= said.keys()) and tuple(entry["betas"]) != (
+            old["beta1"],
+            old["beta2"],
+        ):
             said["beta1"], said["beta2"] = map(float, entry["betas"])
-        if said == self.said and settings == self.settings:
-            return
-        for n, value in said.items():
-            if value != self.said.get(n):
-                check(where, n, value, rule.constraint(n))
+        for n in (n for n in said if said[n] != old[n]):
+            check(where, n, said[n], rule.constraint(n))
         fresh = {n for n, base in self.bases.items() if base == 0 != said[n]}
         for n in fresh:
             rule.check_chart(where, n, said[n])
-        self.anew = self.anew or bool(fresh) or settings != self.settings
-        self.rule = settled(rule, entry) if settings != self.settings else rule
+        self.rule, self.said = settled(rule, entry), said
+        self.anew = self.anew or bool(fresh) or self.rule is not rule
         self.bases.update({n: said[n] for n in fresh})
         self.fresh |= fresh
-        self.said, self.settings = said, settings
-        if self.betas is not None:
-            self.betas = entry["betas"] = said["beta1"], said["beta2"]
+        if pair and said != old:
+            entry["betas"] = said["beta1"], said["beta2"]
             entry.update({n: said[n] for n in ("beta1", "beta2") if said[n] != entry[n]})
-        if not self.anew:
+        if said != old and not self.anew:
             self._schedule()
 
     def _schedule(self) -> None:
@@ -159,7 +156,7 @@ class Group:
         fixed = {n: self.said[n] for n in owner.order[len(owner.names) :]}
         off = frozenset(n for n, value in fixed.items() if value == 0 and n != "lr")
         self.schedule = owner.given.new_tensor([*factors, *fixed.values()]).unsqueeze(1)
-        kind = type(owner.rule), str(owner), off, *self.settings
+        kind = type(owner.rule), str(owner), off, *(getattr(owner.rule, n) for n in owner.rule.settings())
         if kind not in self.steps:
             self.steps[kind] = Step(owner.rule, owner.names, off)
         self.step = self.steps[kind]
@@ -182,8 +179,8 @@ class Group:
 
     # ----------------------------------------------------------- its hyperparameters
 
-    def own(self, like: Tensor, tuned: bool, tensor: bool) -> None:
-        """Make the hyperparameters anew, in dtype and on the device of `like`, and go on with what was learned.
+    def own(self, like: Tensor, tuned: bool, tensor: bool) -> Hyperparameters:
+        """Its hyperparameters anew, in dtype and on the device of `like`, which go on with what was learned.
 
         Args:
             tuned: whether there is a level above.
@@ -209,11 +206,11 @@ class Group:
                 for k, n in enumerate(owner.names)
                 for column in columns
             ]
-        self.params = params
-        self.share(owner)
+        return owner
 
-    def share(self, owner: Hyperparameters) -> None:
+    def use(self, owner: Hyperparameters) -> None:
         """Use these hyperparameters, from here on or from where a checkpoint left them."""
+        self.params = list(self.entry["params"])
         if self.saved.get("last") and any(self.saved["last"][0]):
             self.last, self.recalled = {0: owner.given.new_tensor(self.saved["last"])}, True
         self.owner, self.fresh, self.saved, self.anew = owner, set(), {}, False

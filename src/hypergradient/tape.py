@@ -80,11 +80,11 @@ NUMBERS: dict[str, str] = {
     "addcmul": "{0} + {3} * {1} * {2}",
     "nan_to_num": "{0} if finite({0}) else {1} if {0} != {0} else {2} if {0} > 0 else {3}",
     "threshold": "{0} if {0} > {1} or {0} != {0} else {2}",
-    "copy": "{1}",
 }
 """What an operation of torch does to single numbers: its arguments, as its schema orders them."""
 FACTORIES = "zeros_like", "ones_like", "full_like", "new_zeros", "zeros", "scalar_tensor", "eye"
 """Operations that make what is always the same."""
+COPIES = "copy", "clone", "_to_copy"
 MOVES = "cat", "stack", "index_select"
 """Operations that put numbers in other places."""
 SUMS = {"sum": (" + ", "0.0"), "all": (" and ", "True")}
@@ -253,8 +253,9 @@ class Recorder(TorchDispatchMode):
             return out.flatten().tolist()
         if any(isinstance(x, Tensor) and _memory(x) in self.elements for x in _leaves(given)):
             return self._of_elements(name, given, out)
-        if name in ("clone", "_to_copy"):
-            return [self._converted(x, out.dtype) for x in self.atoms(given[0], out.shape)]
+        if name in COPIES:
+            source = given[name == "copy"]
+            return [self._converted(x, source.dtype, out.dtype) for x in self.atoms(source, out.shape)]
         if name in MOVES:
             return self._moved(name, given)
         if name in SUMS:
@@ -266,15 +267,17 @@ class Recorder(TorchDispatchMode):
         if name not in NUMBERS or any(isinstance(x, str) for x in given):  # a name says to round in another way
             raise Unrecordable(name)
         kinds = {x.dtype for x in given if isinstance(x, Tensor)} - {torch.bool}
-        dtype = torch.float64 if name in ("copy", "where") and kinds <= {out.dtype} else out.dtype
+        dtype = torch.float64 if name == "where" and kinds <= {out.dtype} else out.dtype
         columns = [self.atoms(x, out.shape) for x in given]
         return [self._number(NUMBERS[name], row, dtype) for row in zip(*columns, strict=True)]
 
-    def _converted(self, x: Any, dtype: torch.dtype) -> Any:
+    def _converted(self, x: Any, old: torch.dtype, new: torch.dtype) -> Any:
         """A number as one of another dtype."""
-        if dtype not in (torch.bool, torch.float32, torch.float64):
-            raise Unrecordable(str(dtype))
-        return self._number("{0} != 0" if dtype == torch.bool else "{0} + 0.0", (x,), dtype)
+        if new == old or (new == torch.float64 and isinstance(x, Name)):
+            return x
+        if new not in (torch.bool, torch.float32, torch.float64):
+            raise Unrecordable(str(new))
+        return self._number("{0} != 0" if new == torch.bool else "{0} + 0.0", (x,), new)
 
     def _number(self, expression: str, row: Sequence[Any], dtype: torch.dtype = torch.float64) -> Any:
         """The name of an expression, the same for the same; or what it is, if that is known. In single precision it is rounded
@@ -282,13 +285,10 @@ class Recorder(TorchDispatchMode):
         """
         if None in row:
             raise Unrecordable(expression)
-        double = dtype != torch.float32
-        if double and expression in ("{0} + 0.0", "{1}"):
-            return row[0] + 0.0 if expression == "{0} + 0.0" and not isinstance(row[0], Name) else row[expression == "{1}"]
         said = expression.replace("{2} * {1}", "{1}") if len(row) > 2 and row[2] == 1 else expression
         said = said.replace("{3} * ", "") if len(row) > 3 and row[3] == 1 else said
         text = said.format(*(x if isinstance(x, Name) else f"({x!r})" for x in row))
-        text = text if double else f"single({text})"
+        text = f"single({text})" if dtype == torch.float32 else text
         if not any(isinstance(x, Name) for x in row):
             return eval(text, dict(FUNCTIONS))
         return self._line("", (text, *(x for x in row if isinstance(x, Name))), {}, torch.float64)
@@ -328,27 +328,22 @@ class Recorder(TorchDispatchMode):
         for i, cell in zip(left.reshape(-1).tolist(), self.atoms(x, x.shape), strict=True):
             rows[i].append(cell)
         places = [sign.join(f"{{{i}}}" for i in range(len(row))) or zero for row in rows]
-        return [self._number(text, row) for text, row in zip(places, rows, strict=True)]
-
-    def _cast(self, name: Name, x: Tensor, out: Tensor) -> Name:
-        """The elements `x`, in the dtype of `out`."""
-        return name if x.dtype == out.dtype else self._line("convert", (name,), {}, out.dtype)
+        return [row[0] if len(row) == 1 else self._number(text, row) for text, row in zip(places, rows, strict=True)]
 
     def _of_elements(self, name: str, given: list[Any], out: Tensor) -> Any:
         first = self._element(given[0])
-        if name == "copy":
-            made = self._element(given[1])
-            whole = isinstance(made, Elements)
-            return self._cast(made, given[1], out) if whole else self._line("full", (first, made), {}, out.dtype)
+        if name in COPIES:
+            made = self._element(source := given[name == "copy"])
+            if isinstance(made, Elements):
+                return made if source.dtype == out.dtype else self._line("convert", (made,), {}, out.dtype)
+            return self._line("full", (first, made), {}, out.dtype)
         if name == "sum" and out.numel() == 1 and out.dtype == given[0].dtype:
             return [self._line("sum", (first,), {}, torch.float64)]
         if name in FACTORIES:
             return self._line("full", (first, out[0].item()), {}, out.dtype)
-        if name in ("clone", "_to_copy"):
-            return self._cast(first, given[0], out)
         if name not in NUMBERS or out.shape != (LENGTH,) or any(isinstance(x, str) for x in given):
             raise Unrecordable(name)
-        of, more = [x if x is None else self._element(x) for x in given], {}
+        of, more = [self._element(x) for x in given], {}
         if (last := FACTORS.get(name)) is not None and (factor := of.pop(last)) != 1:
             more = {"alpha" if last == 2 else "value": factor}
         if not (isinstance(first, Elements) or more) and name in ("add", "mul", "sub"):
