@@ -106,8 +106,6 @@ class Chart:
     def slope(self, raw: Tensor) -> Tensor:
         """The derivative of the transform. shape: that of `raw`"""
         value: Tensor = self.transform(raw)
-        if isinstance(self.transform, transforms.ExpTransform):
-            return value
         if isinstance(self.transform, transforms.SigmoidTransform):
             return value * (1 - value)
         slope: Tensor = self.transform.log_abs_det_jacobian(raw, value).exp() * self.transform.sign

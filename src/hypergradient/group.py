@@ -241,16 +241,16 @@ class Group:
             changed.forget()
         here = {i: (*past.get(i, (0, False)), moves, self._sums(i, memory)) for i, moves in enumerate(present)}
         alike = self._alike({i: mine for i, mine in here.items() if present[i] or i in past}, shared)
-        known = {tuple(map(id, b.members)): b for b in self.buckets if b.intact(memory)}
+        known = {(b.step, b.count, *b.sets, *map(id, b.members)): b for b in self.buckets if b.intact(memory)}
         self.buckets, self.resting = [], set()
         for (*_, count, live, _, sums), positions in alike.items():
-            bucket = known.get(tuple(id(self.params[i]) for i in positions))
-            begins = bucket is None or (bucket.step, bucket.count, bucket.sets) != (self.step, count, self._sets(positions))
-            if bucket is None or begins:
-                bucket = Bucket(self.step, [self.params[i] for i in positions], self._sets(positions), count, memory)
+            members, sets = [self.params[i] for i in positions], positions if self.owner.sets > 1 else []
+            bucket = known.get(key := (self.step, count, *sets, *map(id, members)))
+            if bucket is None:
+                bucket = Bucket(self.step, members, sets, count, memory)
                 bucket.live = live
             bucket.clock = clocks[count, sums] = self._clock(bucket, clocks.get((count, sums)))
-            if begins and live and self.step.replays:
+            if key not in known and live and self.step.replays:
                 bucket.scalars = bucket.use(self._scalars(bucket))
             bucket.positions, bucket.shared = positions, any(id(p) in shared for p in bucket.members)
             self.buckets.append(bucket)
@@ -284,10 +284,6 @@ class Group:
         for row, mine in zip(clock[1:], bucket.sums, strict=True):
             row[bucket.sets or [0]] = mine if bucket.sets else mine[:1]
         return clock
-
-    def _sets(self, positions: list[int]) -> list[int]:
-        """Which sets of hyperparameters the parameters at these positions use, where there are several; else nothing."""
-        return positions if self.owner.sets > 1 else []
 
     def recent(self) -> Tensor:
         """The scalars of the last step, of any parameters that moved, if it needs them; 0 before there was one.
@@ -357,11 +353,3 @@ class Group:
             torch._foreach_add_([x for b in moved for x in (b.steps, b.told)], 1)
         for bucket in moved:
             bucket.tick()
-
-    def readable(self, height: int) -> Mapping[int, int]:
-        """Of each set that moves now: how many levels can read something; 0 where nothing is left of a step before."""
-        found: dict[int, int] = {}
-        for b in self.moving:
-            for i in b.sets or (0,):
-                found[i] = max(found.get(i, 0), min(self.followed, height) if b.live else 0)
-        return found

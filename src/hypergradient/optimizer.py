@@ -18,7 +18,7 @@ from .bucket import Bucket
 from .engine import Engine
 from .group import LEARNED, Group, settled, values_of
 from .layout import address, overlapping, total
-from .level import Hyperparameters, Level, Levels, upper
+from .level import COUNT, Hyperparameters, Level, Levels, upper
 from .numerics import exact, plain, readable
 from .objective import gradients
 from .probe import sums
@@ -334,15 +334,16 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
         What has not, sees the step pass: its sensitivities to the levels above fade.
         """
-        made, free = dict[Any, int](), dict[int, float]()
+        made, free = dict[Any, int](), dict[Any, float]()  # of each set, how many levels can read something
         for group in groups:
-            for i, n in group.readable(self.tower.height).items():
-                made[id(group.owner), i] = max(made.get((id(group.owner), i), 0), n)
-            if group.moving:
-                free[id(group.owner)] = max(free.get(id(group.owner), 0.0), group.freedom)
+            for bucket in group.moving:
+                owner = group.owner
+                free[owner] = max(free.get(owner, 0.0), group.freedom)
+                for i in bucket.sets or (0,):
+                    made[owner, i] = max(made.get((owner, i), 0), min(group.followed, self.tower.height) if bucket.live else 0)
         below, memory = self._levels.levels[0].below, self._levels.memory
-        pattern = [made.get((id(h), i), -1) for h in below for _ in h.names for i in range(h.sets)]
-        parts = [free.get(id(h), 1.0) for h in below for _ in h.charts]
+        pattern = [made.get((h, i), -1) for h in below for _ in h.names for i in range(h.sets)]
+        parts = [free.get(h, 1.0) for h in below for _ in h.charts]
         if (pattern, parts) != self._mask[0]:
             here, known = torch.tensor([n > 0 for n in pattern], device=memory.device), self._levels.known(pattern)
             leave = memory.new_tensor([[float(k) for k in known], parts + [1.0] * (len(known) - len(parts))])
@@ -442,7 +443,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def snapshot(self) -> Snapshot:
         """What the last step was made with and what was read in it, to be looked at later; does not wait for the device."""
-        return Snapshot.of(self)
+        groups = [(group.owner, group.schedule, group.said) for group in self._groups]
+        return Snapshot(self.per, groups, self._levels, self._levels.memory[:COUNT].clone())
 
     def made(self) -> int:
         """How many steps have been made."""

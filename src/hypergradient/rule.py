@@ -27,36 +27,17 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from .charts import (
-    REAL,
-    UNIT,
-    Chart,
-    closed_unit_interval,
-    describe,
-    nonnegative,
-    open_unit_interval,
-    positive,
-    real,
-    unit_interval,
-)
+from .charts import REAL, UNIT, Chart, describe
+from .charts import closed_unit_interval as closed_unit_interval
+from .charts import nonnegative as nonnegative
+from .charts import open_unit_interval as open_unit_interval
+from .charts import positive as positive
+from .charts import real as real
+from .charts import unit_interval as unit_interval
 from .normalize import NORMALIZATIONS
 
 if TYPE_CHECKING:
     from .tower import Tower
-
-__all__ = [
-    "Age",
-    "Number",
-    "Rule",
-    "State",
-    "closed_unit_interval",
-    "hyperparameter",
-    "nonnegative",
-    "open_unit_interval",
-    "positive",
-    "real",
-    "unit_interval",
-]
 
 Number: TypeAlias = Any
 """A hyperparameter: a float, or on an upper level a dict of floats; a tensor inside `coefficients` and `update`."""
