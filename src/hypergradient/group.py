@@ -32,9 +32,6 @@ def values_of(entry: MutableMapping[str, Any], rule: Rule, where: str) -> None:
     Raises:
         ValueError: a value that is not allowed.
     """
-    pair = {"beta1", "beta2"} <= rule.hyperparameters().keys()
-    if pair and "betas" in entry and not {"beta1", "beta2"} <= entry.keys():
-        entry["beta1"], entry["beta2"] = entry["betas"]
     for n in rule.hyperparameters():
         value = entry.setdefault(n, getattr(rule, n))
         number = check(
@@ -44,7 +41,7 @@ def values_of(entry: MutableMapping[str, Any], rule: Rule, where: str) -> None:
     for n in rule.settings():
         given = entry.setdefault(n, getattr(rule, n))
         entry[n] = tuple(given) if isinstance(given, list) else given  # as a checkpoint may have it
-    if pair:
+    if {"beta1", "beta2"} <= rule.hyperparameters().keys():
         entry["betas"] = float(entry["beta1"]), float(entry["beta2"])
 
 

@@ -113,6 +113,7 @@ class Elements(Name):
 
 
 WRITTEN = {
+    "": "{0}",
     "sum": "{0}.sum().item()",
     "convert": "{0}.to({dtype})",
     "full": "torch.full_like({0}, {1}, dtype={dtype})",
@@ -134,8 +135,8 @@ class Line(NamedTuple):
     name: str
     what: str
     of: tuple[Any, ...]
-    more: dict[str, Any] = {}  # noqa: RUF012
-    dtype: torch.dtype = torch.float64
+    more: dict[str, Any]
+    dtype: torch.dtype
 
     def reads(self) -> list[str]:
         """The names that it needs."""
@@ -511,11 +512,8 @@ class Program:
         return into
 
     def _operation(self, line: Line, target: str | None) -> str:
-        if line.what == "":
-            return str(line.of[0])
-        first = line.of[0]
         if line.what in WRITTEN:
-            return WRITTEN[line.what].format(first, *map(_said, line.of[1:]), dtype=line.dtype)
+            return WRITTEN[line.what].format(line.of[0], *map(_said, line.of[1:]), dtype=line.dtype)
         self.known[f"each_{line.what}"] = getattr(torch, line.what, None) or getattr(torch.ops.aten, line.what)
         plain, of = TAKES.get(line.what, ()), list[str]()
         for i, x in enumerate(line.of):
