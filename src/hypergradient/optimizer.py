@@ -28,7 +28,6 @@ from .sensitivity import Step
 from .tower import Tower
 from .watch import Watch
 
-Work = list[tuple[Group, Bucket]]
 Grads = list[list[Tensor | None]]
 
 
@@ -74,10 +73,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
             raise ValueError(f"per={per!r} is not allowed; it must be 'all', 'group' or 'tensor'")
         self.tower, self.per, self.compile, self._made = auto() if tower is None else Tower.of(tower), per, compile, 0
         self._begin()
-        rule = self.tower.rules[0]
-        values = {n: getattr(rule, n) for n in (*rule.hyperparameters(), *rule.settings())}
-        betas = {"betas": (values["beta1"], values["beta2"])} if {"beta1", "beta2"} <= values.keys() else {}
-        super().__init__(params, {**values, **betas, "maximize": maximize})
+        defaults: dict[str, Any] = {}
+        values_of(defaults, self.tower.rules[0], "group 0")
+        super().__init__(params, {**defaults, "maximize": maximize})
 
     def _begin(self) -> None:
         """Make what is never saved."""
@@ -87,10 +85,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._above: list[Hyperparameters] = []
         self._levels = Levels([], torch.empty(0, device="cpu"))
         self._mask: tuple[Any, Tensor, Tensor] = None, self._levels.memory, self._levels.memory
-        self._pattern: Any = None
-        self._seen: list[Any] = []
-        self._where: list[int] = []
-        self._address: Callable[[Any], int] = address
+        self._basis: tuple[Any, list[Any], Callable[[Any], int], list[int]] = None, [], address, []
         self._built: Any = None
         self._cotangents: dict[Tensor, Tensor] = {}
 
@@ -232,7 +227,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for own in self._above if below else ():
             above.append(Level(own, below))
             below = [own]
-        self._levels, self._mask, self._pattern = Levels(above, like), (None, like, like), None
+        self._levels, self._mask, self._basis = Levels(above, like), (None, like, like), (None, [], address, [])
         self._engine.forget()
 
     # -------------------------------------------------------------------- step
@@ -299,27 +294,26 @@ class Hyperoptimizer(torch.optim.Optimizer):
         params = [p for group in groups for p in group.entry["params"]]
         buckets = [(b.live, b.untouched(), b.step is g.step and not b.written()) for g in groups for b in g.buckets]
         shapes = list(map(Tensor.numel, params)), list(map(Tensor.is_contiguous, params))
-        pattern, seen = (present, buckets, shapes), [*params, *self.state, *self._remembered()]
-        same = pattern == self._pattern and len(seen) == len(self._seen) and all(map(is_, seen, self._seen))
-        if same and list(map(self._address, seen)) == self._where:
+        seen, (pattern, old, place, where) = self._objects(params), self._basis
+        same = (present, buckets, shapes) == pattern and len(seen) == len(old) and all(map(is_, seen, old))
+        if same and list(map(place, seen)) == where:
             return
         moving = [p for p, moves in zip(params, chain.from_iterable(present), strict=True) if moves]
         shared = overlapping(moving)
         for group, here in zip(groups, present, strict=True):
             group.fill(self.state, here, shared)
-        self._pattern = present, [(b.live, True, True) for g in groups for b in g.buckets], shapes
-        self._seen = [*params, *self.state, *self._remembered()]
-        self._address = Tensor.data_ptr if set(map(type, self._seen)) <= {Tensor, torch.nn.Parameter} else address
-        self._where = list(map(self._address, self._seen))
+        pattern, seen = (present, [(b.live, True, True) for g in groups for b in g.buckets], shapes), self._objects(params)
+        place = Tensor.data_ptr if set(map(type, seen)) <= {Tensor, torch.nn.Parameter} else address
+        self._basis = pattern, seen, place, list(map(place, seen))
 
-    def _remembered(self) -> list[Any]:
-        """What `state` holds of parameters: users put other things there, too."""
+    def _objects(self, params: Sequence[Tensor]) -> list[Any]:
+        """The parameters, and what `state` holds: users put other things there, too."""
         try:
-            return list(chain.from_iterable(map(dict.values, self.state.values())))
+            return [*params, *self.state, *chain.from_iterable(map(dict.values, self.state.values()))]
         except TypeError:
-            return [x for memory in self.state.values() if isinstance(memory, dict) for x in memory.values()]
+            return [*params, *self.state, *(x for mine in self.state.values() if isinstance(mine, dict) for x in mine.values())]
 
-    def _rehearsal(self, work: Work) -> bool:
+    def _rehearsal(self, work: Sequence[tuple[Group, Bucket]]) -> bool:
         """Whether this is no step at all: before every other, along gradients of 0, with a step size of 0.
 
         That is how `torch.distributed.checkpoint` makes an optimizer have a state; it must not count.

@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from ctypes import c_float
-from itertools import count
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -160,7 +159,7 @@ class Recorder(TorchDispatchMode):
         self.numbers: dict[int, list[Any]] = {}
         self.elements: dict[int, Elements] = {}
         self.captured: dict[int, tuple[Tensor, Tensor]] = {}
-        self._names, self._same, self._kept = count(), dict[Any, Name](), list[Any]()
+        self._same, self._kept = dict[Any, Name](), list[Any]()
 
     # ---------------------------------------------------------------- what tensors are
 
@@ -218,8 +217,7 @@ class Recorder(TorchDispatchMode):
         tensors = [x for x in _leaves((*args, *given.values())) if isinstance(x, Tensor)]
         for x in tensors:
             self._know(x)
-        names = [a.name for a in schema.arguments]
-        given.update(zip(names, args, strict=False))
+        given.update(zip((a.name for a in schema.arguments), args, strict=False))
         ordered = [given.get(a.name, a.default_value) for a in schema.arguments]
         out = function(*args, **(kwargs or {}))
         self._kept.append(out)
@@ -298,7 +296,7 @@ class Recorder(TorchDispatchMode):
         key = what, of, tuple(more.items()), dtype
         if key not in self._same:
             kind = Elements if what not in ("", "sum") else Name
-            self._same[key] = kind(f"x{next(self._names)}")
+            self._same[key] = kind(f"x{len(self.lines)}")
             self.lines.append(Line(self._same[key], what, of, more, dtype))
         return self._same[key]
 
