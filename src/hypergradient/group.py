@@ -191,18 +191,19 @@ class Group:
         if self.saved.get("levels"):
             owner.memory = like.new_tensor(next(iter(self.saved["levels"].values()))["memory"])
             before = owner.memory.shape[1] // max(1, len(owner.names))  # parameters may have come since
-            owner.source = [k * before + i if i < before else None for k in range(len(owner.names)) for i in range(sets)]
+            owner.source = {k * sets + i: k * before + i for k in range(len(owner.names)) for i in range(min(sets, before))}
         elif old is not None and old.names == owner.names:
             columns = list(self._columns(params)) if tensor else [0]
             if tensor:
                 here = [column or 0 for column in columns]
                 self.last = {count: rows[:, here] for count, rows in self.last.items()} if old.sets else {}
             owner.memory = old.memory
-            owner.source = [
-                None if column is None or n in self.fresh else k * old.sets + column
+            owner.source = {
+                k * sets + i: k * old.sets + column
                 for k, n in enumerate(owner.names)
-                for column in columns
-            ]
+                for i, column in enumerate(columns)
+                if column is not None and n not in self.fresh
+            }
         return owner
 
     def use(self, owner: Hyperparameters) -> None:

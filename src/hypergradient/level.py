@@ -42,7 +42,7 @@ class Hyperparameters:
         place: where that stands among all that the level above moves.
         moves: whether its sensitivity is followed as the movement of what it moves, which is that to the logarithm.
         memory: what that level remembers of it, or None before there is one. shape: (rows, tuned * sets)
-        source: by column, which of the memory it goes on with; None: it starts anew.
+        source: by column, with which of the memory it goes on; the others start anew.
     """
 
     place = slice(0, 0)
@@ -63,7 +63,7 @@ class Hyperparameters:
         self.normalization = NORMALIZATIONS[rule.normalize]
         self.moves = tuned and follows_movement(rule, self.names)
         self.low, self.high = low[: len(self.names)], high[: len(self.names)]
-        self.source: list[int | None] = list(range(len(self.charts)))
+        self.source = {i: i for i in range(len(self.charts))}
 
     def start(self) -> tuple[Tensor, Tensor]:
         """Coordinate and unit of what is tuned, at the start. shape of both: (tuned * sets,)"""
@@ -73,9 +73,8 @@ class Hyperparameters:
     def recall(self, mine: Tensor) -> None:
         """Go on in the memory of a new level, `mine`, from what has been remembered. shape: (rows, tuned * sets)"""
         if (old := self.memory) is not None and not old.is_meta:
-            here = [i for i, column in enumerate(self.source) if column is not None]
-            mine[:, here] = old[:, [column for column in self.source if column is not None]].to(mine)
-        self.memory, self.source = mine, list(range(len(self.charts)))
+            mine[:, list(self.source)] = old[:, list(self.source.values())].to(mine)
+        self.memory, self.source = mine, {i: i for i in range(len(self.charts))}
 
     def bounds(self, unit: Tensor) -> tuple[Tensor, Tensor]:
         """The ends of the coordinates of what is tuned. shape: (tuned * sets,) -> (tuned * sets,) both"""
