@@ -123,10 +123,8 @@ class Group:
         """
         entry, rule, old = self.entry, self.rule, self.said
         said = {n: float(entry[n]) for n in old}
-        if (pair := "betas" in entry and {"beta1", "beta2"} <= said.keys()) and tuple(entry["betas"]) != (
-            old["beta1"],
-            old["beta2"],
-        ):
+        pair = {"beta1", "beta2"} <= said.keys()
+        if pair and tuple(entry["betas"]) != (old["beta1"], old["beta2"]):
             said["beta1"], said["beta2"] = map(float, entry["betas"])
         for n in (n for n in said if said[n] != old[n]):
             check(where, n, said[n], rule.constraint(n))
