@@ -329,17 +329,11 @@ class Group:
         return count, count > 0 and left and known
 
     def gather(self, grads: Sequence[Tensor | None], cotangents: Mapping[Tensor, Tensor]) -> list[Bucket]:
-        """Read the parameters that have a gradient. Returns their buckets; those of the others see a step pass."""
+        """Read the parameters that have a gradient. Returns their buckets."""
         self.moving = [b for b in self.buckets if grads[b.positions[0]] is not None]
         for bucket in self.moving:
             bucket.gather([grads[i] for i in bucket.positions], self.entry["maximize"], cotangents)  # type: ignore[misc]
         return self.moving
-
-    def rest(self) -> None:
-        """Let the step pass for the others."""
-        for bucket in self.buckets:
-            if bucket not in self.moving:
-                bucket.rest()
 
     def count(self) -> None:
         """The end of a step."""

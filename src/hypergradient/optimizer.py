@@ -273,8 +273,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._fill(groups, [[g is not None for g in mine] for mine in grads])
         pairs = zip(groups, grads, strict=True)
         work = [(group, bucket) for group, mine in pairs for bucket in group.gather(mine, self._cotangents)]
-        for group in groups:
-            group.rest()
+        for bucket in (b for group in groups for b in group.buckets if b not in group.moving):
+            bucket.rest()
         if self._rehearsal(work):
             return
         self._engine.step(self._levels, work, self._leave(groups) if self._levels.levels else None)
