@@ -265,10 +265,8 @@ class Recorder(TorchDispatchMode):
         """The numbers of an operation that does the same to each."""
         if name not in NUMBERS or any(isinstance(x, str) for x in given):  # a name says to round in another way
             raise Unrecordable(name)
-        kinds = {x.dtype for x in given if isinstance(x, Tensor)} - {torch.bool}
-        dtype = torch.float64 if name == "where" and kinds <= {out.dtype} else out.dtype
         columns = [self.atoms(x, out.shape) for x in given]
-        return [self._number(NUMBERS[name], row, dtype) for row in zip(*columns, strict=True)]
+        return [self._number(NUMBERS[name], row, out.dtype) for row in zip(*columns, strict=True)]
 
     def _converted(self, x: Any, old: torch.dtype, new: torch.dtype) -> Any:
         """A number as one of another dtype."""
