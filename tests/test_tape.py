@@ -80,21 +80,21 @@ def test_elements_of_less_precision_are_played_likewise(per, dtype, monkeypatch)
 NUMBERS = [0.0, -0.0, 1.0, -1.5, 0.3, 800.0, -800.0, 1e-310, 1e300, math.inf, -math.inf, math.nan]
 OPERATIONS = {
     "one": [
-        torch.neg, torch.abs, torch.sqrt, torch.exp, torch.expm1, torch.log, torch.log1p, torch.tanh, torch.sigmoid, torch.sign,
-        torch.reciprocal, torch.isfinite, lambda x: torch.nan_to_num(x, 1.0, 2.0, 3.0), lambda x: x.clamp(-1, 1),
-        lambda x: x.clamp(min=0.5), lambda x: x.clamp(max=0.5), lambda x: 2 - x, lambda x: ~(x > 0), torch.zeros_like,
+        torch.neg, torch.abs, torch.sqrt, torch.exp, torch.expm1, torch.log, torch.sigmoid, torch.sign,
+        torch.reciprocal, lambda x: torch.nan_to_num(x, 1.0, 2.0, 3.0), lambda x: x.clamp(-1, 1),
+        lambda x: x.clamp_min(0.5), lambda x: 2 - x, torch.zeros_like,
         lambda x: torch.nn.functional.threshold(x, 0.5, 7.0), lambda x: x.sum(), lambda x: (x > 0).all(),
-        lambda x: (x > 0).any(),
-        lambda x: x.view(3, 4).sum(0), lambda x: x.view(3, 4).t().flatten(), lambda x: torch.cat([x[3:], x[:3]]),
+        lambda x: x.view(3, 4).sum(0), lambda x: x.view(3, 4).sum(-1, keepdim=True), lambda x: x.view(3, 2, 2).sum((0, 2)),
+        lambda x: (x.view(3, 4) > 0).all(1), lambda x: x.view(3, 4).t().flatten(), lambda x: torch.cat([x[3:], x[:3]]),
         lambda x: torch.stack(x.unbind()[::-1]), lambda x: x.index_select(0, torch.tensor([2, 2, 0])),
         lambda x: x.to(torch.bool),
         lambda x: (x > 0).to(torch.float64) + 1, lambda x: x.masked_fill(x > 0, 5.0),
     ],
     "two": [
-        torch.add, torch.sub, torch.mul, torch.div, torch.pow, torch.maximum, torch.minimum, torch.eq, torch.ne, torch.lt,
+        torch.add, torch.sub, torch.mul, torch.div, torch.pow, torch.maximum, torch.eq, torch.lt,
         torch.le, torch.gt, torch.ge, lambda x, y: torch.add(x, y, alpha=3), lambda x, y: torch.sub(x, y, alpha=0.5),
         lambda x, y: torch.where(x > y, x, y), lambda x, y: (x > 0) & (y > 0), lambda x, y: (x > 0) | (y > 0),
-        lambda x, y: torch.lerp(x, y, 0.25), lambda x, y: torch.addcmul(x, x, y, value=2), lambda x, y: torch.addcdiv(x, x, y),
+        lambda x, y: torch.lerp(x, y, 0.25), lambda x, y: torch.addcmul(x, x, y, value=2),
         lambda x, y: x.clamp_min(y), lambda x, y: x * y.sum(),
     ],
 }  # fmt: skip

@@ -106,8 +106,6 @@ class Chart:
     def slope(self, raw: Tensor) -> Tensor:
         """The derivative of the transform. shape: that of `raw`"""
         value: Tensor = self.transform(raw)
-        if isinstance(self.transform, transforms.ExpTransform):
-            return value
         if isinstance(self.transform, transforms.SigmoidTransform):
             return value * (1 - value)
         slope: Tensor = self.transform.log_abs_det_jacobian(raw, value).exp() * self.transform.sign
@@ -137,11 +135,8 @@ class Charts:
     """
 
     def __init__(self, each: Sequence[Chart], device: torch.device) -> None:
-        kinds = [
-            chart
-            for i, chart in enumerate(each)
-            if (chart.relative or chart.transform is not transforms.identity_transform) and chart not in each[:i]
-        ]
+        others = [chart for chart in each if chart.relative or chart.transform is not transforms.identity_transform]
+        kinds = [chart for i, chart in enumerate(others) if chart not in others[:i]]
         self.kinds = [(kind, torch.tensor([chart == kind for chart in each], device=device)) for kind in kinds]
         self.relative = any(chart.relative for chart in each)
 

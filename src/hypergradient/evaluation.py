@@ -52,8 +52,7 @@ def _parts(p: Tensor, entry: dict[str, Any]) -> tuple[Tensor, State]:
     """What is here of a parameter and of its state, in real numbers."""
     own = Layout.of(p)
     same = {n: x for n, x in entry.items() if n != TRAINING and isinstance(x, Tensor) and x.shape == p.shape and n != "step"}
-    parts = {n: own.local(x) for n, x in {"": p, **same}.items()}
-    real = {n: _real(x) for n, x in parts.items()}
+    real = {n: _real(own.local(x)) for n, x in {"": p, **same}.items()}
     return real.pop(""), real
 
 

@@ -32,9 +32,6 @@ def values_of(entry: MutableMapping[str, Any], rule: Rule, where: str) -> None:
     Raises:
         ValueError: a value that is not allowed.
     """
-    pair = {"beta1", "beta2"} <= rule.hyperparameters().keys()
-    if pair and "betas" in entry and not {"beta1", "beta2"} <= entry.keys():
-        entry["beta1"], entry["beta2"] = entry["betas"]
     for n in rule.hyperparameters():
         value = entry.setdefault(n, getattr(rule, n))
         number = check(
@@ -44,7 +41,7 @@ def values_of(entry: MutableMapping[str, Any], rule: Rule, where: str) -> None:
     for n in rule.settings():
         given = entry.setdefault(n, getattr(rule, n))
         entry[n] = tuple(given) if isinstance(given, list) else given  # as a checkpoint may have it
-    if pair:
+    if {"beta1", "beta2"} <= rule.hyperparameters().keys():
         entry["betas"] = float(entry["beta1"]), float(entry["beta2"])
 
 
@@ -102,10 +99,8 @@ class Group:
         self, entry: dict[str, Any], rule: Rule, bases: dict[str, float], begins: dict[str, float], steps: dict[Any, Step]
     ) -> None:
         self.entry, self.rule, self.bases, self.begins, self.steps = entry, rule, bases, begins, steps
-        self.params: list[Tensor] = list(entry["params"])
-        self.said: dict[str, float] = {}
-        self.settings: list[Any] = [getattr(rule, n) for n in rule.settings()]
-        self.betas = entry.get("betas")
+        self.params: list[Tensor] = []
+        self.said = {n: float(entry[n]) for n in rule.hyperparameters()}
         self.buckets: list[Bucket] = []
         self.moving: list[Bucket] = []
         self.fresh: set[str] = set()
@@ -126,27 +121,24 @@ class Group:
         Raises:
             ValueError: it says what is not allowed. Nothing has changed then.
         """
-        entry, rule = self.entry, self.rule
-        said, settings = {n: float(entry[n]) for n in rule.hyperparameters()}, [entry[n] for n in rule.settings()]
-        if self.betas is not None and tuple(entry["betas"]) != self.betas:
+        entry, rule, old = self.entry, self.rule, self.said
+        said = {n: float(entry[n]) for n in old}
+        pair = {"beta1", "beta2"} <= said.keys()
+        if pair and tuple(entry["betas"]) != (old["beta1"], old["beta2"]):
             said["beta1"], said["beta2"] = map(float, entry["betas"])
-        if said == self.said and settings == self.settings:
-            return
-        for n, value in said.items():
-            if value != self.said.get(n):
-                check(where, n, value, rule.constraint(n))
+        for n in (n for n in said if said[n] != old[n]):
+            check(where, n, said[n], rule.constraint(n))
         fresh = {n for n, base in self.bases.items() if base == 0 != said[n]}
         for n in fresh:
             rule.check_chart(where, n, said[n])
-        self.anew = self.anew or bool(fresh) or settings != self.settings
-        self.rule = settled(rule, entry) if settings != self.settings else rule
+        self.rule, self.said = settled(rule, entry), said
+        self.anew = self.anew or bool(fresh) or self.rule is not rule
         self.bases.update({n: said[n] for n in fresh})
         self.fresh |= fresh
-        self.said, self.settings = said, settings
-        if self.betas is not None:
-            self.betas = entry["betas"] = said["beta1"], said["beta2"]
+        if pair and said != old:
+            entry["betas"] = said["beta1"], said["beta2"]
             entry.update({n: said[n] for n in ("beta1", "beta2") if said[n] != entry[n]})
-        if not self.anew:
+        if said != old and not self.anew:
             self._schedule()
 
     def _schedule(self) -> None:
@@ -159,7 +151,7 @@ class Group:
         fixed = {n: self.said[n] for n in owner.order[len(owner.names) :]}
         off = frozenset(n for n, value in fixed.items() if value == 0 and n != "lr")
         self.schedule = owner.given.new_tensor([*factors, *fixed.values()]).unsqueeze(1)
-        kind = type(owner.rule), str(owner), off, *self.settings
+        kind = type(owner.rule), str(owner), off, *(getattr(owner.rule, n) for n in owner.rule.settings())
         if kind not in self.steps:
             self.steps[kind] = Step(owner.rule, owner.names, off)
         self.step = self.steps[kind]
@@ -182,8 +174,8 @@ class Group:
 
     # ----------------------------------------------------------- its hyperparameters
 
-    def own(self, like: Tensor, tuned: bool, tensor: bool) -> None:
-        """Make the hyperparameters anew, in dtype and on the device of `like`, and go on with what was learned.
+    def own(self, like: Tensor, tuned: bool, tensor: bool) -> Hyperparameters:
+        """Its hyperparameters anew, in dtype and on the device of `like`, which go on with what was learned.
 
         Args:
             tuned: whether there is a level above.
@@ -197,23 +189,24 @@ class Group:
         if self.saved.get("levels"):
             owner.memory = like.new_tensor(next(iter(self.saved["levels"].values()))["memory"])
             before = owner.memory.shape[1] // max(1, len(owner.names))  # parameters may have come since
-            owner.source = [k * before + i if i < before else None for k in range(len(owner.names)) for i in range(sets)]
+            owner.source = {k * sets + i: k * before + i for k in range(len(owner.names)) for i in range(min(sets, before))}
         elif old is not None and old.names == owner.names:
             columns = list(self._columns(params)) if tensor else [0]
             if tensor:
                 here = [column or 0 for column in columns]
                 self.last = {count: rows[:, here] for count, rows in self.last.items()} if old.sets else {}
             owner.memory = old.memory
-            owner.source = [
-                None if column is None or n in self.fresh else k * old.sets + column
+            owner.source = {
+                k * sets + i: k * old.sets + column
                 for k, n in enumerate(owner.names)
-                for column in columns
-            ]
-        self.params = params
-        self.share(owner)
+                for i, column in enumerate(columns)
+                if column is not None and n not in self.fresh
+            }
+        return owner
 
-    def share(self, owner: Hyperparameters) -> None:
+    def use(self, owner: Hyperparameters) -> None:
         """Use these hyperparameters, from here on or from where a checkpoint left them."""
+        self.params = list(self.entry["params"])
         if self.saved.get("last") and any(self.saved["last"][0]):
             self.last, self.recalled = {0: owner.given.new_tensor(self.saved["last"])}, True
         self.owner, self.fresh, self.saved, self.anew = owner, set(), {}, False
@@ -244,16 +237,16 @@ class Group:
             changed.forget()
         here = {i: (*past.get(i, (0, False)), moves, self._sums(i, memory)) for i, moves in enumerate(present)}
         alike = self._alike({i: mine for i, mine in here.items() if present[i] or i in past}, shared)
-        known = {tuple(map(id, b.members)): b for b in self.buckets if b.intact(memory)}
+        known = {(b.step, b.count, *b.sets, *map(id, b.members)): b for b in self.buckets if b.intact(memory)}
         self.buckets, self.resting = [], set()
         for (*_, count, live, _, sums), positions in alike.items():
-            bucket = known.get(tuple(id(self.params[i]) for i in positions))
-            begins = bucket is None or (bucket.step, bucket.count, bucket.sets) != (self.step, count, self._sets(positions))
-            if bucket is None or begins:
-                bucket = Bucket(self.step, [self.params[i] for i in positions], self._sets(positions), count, memory)
+            members, sets = [self.params[i] for i in positions], positions if self.owner.sets > 1 else []
+            bucket = known.get(key := (self.step, count, *sets, *map(id, members)))
+            if bucket is None:
+                bucket = Bucket(self.step, members, sets, count, memory)
                 bucket.live = live
             bucket.clock = clocks[count, sums] = self._clock(bucket, clocks.get((count, sums)))
-            if begins and live and self.step.replays:
+            if key not in known and live and self.step.replays:
                 bucket.scalars = bucket.use(self._scalars(bucket))
             bucket.positions, bucket.shared = positions, any(id(p) in shared for p in bucket.members)
             self.buckets.append(bucket)
@@ -287,10 +280,6 @@ class Group:
         for row, mine in zip(clock[1:], bucket.sums, strict=True):
             row[bucket.sets or [0]] = mine if bucket.sets else mine[:1]
         return clock
-
-    def _sets(self, positions: list[int]) -> list[int]:
-        """Which sets of hyperparameters the parameters at these positions use, where there are several; else nothing."""
-        return positions if self.owner.sets > 1 else []
 
     def recent(self) -> Tensor:
         """The scalars of the last step, of any parameters that moved, if it needs them; 0 before there was one.
@@ -340,17 +329,11 @@ class Group:
         return count, count > 0 and left and known
 
     def gather(self, grads: Sequence[Tensor | None], cotangents: Mapping[Tensor, Tensor]) -> list[Bucket]:
-        """Read the parameters that have a gradient. Returns their buckets; those of the others see a step pass."""
+        """Read the parameters that have a gradient. Returns their buckets."""
         self.moving = [b for b in self.buckets if grads[b.positions[0]] is not None]
         for bucket in self.moving:
             bucket.gather([grads[i] for i in bucket.positions], self.entry["maximize"], cotangents)  # type: ignore[misc]
         return self.moving
-
-    def rest(self) -> None:
-        """Let the step pass for the others."""
-        for bucket in self.buckets:
-            if bucket not in self.moving:
-                bucket.rest()
 
     def count(self) -> None:
         """The end of a step."""
@@ -360,11 +343,3 @@ class Group:
             torch._foreach_add_([x for b in moved for x in (b.steps, b.told)], 1)
         for bucket in moved:
             bucket.tick()
-
-    def readable(self, height: int) -> Mapping[int, int]:
-        """Of each set that moves now: how many levels can read something; 0 where nothing is left of a step before."""
-        found: dict[int, int] = {}
-        for b in self.moving:
-            for i in b.sets or (0,):
-                found[i] = max(found.get(i, 0), min(self.followed, height) if b.live else 0)
-        return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from itertools import accumulate, groupby
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -42,7 +42,7 @@ class Hyperparameters:
         place: where that stands among all that the level above moves.
         moves: whether its sensitivity is followed as the movement of what it moves, which is that to the logarithm.
         memory: what that level remembers of it, or None before there is one. shape: (rows, tuned * sets)
-        source: by column, which of the memory it goes on with; None: it starts anew.
+        source: by column, with which of the memory it goes on; the others start anew.
     """
 
     place = slice(0, 0)
@@ -63,7 +63,7 @@ class Hyperparameters:
         self.normalization = NORMALIZATIONS[rule.normalize]
         self.moves = tuned and follows_movement(rule, self.names)
         self.low, self.high = low[: len(self.names)], high[: len(self.names)]
-        self.source: list[int | None] = list(range(len(self.charts)))
+        self.source = {i: i for i in range(len(self.charts))}
 
     def start(self) -> tuple[Tensor, Tensor]:
         """Coordinate and unit of what is tuned, at the start. shape of both: (tuned * sets,)"""
@@ -73,9 +73,8 @@ class Hyperparameters:
     def recall(self, mine: Tensor) -> None:
         """Go on in the memory of a new level, `mine`, from what has been remembered. shape: (rows, tuned * sets)"""
         if (old := self.memory) is not None and not old.is_meta:
-            here = [i for i, column in enumerate(self.source) if column is not None]
-            mine[:, here] = old[:, [column for column in self.source if column is not None]].to(mine)
-        self.memory, self.source = mine, list(range(len(self.charts)))
+            mine[:, list(self.source)] = old[:, list(self.source.values())].to(mine)
+        self.memory, self.source = mine, {i: i for i in range(len(self.charts))}
 
     def bounds(self, unit: Tensor) -> tuple[Tensor, Tensor]:
         """The ends of the coordinates of what is tuned. shape: (tuned * sets,) -> (tuned * sets,) both"""
@@ -142,25 +141,28 @@ class Level:
 
     Attributes:
         rule: its rule, with the numbers that nothing moves.
-        state: the names of what that remembers; `sums`: how many of them, at the end, are sums.
+        state: the names of what that remembers: tensors like what it moves, then sums.
         rows: how many rows of the memory come before the sensitivities.
         start: what is remembered of what it moves, at the start. shape: (rows, n)
         sets: with which set of its own hyperparameters it moves each. (n entries)
         origin: where a decay draws to, if there is one. shape: (n,)
         kind: the same for levels that are alike but for what moves them.
+        place: where what it moves stands among all that is moved.
     """
+
+    place: slice
 
     def __init__(self, own: Hyperparameters, below: Sequence[Hyperparameters]) -> None:
         self.own, self.below, t = own, list(below), len(own.names)
-        self.sums = sums(own.rule)
-        self.state = (*own.rule.init(torch.zeros((1,))), *self.sums)
+        added = sums(own.rule)
+        self.state = (*own.rule.init(torch.zeros((1,))), *added)
         self.rows = COUNT + 1 + len(self.state)
         end = 0
         for h in below:
             h.place = slice(end, end := end + len(h.charts))
         raw, unit = (torch.cat(x) for x in zip(*(h.start() for h in below), strict=True))
         zero = torch.zeros_like(raw)
-        kept = [zero] * (len(self.sums) + t)
+        kept = [zero] * (len(added) + t)
         self.start = torch.stack([raw, unit, zero + torch.nan, zero, *own.rule.init(raw).values(), *kept])
         self.charts = Charts([chart for h in below for chart in h.charts], raw.device)
         self.sets, self.member = [0] * end, None
@@ -213,19 +215,14 @@ class Level:
         found = [product(grad, trace, None, self.total) for product in self.own.normalization.products]
         return [x if x.ndim == 2 else x.expand(self.own.shape) for x in found]
 
-    def _at(self, tuned: Tensor, step: Tensor, state: Tensors) -> tuple[Rule, tuple[Tensor, ...], State]:
-        """Its rule in the step number `step`, the coefficients of that, and the state; the sums in it are those after."""
-        old = dict(zip(self.state, state, strict=True))
-        before = {n: old[n] for n in self.sums}
-        at, c, now = prepared(self.rule.at(dict(zip(self.own.names, tuned.unbind(), strict=True))), step, before)
-        return at, c, {**old, **{n: x.expand_as(step) for n, x in now.items()}}
-
     def update(self, tuned: Tensor, raw: Tensor, grad: Tensor, step: Tensor, state: Tensors) -> tuple[Tensor, State]:
         """`Rule.update` of a step; `tuned`: its own hyperparameters. shapes: (tuned, n), (n,) of all others
 
         A decay draws to where a coordinate started: 0 is no better than other values of a hyperparameter.
         """
-        at, c, old = self._at(tuned, step, state)
+        old = dict(zip(self.state, state, strict=True))
+        at, c, sums = prepared(self.rule.at(dict(zip(self.own.names, tuned.unbind(), strict=True))), step, old)
+        old.update({n: x.expand_as(step) for n, x in sums.items()})
         moved, after = at.update(raw if self.origin is None else raw - self.origin, grad, old, c)
         return moved if self.origin is None else moved + self.origin, {**old, **after}
 
@@ -303,29 +300,28 @@ class Levels:
     """
 
     def __init__(self, levels: Sequence[Level], like: Tensor) -> None:
-        self.levels, self.sizes = tuple(levels), [len(level.sets) for level in levels]
-        self.ends = list(accumulate(self.sizes))
+        self.levels, self.sizes, begin = tuple(levels), [len(level.sets) for level in levels], 0
         self.ours = all(ours(level.own.rule) for level in levels)
         self.memory = like.new_zeros((max((len(level.start) for level in levels), default=COUNT + 1), sum(self.sizes)))
         for level in levels:
+            level.place = slice(begin, begin := begin + len(level.sets))
             mine = self.of(level).copy_(level.start)
             for h in level.below:
                 h.recall(mine[:, h.place])
         self.charts = Charts([chart for level in levels for h in level.below for chart in h.charts], like.device)
         bounds = [h.bounds(self.of(level)[UNIT, h.place]) for level in levels for h in level.below]
         self.bounds = [torch.cat(side) for side in zip(*bounds, strict=True)]
-        self.runs, i, begin = [], 0, 0
+        self.runs, i = [], 0
         for _, run in groupby(levels, key=lambda level: level.kind):
             first, *more = run
             for level in more:  # with the same tensors: fewer for the compiler
                 level.rule, level.charts = first.rule, more[0].charts
-            which = slice(i, i := i + 1 + len(more))
-            self.runs.append(Run(first, which, slice(begin, begin := self.ends[i - 1])))
+            place = slice(first.place.start, [first, *more][-1].place.stop)
+            self.runs.append(Run(first, slice(i, i := i + 1 + len(more)), place))
 
     def of(self, level: Level) -> Tensor:
         """What is remembered of what a level moves. shape: (rows, n)"""
-        end = self.ends[self.levels.index(level)]
-        return self.memory[: len(level.start), end - len(level.sets) : end]
+        return self.memory[: len(level.start), level.place]
 
     def fade(self, here: Tensor) -> None:
         """Let a step pass in which not all that the first level moves are `here`. shape: (n,)"""

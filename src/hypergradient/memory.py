@@ -183,9 +183,8 @@ def _upgraded(group: dict[str, Any], mine: list[dict[str, Any]], everywhere: dic
     bases = {n.removeprefix(OLD): group.pop(n) for n in list(group) if n.startswith(OLD)}
     bases.pop("betas", None)
     own = {n: x for memory in mine for n, x in memory.items() if n in everywhere}
-    first = [n for n in own or everywhere if n.startswith("level 1:")]  # what groups share is remembered in one of them
-    first = first or [n for n in everywhere if n.startswith("level 1:")]
-    theirs = {n: own.get(n, x) for n, x in everywhere.items() if n in first or not n.startswith("level 1:")}
+    alone = any(n.startswith("level 1:") for n in own)  # what groups share is remembered in one of them
+    theirs = {n: x for n, x in {**everywhere, **own}.items() if n in own or not (alone and n.startswith("level 1:"))}
     sets = next((x.shape[1] // len(bases) for n, x in theirs.items() if n.startswith("level 1:")), 1)
     made = group.pop("steps_made")
     group[LEARNED] = {

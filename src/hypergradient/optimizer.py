@@ -18,7 +18,7 @@ from .bucket import Bucket
 from .engine import Engine
 from .group import LEARNED, Group, settled, values_of
 from .layout import address, overlapping, total
-from .level import Hyperparameters, Level, Levels, upper
+from .level import COUNT, Hyperparameters, Level, Levels, upper
 from .numerics import exact, plain, readable
 from .objective import gradients
 from .probe import sums
@@ -28,7 +28,6 @@ from .sensitivity import Step
 from .tower import Tower
 from .watch import Watch
 
-Work = list[tuple[Group, Bucket]]
 Grads = list[list[Tensor | None]]
 
 
@@ -74,10 +73,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
             raise ValueError(f"per={per!r} is not allowed; it must be 'all', 'group' or 'tensor'")
         self.tower, self.per, self.compile, self._made = auto() if tower is None else Tower.of(tower), per, compile, 0
         self._begin()
-        rule = self.tower.rules[0]
-        values = {n: getattr(rule, n) for n in (*rule.hyperparameters(), *rule.settings())}
-        betas = {"betas": (values["beta1"], values["beta2"])} if {"beta1", "beta2"} <= values.keys() else {}
-        super().__init__(params, {**values, **betas, "maximize": maximize})
+        defaults: dict[str, Any] = {}
+        values_of(defaults, self.tower.rules[0], "group 0")
+        super().__init__(params, {**defaults, "maximize": maximize})
 
     def _begin(self) -> None:
         """Make what is never saved."""
@@ -87,11 +85,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._above: list[Hyperparameters] = []
         self._levels = Levels([], torch.empty(0, device="cpu"))
         self._mask: tuple[Any, Tensor, Tensor] = None, self._levels.memory, self._levels.memory
-        self._pattern: Any = None
-        self._seen: list[Any] = []
-        self._keys: list[Tensor] = []
-        self._where: list[int] = []
-        self._address: Callable[[Any], int] = address
+        self._basis: tuple[Any, list[Any], Callable[[Any], int], list[int]] = None, [], address, []
         self._built: Any = None
         self._cotangents: dict[Tensor, Tensor] = {}
 
@@ -111,17 +105,20 @@ class Hyperoptimizer(torch.optim.Optimizer):
         where = f"group {len(self.param_groups)}"
         if not isinstance(param_group, dict) or "params" not in param_group:
             raise TypeError(f"{where}: a group is a dict with 'params', got {param_group!r}")
-        entry = {n: x for n, x in param_group.items() if n not in (LEARNED, "rule")}
-        params = entry["params"]
+        entry = {**param_group, LEARNED: {}}
+        rule, params = entry.pop("rule", self.tower.rules[0]), entry["params"]
         entry["params"] = [params] if isinstance(params, Tensor) else params if isinstance(params, set) else list(params)
-        given = param_group.get("rule", self.tower.rules[0])
-        self._check(entry["params"], given, where)
-        settled = self._settle(entry, given, where)
-        entry[LEARNED], known = {}, {LEARNED, *entry}
+        group, known = self._group(entry, rule, where), set(entry)
         super().add_param_group(entry)
-        for n in self.defaults.keys() - known - {"maximize"}:  # of the leftmost rule, where this group has one of its own
+        for n in self.defaults.keys() - known:  # of the leftmost rule, where this group has one of its own
             del entry[n]
-        self._groups.append(Group(entry, *settled, self._steps))
+        self._groups.append(group)
+
+    def _group(self, entry: dict[str, Any], rule: Rule, where: str) -> Group:
+        """The group of a dict, which is completed."""
+        self._check(entry["params"], rule, where)
+        entry.setdefault("maximize", self.defaults["maximize"])
+        return Group(entry, *self._settle(entry, rule, where), self._steps)
 
     def _check(self, params: Iterable[Any], rule: Rule, where: str) -> None:
         """Raise ValueError for a parameter that `rule` cannot move in this tower."""
@@ -166,25 +163,20 @@ class Hyperoptimizer(torch.optim.Optimizer):
         memory.refresh(self, [g for g in gone if hasattr(g, "owner")])
         for lost in gone:
             lost.learned["last"] = []  # by the time that one comes back, the last step will be another
-        rules, groups = [self.tower.rules[0], *self.rules], []
+        rules = [self.tower.rules[0], *self.rules]
         self._groups = [g for g in found if g is not None]
-        for i, (entry, group) in enumerate(zip(entries, found, strict=True)):
-            if group is None:
-                if any(entry.get(LEARNED) is g.learned for g in before):  # a copy of the dict of another
-                    entry[LEARNED] = {}
-                own = [g.rule for g in before if g.entry is entry]
-                group = self._revive(entry, own or rules, f"group {i}")
-            groups.append(group)
-        self._groups = groups
+        for i in (i for i, g in enumerate(found) if g is None):
+            if any(entries[i].get(LEARNED) is g.learned for g in before):  # a copy of the dict of another
+                entries[i][LEARNED] = {}
+            own = [g.rule for g in before if g.entry is entries[i]]
+            self._groups.insert(i, self._revive(entries[i], own or rules, f"group {i}"))
 
     def _found(self, entry: dict[str, Any], own: list[Group], gone: list[Group]) -> Group | None:
         """The group that goes on in `entry`: its own, or one of those that are gone, of whose dict this is a copy."""
         if own and own[0].learned is entry.get(LEARNED):
             return own[0]
         for group in gone if self._made else ():
-            if group.learned is entry.get(LEARNED) or (
-                entry["params"] and group.params and entry["params"][0] is group.params[0]
-            ):
+            if group.learned is entry.get(LEARNED) or any(map(is_, entry["params"][:1], group.entry["params"])):
                 gone.remove(group)
                 group.entry, entry[LEARNED] = entry, group.learned
                 return group
@@ -194,9 +186,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """The group of a dict that was saved, or written by hand: with the first of `rules` that it may be one of."""
         saved = entry.setdefault(LEARNED, {})
         given = entry.pop("rule", None) or next((r for r in rules if type(r).__name__ in saved.get("said", ())), rules[0])
-        self._check(entry["params"], given, where)
-        entry.setdefault("maximize", self.defaults["maximize"])
-        return Group(entry, *self._settle(entry, given, where), self._steps)
+        return self._group(entry, given, where)
 
     @torch.inference_mode(False)  # what is made in a validation loop is used in training
     def _assemble(self) -> list[Group]:
@@ -227,19 +217,17 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._above = list(upper(self.tower, like))
         for h, rows in zip(self._above, known, strict=False):
             h.memory = rows
-        for i, group in enumerate(self._groups):
+        for group in self._groups:
             group.fresh = set().union(*(other.fresh for other in self._groups if other.bases is group.bases))
-            shared = next((g for g in self._groups[:i] if self.per == "all" and g.rule == group.rule), None)
-            if shared is None:
-                group.own(like, self.tower.height > 0, self.per == "tensor")
-        for i, group in enumerate(self._groups):
-            if shared := next((g for g in self._groups[:i] if self.per == "all" and g.rule == group.rule), None):
-                group.share(shared.owner)
+        for group in self._groups:
+            first = next(g for g in self._groups if g is group or (self.per == "all" and g.rule == group.rule))
+            own = group.own(like, self.tower.height > 0, self.per == "tensor") if first is group else first.owner
+            group.use(own)
         below, above = list(dict.fromkeys(group.owner for group in self._groups)), []
         for own in self._above if below else ():
             above.append(Level(own, below))
             below = [own]
-        self._levels, self._mask, self._pattern = Levels(above, like), (None, like, like), None
+        self._levels, self._mask, self._basis = Levels(above, like), (None, like, like), (None, [], address, [])
         self._engine.forget()
 
     # -------------------------------------------------------------------- step
@@ -273,24 +261,21 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def _check_gradients(self, grads: Grads) -> None:
         """Raise RuntimeError for a sparse gradient."""
-        if {g.layout for mine in grads for g in mine if g is not None} <= {torch.strided}:
-            return
-        i, k, g = next(
-            (i, k, g) for i, mine in enumerate(grads) for k, g in enumerate(mine) if g is not None and g.layout != torch.strided
-        )
-        name = self.param_groups[i].get("param_names", {k: f"parameter {k} of group {i}"})[k]
-        raise RuntimeError(
-            f"{name} has a gradient of layout {g.layout}; only dense gradients can be used: "
-            "construct the embedding with sparse=False, or give it to torch.optim.SparseAdam"
-        )
+        each = ((i, k, g) for i, mine in enumerate(grads) for k, g in enumerate(mine) if g is not None)
+        for i, k, g in ((i, k, g) for i, k, g in each if g.layout != torch.strided):
+            name = self.param_groups[i].get("param_names", {k: f"parameter {k} of group {i}"})[k]
+            raise RuntimeError(
+                f"{name} has a gradient of layout {g.layout}; only dense gradients can be used: "
+                "construct the embedding with sparse=False, or give it to torch.optim.SparseAdam"
+            )
 
     def _move(self, groups: Sequence[Group], grads: Grads) -> None:
         """Move everything: what `step` does when all is as it should be."""
         self._fill(groups, [[g is not None for g in mine] for mine in grads])
         pairs = zip(groups, grads, strict=True)
         work = [(group, bucket) for group, mine in pairs for bucket in group.gather(mine, self._cotangents)]
-        for group in groups:
-            group.rest()
+        for bucket in (b for group in groups for b in group.buckets if b not in group.moving):
+            bucket.rest()
         if self._rehearsal(work):
             return
         self._engine.step(self._levels, work, self._leave(groups) if self._levels.levels else None)
@@ -310,28 +295,26 @@ class Hyperoptimizer(torch.optim.Optimizer):
         params = [p for group in groups for p in group.entry["params"]]
         buckets = [(b.live, b.untouched(), b.step is g.step and not b.written()) for g in groups for b in g.buckets]
         shapes = list(map(Tensor.numel, params)), list(map(Tensor.is_contiguous, params))
-        pattern, seen = (present, buckets, shapes), [*params, *self._remembered()]
-        same = pattern == self._pattern and len(seen) == len(self._seen) and len(self.state) == len(self._keys)
-        same = same and all(map(is_, seen, self._seen)) and all(map(is_, self.state, self._keys))
-        if same and list(map(self._address, seen)) == self._where:
+        seen, (pattern, old, place, where) = self._objects(params), self._basis
+        same = (present, buckets, shapes) == pattern and len(seen) == len(old) and all(map(is_, seen, old))
+        if same and list(map(place, seen)) == where:
             return
         moving = [p for p, moves in zip(params, chain.from_iterable(present), strict=True) if moves]
         shared = overlapping(moving)
         for group, here in zip(groups, present, strict=True):
             group.fill(self.state, here, shared)
-        self._pattern = present, [(b.live, True, True) for g in groups for b in g.buckets], shapes
-        self._seen, self._keys = [*params, *self._remembered()], list(self.state)
-        self._address = Tensor.data_ptr if set(map(type, self._seen)) <= {Tensor, torch.nn.Parameter} else address
-        self._where = list(map(self._address, self._seen))
+        pattern, seen = (present, [(b.live, True, True) for g in groups for b in g.buckets], shapes), self._objects(params)
+        place = Tensor.data_ptr if set(map(type, seen)) <= {Tensor, torch.nn.Parameter} else address
+        self._basis = pattern, seen, place, list(map(place, seen))
 
-    def _remembered(self) -> list[Any]:
-        """What `state` holds of parameters: users put other things there, too."""
+    def _objects(self, params: Sequence[Tensor]) -> list[Any]:
+        """The parameters, and what `state` holds: users put other things there, too."""
         try:
-            return list(chain.from_iterable(map(dict.values, self.state.values())))
+            return [*params, *self.state, *chain.from_iterable(map(dict.values, self.state.values()))]
         except TypeError:
-            return [x for memory in self.state.values() if isinstance(memory, dict) for x in memory.values()]
+            return [*params, *self.state, *(x for mine in self.state.values() if isinstance(mine, dict) for x in mine.values())]
 
-    def _rehearsal(self, work: Work) -> bool:
+    def _rehearsal(self, work: Sequence[tuple[Group, Bucket]]) -> bool:
         """Whether this is no step at all: before every other, along gradients of 0, with a step size of 0.
 
         That is how `torch.distributed.checkpoint` makes an optimizer have a state; it must not count.
@@ -346,15 +329,16 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
         What has not, sees the step pass: its sensitivities to the levels above fade.
         """
-        made, free = dict[Any, int](), dict[int, float]()
+        made, free = dict[Any, int](), dict[Any, float]()  # of each set, how many levels can read something
         for group in groups:
-            for i, n in group.readable(self.tower.height).items():
-                made[id(group.owner), i] = max(made.get((id(group.owner), i), 0), n)
-            if group.moving:
-                free[id(group.owner)] = max(free.get(id(group.owner), 0.0), group.freedom)
+            for bucket in group.moving:
+                owner = group.owner
+                free[owner] = max(free.get(owner, 0.0), group.freedom)
+                for i in bucket.sets or (0,):
+                    made[owner, i] = max(made.get((owner, i), 0), min(group.followed, self.tower.height) if bucket.live else 0)
         below, memory = self._levels.levels[0].below, self._levels.memory
-        pattern = [made.get((id(h), i), -1) for h in below for _ in h.names for i in range(h.sets)]
-        parts = [free.get(id(h), 1.0) for h in below for _ in h.charts]
+        pattern = [made.get((h, i), -1) for h in below for _ in h.names for i in range(h.sets)]
+        parts = [free.get(h, 1.0) for h in below for _ in h.charts]
         if (pattern, parts) != self._mask[0]:
             here, known = torch.tensor([n > 0 for n in pattern], device=memory.device), self._levels.known(pattern)
             leave = memory.new_tensor([[float(k) for k in known], parts + [1.0] * (len(known) - len(parts))])
@@ -456,7 +440,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def snapshot(self) -> Snapshot:
         """What the last step was made with and what was read in it, to be looked at later; does not wait for the device."""
-        return Snapshot.of(self)
+        groups = [(group.owner, group.schedule, group.said) for group in self._groups]
+        return Snapshot(self.per, groups, self._levels, self._levels.memory[:COUNT].clone())
 
     def made(self) -> int:
         """How many steps have been made."""

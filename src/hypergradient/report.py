@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .level import COUNT, READ, Hyperparameters, Levels
+from .level import READ, Hyperparameters, Levels
 from .numerics import readable
 from .rule import Rule
-
-if TYPE_CHECKING:
-    from .optimizer import Hyperoptimizer
 
 
 class Snapshot(NamedTuple):
@@ -30,12 +27,6 @@ class Snapshot(NamedTuple):
     groups: list[tuple[Hyperparameters, Tensor, dict[str, float]]]
     levels: Levels
     memory: Tensor
-
-    @classmethod
-    def of(cls, optimizer: Hyperoptimizer) -> Snapshot:
-        """That of `optimizer`; does not wait for the device."""
-        groups = [(g.owner, g.schedule, g.said) for g in optimizer._groups]
-        return cls(optimizer.per, groups, optimizer._levels, optimizer._levels.memory[:COUNT].clone())
 
     @property
     def above(self) -> list[Hyperparameters]:

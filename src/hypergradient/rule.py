@@ -27,36 +27,17 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from .charts import (
-    REAL,
-    UNIT,
-    Chart,
-    closed_unit_interval,
-    describe,
-    nonnegative,
-    open_unit_interval,
-    positive,
-    real,
-    unit_interval,
-)
+from .charts import REAL, UNIT, Chart, describe
+from .charts import closed_unit_interval as closed_unit_interval
+from .charts import nonnegative as nonnegative
+from .charts import open_unit_interval as open_unit_interval
+from .charts import positive as positive
+from .charts import real as real
+from .charts import unit_interval as unit_interval
 from .normalize import NORMALIZATIONS
 
 if TYPE_CHECKING:
     from .tower import Tower
-
-__all__ = [
-    "Age",
-    "Number",
-    "Rule",
-    "State",
-    "closed_unit_interval",
-    "hyperparameter",
-    "nonnegative",
-    "open_unit_interval",
-    "positive",
-    "real",
-    "unit_interval",
-]
 
 Number: TypeAlias = Any
 """A hyperparameter: a float, or on an upper level a dict of floats; a tensor inside `coefficients` and `update`."""
@@ -315,20 +296,15 @@ class Rule(metaclass=Notation):
                 raise error(f"{owner}: {name}={getattr(self, name)!r} is not allowed; it must be {words}")
         if self.tune is not None:  # one name may stand for itself
             object.__setattr__(self, "tune", (self.tune,) if isinstance(self.tune, str) else tuple(self.tune))
+            if len(set(self.tune)) < len(self.tune):
+                raise ValueError(f"{owner}: tune={self.tune!r} names a hyperparameter twice")
         for argument, names in {"tune": self.tune or (), "charts": self.charts}.items():
-            self._check_names(argument, tuple(names))
+            if unknown := [n for n in names if n not in self.tunable()]:
+                raise ValueError(
+                    f"{owner}: {argument} names {unknown[0]!r}, which is not one of its hyperparameters; "
+                    f"allowed: {', '.join(self.tunable())}"
+                )
         object.__setattr__(self, "charts", {n: Chart.of(c) for n, c in self.charts.items()})
-
-    def _check_names(self, argument: str, names: tuple[str, ...]) -> None:
-        """Raise ValueError where `argument` names what cannot be tuned, or one twice."""
-        owner, tunable = type(self).__name__, self.tunable()
-        if len(set(names)) < len(names):
-            raise ValueError(f"{owner}: {argument}={names!r} names a hyperparameter twice")
-        if unknown := [n for n in names if n not in tunable]:
-            raise ValueError(
-                f"{owner}: {argument} names {unknown[0]!r}, which is not one of its hyperparameters; "
-                f"allowed: {', '.join(tunable)}"
-            )
 
     def check_chart(self, owner: str, name: str, value: Any) -> None:
         """Raise ValueError where the chart of the hyperparameter `name` has no place for `value`."""

@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from ctypes import c_float
-from itertools import count
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -32,41 +31,24 @@ class Unrecordable(Exception):
 # ------------------------------------------------------------------------------------------ numbers
 
 
-def _guarded(function: Callable[..., float], beyond: Callable[..., float]) -> Callable[..., float]:
-    """`function` of floats, and what torch would say where Python raises an error."""
+def _guarded(name: str, function: Callable[..., float]) -> Callable[..., float]:
+    """`function` of floats, and what torch says where Python raises an error."""
 
     def guarded(*x: float) -> float:
         try:
-            found = function(*x)
+            return function(*x)
         except (ZeroDivisionError, OverflowError, ValueError):
-            return beyond(*x)
-        return found if isinstance(found, (int, float)) else math.nan  # a root of a negative number
+            return float(getattr(torch, name)(*(torch.tensor(float(y), dtype=torch.float64) for y in x)))
 
     return guarded
 
 
-def _by_torch(name: str) -> Callable[..., float]:
-    return lambda *x: float(getattr(torch, name)(*(torch.tensor(float(y), dtype=torch.float64) for y in x)))
-
-
-def _maximum(a: float, b: float) -> float:
-    return a if a >= b or a != a else b
-
-
-def _minimum(a: float, b: float) -> float:
-    return a if a <= b or a != a else b
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= -700 else 0.0 if x == x else x
-
-
 FUNCTIONS: dict[str, Any] = {
-    "div": _guarded(lambda a, b: a / b, _by_torch("div")),
-    **{n: _guarded(getattr(math, n), _by_torch(n)) for n in ("pow", "sqrt", "exp", "expm1", "log", "log1p", "tanh")},
-    "maximum": _maximum,
-    "minimum": _minimum,
-    "sigmoid": _sigmoid,
+    "div": _guarded("div", lambda a, b: a / b),
+    "sigmoid": _guarded("sigmoid", lambda x: 1 / (1 + math.exp(-x))),
+    **{n: _guarded(n, getattr(math, n)) for n in ("pow", "sqrt", "exp", "expm1", "log")},
+    "maximum": lambda a, b: a if a >= b or a != a else b,
+    "minimum": lambda a, b: a if a <= b or a != a else b,
     "sign": lambda x: float((x > 0) - (x < 0)),
     "finite": math.isfinite,
     "single": lambda x: c_float(x).value,
@@ -74,7 +56,7 @@ FUNCTIONS: dict[str, Any] = {
     "nan": math.nan,
 }
 
-COMPARED = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+COMPARED = {"eq": "==", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 NUMBERS: dict[str, str] = {
     "add": "{0} + {2} * {1}",
     "sub": "{0} - {2} * {1}",
@@ -83,48 +65,41 @@ NUMBERS: dict[str, str] = {
     "div": "div({0}, {1})",
     "reciprocal": "div(1.0, {0})",
     "neg": "-{0}",
-    **{n: n + "({0})" for n in ("abs", "sqrt", "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "sign")},
+    **{n: n + "({0})" for n in ("abs", "sqrt", "exp", "expm1", "log", "sigmoid", "sign")},
     "sgn": "sign({0})",
-    **{n: n + "({0}, {1})" for n in ("pow", "maximum", "minimum")},
+    **{n: n + "({0}, {1})" for n in ("pow", "maximum")},
     "clamp_min": "maximum({0}, {1})",
-    "clamp_max": "minimum({0}, {1})",
     "clamp": "minimum(maximum({0}, {1}), {2})",
     "where": "{1} if {0} else {2}",
     "masked_fill": "{2} if {1} else {0}",
     **{n: f"{{0}} {sign} {{1}}" for n, sign in COMPARED.items()},
-    **dict.fromkeys(("bitwise_and", "logical_and"), "bool({0}) and bool({1})"),
-    **dict.fromkeys(("bitwise_or", "logical_or"), "bool({0}) or bool({1})"),
-    **dict.fromkeys(("bitwise_not", "logical_not"), "not {0}"),
-    "isfinite": "finite({0})",
+    **dict.fromkeys(("bitwise_and", "logical_and"), "{0} and {1}"),
+    "bitwise_or": "{0} or {1}",
     "lerp": "{0} + {2} * ({1} - {0})",
     "addcmul": "{0} + {3} * {1} * {2}",
-    "addcdiv": "{0} + {3} * div({1}, {2})",
     "nan_to_num": "{0} if finite({0}) else {1} if {0} != {0} else {2} if {0} > 0 else {3}",
-    "sigmoid_backward": "{0} * (1.0 - {1}) * {1}",
     "threshold": "{0} if {0} > {1} or {0} != {0} else {2}",
-    "copy": "{1}",
-    "fill": "{1}",
-    "zero": "0.0",
 }
 """What an operation of torch does to single numbers: its arguments, as its schema orders them."""
-FACTORIES = {"zeros_like": 0.0, "ones_like": 1.0, "new_zeros": 0.0, "new_ones": 1.0, "zeros": 0.0, "ones": 1.0}
-MOVES = "cat", "stack", "clone", "index_select", "index", "repeat"
+FACTORIES = "zeros_like", "ones_like", "full_like", "new_zeros", "zeros", "scalar_tensor", "eye"
+"""Operations that make what is always the same."""
+COPIES = "copy", "clone", "_to_copy"
+MOVES = "cat", "stack", "index_select"
 """Operations that put numbers in other places."""
-SUMS = {"sum": (" + ", "0.0"), "all": (" and ", "True"), "any": (" or ", "False")}
+SUMS = {"sum": (" + ", "0.0"), "all": (" and ", "True")}
 
 # ----------------------------------------------------------------------------------------- elements
 
 TAKES: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys(("mul", "add", "sub", "div", "clamp_min", "clamp_max", "rsub", *COMPARED), (1,)),
+    **dict.fromkeys(("mul", "add", "sub", "div", "clamp_min", "rsub", *COMPARED), (1,)),
     "pow": (0, 1),
-    "lerp": (2,),
+    **dict.fromkeys(("lerp", "masked_fill"), (2,)),
     **dict.fromkeys(("clamp", "threshold", "nan_to_num"), (1, 2, 3)),
-    "masked_fill": (2,),
 }
 """Which arguments of an operation on elements may be plain numbers."""
-FACTORS = {"add": 2, "sub": 2, "rsub": 2, "addcmul": 3, "addcdiv": 3}
+FACTORS = {"add": 2, "sub": 2, "rsub": 2, "addcmul": 3}
 """Which argument is a factor that may be left out."""
-INTO = NUMBERS.keys() - {"rsub", "masked_fill", "isfinite", "sigmoid_backward", "threshold", "copy", "fill", "zero"}
+INTO = NUMBERS.keys() - {"rsub", "masked_fill", "threshold"}
 """Operations that write their result where they are told to."""
 
 
@@ -137,6 +112,7 @@ class Elements(Name):
 
 
 WRITTEN = {
+    "": "{0}",
     "sum": "{0}.sum().item()",
     "convert": "{0}.to({dtype})",
     "full": "torch.full_like({0}, {1}, dtype={dtype})",
@@ -158,8 +134,8 @@ class Line(NamedTuple):
     name: str
     what: str
     of: tuple[Any, ...]
-    more: dict[str, Any] = {}  # noqa: RUF012
-    dtype: torch.dtype = torch.float64
+    more: dict[str, Any]
+    dtype: torch.dtype
 
     def reads(self) -> list[str]:
         """The names that it needs."""
@@ -183,7 +159,7 @@ class Recorder(TorchDispatchMode):
         self.numbers: dict[int, list[Any]] = {}
         self.elements: dict[int, Elements] = {}
         self.captured: dict[int, tuple[Tensor, Tensor]] = {}
-        self._names, self._same, self._kept = count(), dict[Any, Name](), list[Any]()
+        self._same, self._kept = dict[Any, Name](), list[Any]()
 
     # ---------------------------------------------------------------- what tensors are
 
@@ -193,23 +169,19 @@ class Recorder(TorchDispatchMode):
             x = torch.ones(LENGTH, dtype=x.dtype)
             self.elements[_memory(x)] = name
         else:
-            if x.numel() > MOST:
-                raise Unrecordable(f"{x.numel()} numbers")
             x = x.detach().clone(memory_format=torch.contiguous_format)
-            self.numbers[_memory(x)] = named(name, x.numel())
+            self.numbers[_memory(x)] = named(name, x)
         self._kept.append(x)
         return x
 
     def _know(self, x: Tensor) -> None:
-        """Take note of a tensor that was there before."""
-        memory = _memory(x)
-        if memory in self.elements or memory in self.numbers:
+        """Take note of a tensor that was there before: of all of its memory."""
+        if (memory := _memory(x)) in self.elements or memory in self.numbers:
             return
-        size = x.untyped_storage().nbytes() // x.element_size()
-        if size > MOST or type(x) not in (Tensor, torch.nn.Parameter) or x.device.type != "cpu":
-            raise Unrecordable(f"a tensor of {size} elements")
-        flat = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage(), 0, (size,), (1,))
-        self.numbers[memory] = named(f"k{len(self.captured)}", size)
+        if type(x) not in (Tensor, torch.nn.Parameter) or x.device.type != "cpu":
+            raise Unrecordable(f"{type(x)} on {x.device}")
+        flat = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage(), 0, (_size(x),), (1,))
+        self.numbers[memory] = named(f"k{len(self.captured)}", flat)
         self.captured[memory] = flat, flat.clone()
 
     def undo(self) -> None:
@@ -245,8 +217,7 @@ class Recorder(TorchDispatchMode):
         tensors = [x for x in _leaves((*args, *given.values())) if isinstance(x, Tensor)]
         for x in tensors:
             self._know(x)
-        names = [a.name for a in schema.arguments]
-        given.update(zip(names, args, strict=False))
+        given.update(zip((a.name for a in schema.arguments), args, strict=False))
         ordered = [given.get(a.name, a.default_value) for a in schema.arguments]
         out = function(*args, **(kwargs or {}))
         self._kept.append(out)
@@ -267,7 +238,7 @@ class Recorder(TorchDispatchMode):
         if isinstance(value, list):
             if memory in self.elements:
                 raise Unrecordable("different numbers for different elements")
-            cells = self.numbers.setdefault(memory, [0.0] * (x.untyped_storage().nbytes() // x.element_size()))
+            cells = self.numbers.setdefault(memory, [0.0] * _size(x))
             for i, cell in zip(_positions(x).reshape(-1).tolist(), value, strict=True):
                 cells[i] = cell
         elif memory in self.numbers:
@@ -277,18 +248,13 @@ class Recorder(TorchDispatchMode):
 
     def _value(self, name: str, given: list[Any], out: Tensor) -> Any:
         """What results: the name of elements, or a list of numbers."""
-        tensors = [x for x in _leaves(given) if isinstance(x, Tensor)]
-        if name == "_to_copy":
-            given = [given[0]]
-        if any(_memory(x) in self.elements for x in tensors):
-            return self._of_elements(name, given, out)
-        if name in FACTORIES or name in ("full_like", "full", "scalar_tensor", "new_full"):
-            value = FACTORIES.get(name, given[0 if name == "scalar_tensor" else 1])
-            return [value] * out.numel()
-        if name == "eye":
+        if name in FACTORIES and out.numel() <= MOST:
             return out.flatten().tolist()
-        if name == "_to_copy":
-            return [self._converted(x, out.dtype) for x in self.atoms(given[0], out.shape)]
+        if any(isinstance(x, Tensor) and _memory(x) in self.elements for x in _leaves(given)):
+            return self._of_elements(name, given, out)
+        if name in COPIES:
+            source = given[name == "copy"]
+            return [self._converted(x, source.dtype, out.dtype) for x in self.atoms(source, out.shape)]
         if name in MOVES:
             return self._moved(name, given)
         if name in SUMS:
@@ -299,32 +265,27 @@ class Recorder(TorchDispatchMode):
         """The numbers of an operation that does the same to each."""
         if name not in NUMBERS or any(isinstance(x, str) for x in given):  # a name says to round in another way
             raise Unrecordable(name)
-        kinds = {x.dtype for x in given if isinstance(x, Tensor)} - {torch.bool}
-        dtype = torch.float64 if name in ("copy", "where") and kinds <= {out.dtype} else out.dtype
         columns = [self.atoms(x, out.shape) for x in given]
-        return [self._number(NUMBERS[name], row, dtype) for row in zip(*columns, strict=True)]
+        return [self._number(NUMBERS[name], row, out.dtype) for row in zip(*columns, strict=True)]
 
-    def _converted(self, x: Any, dtype: torch.dtype) -> Any:
+    def _converted(self, x: Any, old: torch.dtype, new: torch.dtype) -> Any:
         """A number as one of another dtype."""
-        if dtype not in (torch.bool, torch.float32, torch.float64):
-            raise Unrecordable(str(dtype))
-        return self._number("{0} != 0" if dtype == torch.bool else "{0} + 0.0", (x,), dtype)
+        if new == old or (new == torch.float64 and isinstance(x, Name)):
+            return x
+        if new not in (torch.bool, torch.float32, torch.float64):
+            raise Unrecordable(str(new))
+        return self._number("{0} != 0" if new == torch.bool else "{0} + 0.0", (x,), new)
 
     def _number(self, expression: str, row: Sequence[Any], dtype: torch.dtype = torch.float64) -> Any:
         """The name of an expression, the same for the same; or what it is, if that is known. In single precision it is rounded
         as there.
         """
         if None in row:
-            if expression != NUMBERS["clamp"]:
-                raise Unrecordable(expression)
-            expression, row = (NUMBERS["minimum"], (row[0], row[2])) if row[1] is None else (NUMBERS["maximum"], row[:2])
-        double = dtype != torch.float32
-        if double and expression in ("{0} + 0.0", "{1}"):
-            return row[0] + 0.0 if expression == "{0} + 0.0" and not isinstance(row[0], Name) else row[expression == "{1}"]
+            raise Unrecordable(expression)
         said = expression.replace("{2} * {1}", "{1}") if len(row) > 2 and row[2] == 1 else expression
         said = said.replace("{3} * ", "") if len(row) > 3 and row[3] == 1 else said
         text = said.format(*(x if isinstance(x, Name) else f"({x!r})" for x in row))
-        text = text if double else f"single({text})"
+        text = f"single({text})" if dtype == torch.float32 else text
         if not any(isinstance(x, Name) for x in row):
             return eval(text, dict(FUNCTIONS))
         return self._line("", (text, *(x for x in row if isinstance(x, Name))), {}, torch.float64)
@@ -333,7 +294,7 @@ class Recorder(TorchDispatchMode):
         key = what, of, tuple(more.items()), dtype
         if key not in self._same:
             kind = Elements if what not in ("", "sum") else Name
-            self._same[key] = kind(f"x{next(self._names)}")
+            self._same[key] = kind(f"x{len(self.lines)}")
             self.lines.append(Line(self._same[key], what, of, more, dtype))
         return self._same[key]
 
@@ -344,55 +305,42 @@ class Recorder(TorchDispatchMode):
         def numbered(x: Any) -> Any:
             if isinstance(x, (list, tuple)):
                 return [numbered(y) for y in x]
-            if not isinstance(x, Tensor) or (name.startswith("index") and x is not given[0]):
+            if not isinstance(x, Tensor) or x is given[-1]:  # an index
                 return x
             begin = len(known)
             known.extend(self.atoms(x, x.shape))
             return torch.arange(begin, len(known)).view(x.shape)
 
-        operation = getattr(torch.ops.aten, name)
-        taken = operation(*[numbered(x) for x in (given[:1] if name == "clone" else given)])
+        taken = getattr(torch, name)(*map(numbered, given))
         return [known[i] for i in taken.reshape(-1).tolist()]
 
     def _summed(self, name: str, given: list[Any], out: Tensor) -> list[Any]:
-        x = given[0]
-        dims = given[1] if len(given) > 1 and isinstance(given[1], (list, int)) else list(range(x.ndim))
-        dims = [d % x.ndim for d in ([dims] if isinstance(dims, int) else dims or range(x.ndim))] if x.ndim else []
+        x, sign, zero = given[0], *SUMS[name]
+        said = [d for y in given[1:2] if isinstance(y, (list, int)) for d in _leaves(y)]
+        dims = {d % x.ndim for d in said or range(x.ndim)}
         if any(x.shape[d] == LENGTH for d in dims):
             raise Unrecordable("a sum over as many numbers as there are elements")
-        rest = [d for d in range(x.ndim) if d not in dims]
-        where = (
-            _positions(x).permute(*rest, *dims).reshape(out.numel(), math.prod(x.shape[d] for d in dims)).tolist()
-            if x.ndim
-            else [[x.storage_offset()]]
-        )
-        cells, (sign, zero) = self.numbers[_memory(x)], SUMS[name]
-        found = []
-        for row in where:
-            mine = [cells[i] for i in row]
-            places = sign.join(f"{{{i}}}" for i in range(len(mine))) or zero
-            found.append(mine[0] if len(mine) == 1 and name == "sum" else self._number(places + " ", mine))
-        return found
-
-    def _cast(self, name: Name, x: Tensor, out: Tensor) -> Name:
-        """The elements `x`, in the dtype of `out`."""
-        return name if x.dtype == out.dtype else self._line("convert", (name,), {}, out.dtype)
+        left = torch.arange(out.numel()).view([1 if d in dims else n for d, n in enumerate(x.shape)]).expand(x.shape)
+        rows: list[list[Any]] = [[] for _ in range(out.numel())]
+        for i, cell in zip(left.reshape(-1).tolist(), self.atoms(x, x.shape), strict=True):
+            rows[i].append(cell)
+        places = [sign.join(f"{{{i}}}" for i in range(len(row))) or zero for row in rows]
+        return [row[0] if len(row) == 1 else self._number(text, row) for text, row in zip(places, rows, strict=True)]
 
     def _of_elements(self, name: str, given: list[Any], out: Tensor) -> Any:
         first = self._element(given[0])
-        if name in ("copy", "fill"):
-            made = self._element(given[1])
-            whole = isinstance(made, Elements)
-            return self._cast(made, given[1], out) if whole else self._line("full", (first, made), {}, out.dtype)
+        if name in COPIES:
+            made = self._element(source := given[name == "copy"])
+            if isinstance(made, Elements):
+                return made if source.dtype == out.dtype else self._line("convert", (made,), {}, out.dtype)
+            return self._line("full", (first, made), {}, out.dtype)
         if name == "sum" and out.numel() == 1 and out.dtype == given[0].dtype:
             return [self._line("sum", (first,), {}, torch.float64)]
-        if name in FACTORIES or name == "full_like":
-            return self._line("full", (first, FACTORIES.get(name, given[1])), {}, out.dtype)
-        if name in ("clone", "_to_copy"):
-            return self._cast(first, given[0], out)
+        if name in FACTORIES:
+            return self._line("full", (first, out[0].item()), {}, out.dtype)
         if name not in NUMBERS or out.shape != (LENGTH,) or any(isinstance(x, str) for x in given):
             raise Unrecordable(name)
-        of, more = [x if x is None else self._element(x) for x in given], {}
+        of, more = [self._element(x) for x in given], {}
         if (last := FACTORS.get(name)) is not None and (factor := of.pop(last)) != 1:
             more = {"alpha" if last == 2 else "value": factor}
         if not (isinstance(first, Elements) or more) and name in ("add", "mul", "sub"):
@@ -411,8 +359,12 @@ def _memory(x: Tensor) -> int:
 
 def _positions(x: Tensor) -> Tensor:
     """Where in its memory each element lies. shape: that of `x`"""
-    size = x.untyped_storage().nbytes() // x.element_size()
-    return torch.arange(size).as_strided(x.shape, x.stride(), x.storage_offset())
+    return torch.arange(_size(x)).as_strided(x.shape, x.stride(), x.storage_offset())
+
+
+def _size(x: Tensor) -> int:
+    """How many elements there are in its memory."""
+    return x.untyped_storage().nbytes() // x.element_size()
 
 
 # --------------------------------------------------------------------------------------- the program
@@ -443,8 +395,8 @@ def record(function: Callable[..., Any], tensors: Sequence[Tensor], elements: Se
     program = Program(recorder)
     for name, x in zip(names, inside, strict=True):
         program.take(name, x)
-    for i, memory in enumerate(recorder.captured):
-        program.know(f"k{i}", memory)
+    for i, (flat, _) in enumerate(recorder.captured.values()):
+        program.know(Name(f"k{i}"), flat)
     return program.played(names, program.result(out))
 
 
@@ -474,21 +426,19 @@ class Program:
             if (value := self.recorder.elements[_memory(x)]) != name:
                 self.changed[name] = value
             return
-        cells, mine = self.recorder.numbers[_memory(x)], named(name, x.numel())
+        cells, mine = self.recorder.numbers[_memory(x)], named(name, x)
         self.head.append((mine, f"{name}.{'tolist()' if x.ndim == 1 else 'reshape(-1).tolist()'}"))
         if cells != mine:
             self.tail.append(f"{name}.copy_({self._tensor(cells, x)})")
 
-    def know(self, name: str, memory: int) -> None:
-        """Begin and end with a tensor that the function knew: numbers that it does not write to never change."""
-        flat, before = self.recorder.captured[memory]
-        cells, mine = self.recorder.numbers[memory], named(name, len(flat))
-        if cells == mine:
-            self.known.update(zip(mine, before.tolist(), strict=True))
+    def know(self, name: Name, x: Tensor) -> None:
+        """The same of a tensor that the function knew: numbers that it does not write to never change."""
+        mine = named(name, x)
+        if self.recorder.numbers[_memory(x)] == mine:
+            self.known.update(zip(mine, x.tolist(), strict=True))
         else:
-            self.known[name] = flat
-            self.head.append((mine, f"{name}.tolist()"))
-            self.tail.append(f"{name}.copy_({self._tensor(cells, flat)})")
+            self.known[name] = x
+            self.take(name, x)
 
     def result(self, x: Any) -> str:
         """What it returns."""
@@ -558,11 +508,8 @@ class Program:
         return into
 
     def _operation(self, line: Line, target: str | None) -> str:
-        if line.what == "":
-            return str(line.of[0])
-        first = line.of[0]
         if line.what in WRITTEN:
-            return WRITTEN[line.what].format(first, *map(_said, line.of[1:]), dtype=line.dtype)
+            return WRITTEN[line.what].format(line.of[0], *map(_said, line.of[1:]), dtype=line.dtype)
         self.known[f"each_{line.what}"] = getattr(torch, line.what, None) or getattr(torch.ops.aten, line.what)
         plain, of = TAKES.get(line.what, ()), list[str]()
         for i, x in enumerate(line.of):
@@ -602,9 +549,11 @@ def shortened(lines: Sequence[Line], needed: Iterable[Any]) -> list[Line]:
     return found[::-1]
 
 
-def named(name: str, size: int) -> list[Any]:
-    """The names of the numbers of a tensor."""
-    return [Name(f"{name}_{i}") for i in range(size)]
+def named(name: str, x: Tensor) -> list[Any]:
+    """The names of the numbers of a tensor. Raises Unrecordable where they are too many."""
+    if x.numel() > MOST:
+        raise Unrecordable(f"{x.numel()} numbers")
+    return [Name(f"{name}_{i}") for i in range(x.numel())]
 
 
 def _said(x: Any) -> str:

@@ -23,6 +23,11 @@ NOTHING = 2 * REACH.tiny
 EARLY = 12
 """The steps in which a step size that starts at 1e-6 has hardly been found."""
 
+ADVICE = (
+    ". Write a smaller lr above, such as … / SGD(lr=1e-9), or a tower that is free of the loss's scale: "
+    "Hyperoptimizer(params), or auto(rule) for another rule"
+)
+
 
 class Watch:
     """Looks at the step sizes of the leftmost rule now and then; what it sees it reads on the host only later, when the device
@@ -69,29 +74,21 @@ class Watch:
                 start = own.initial["lr"][j]
                 old = before[k + j] if len(before) == len(now) else start
                 if start > NOTHING > max(old, value):
-                    return self._say(f"group {i}: the learned lr has come to rest at 0, from {start:.3g} at the start")
+                    return self._say(f"group {i}: the learned lr has come to rest at 0, from {start:.3g} at the start{ADVICE}")
                 if own.rule.normalize is None and value > max(1.0, old * FAR):
-                    return self._say(f"group {i}: the learned lr has run away, from {old:.3g} to {value:.3g} in {EVERY} steps")
+                    far = f"from {old:.3g} to {value:.3g} in {EVERY} steps"
+                    return self._say(f"group {i}: the learned lr has run away, {far}{ADVICE}")
 
     def _look_at_schedules(self, groups: Sequence[Group]) -> None:
         for i, group in enumerate(groups):
             lr = group.said["lr"] if group.owner.moves else 0.0
             if lr > 0 and group.freedom == 0:
-                self._said = True
-                warnings.warn(
+                return self._say(
                     f"group {i}: its schedule has gone from lr={group.highest:.3g} to {lr:.3g} within {EARLY} steps, before "
                     "the step size that it is relative to has been found, which it now holds. Leave the schedule "
-                    "out, or begin its decay later",
-                    RuntimeWarning,
-                    stacklevel=9,
+                    "out, or begin its decay later"
                 )
-                return
 
     def _say(self, what: str) -> None:
         self._said = True
-        warnings.warn(
-            f"{what}. Write a smaller lr above, such as … / SGD(lr=1e-9), or a tower that is free of the "
-            "loss's scale: Hyperoptimizer(params), or auto(rule) for another rule",
-            RuntimeWarning,
-            stacklevel=10,
-        )
+        warnings.warn(what, RuntimeWarning, stacklevel=10)
