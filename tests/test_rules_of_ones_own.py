@@ -85,3 +85,39 @@ def test_a_rule_of_averages_of_ones_own(rule, kept):
     h = 1e-6
     slopes = [(after(0.1 + h, 0.5) - after(0.1 - h, 0.5)) / (2 * h), (after(0.1, 0.5 + h) - after(0.1, 0.5 - h)) / (2 * h)]
     assert list(optimizer.hypergradients()[0].values()) == pytest.approx([2 * x for x in slopes], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "look",
+    [lambda s: s.get("v"), lambda s: {**s}["v"], lambda s: dict(s)["v"], lambda s: (s | {})["v"], lambda s: s.copy()["v"]],
+)
+def test_a_preconditioner_may_look_its_state_up_as_it_likes(look):
+    """Of a large parameter no more of the state is read than it looks up."""
+    found = []
+    for way in (lambda s: s["v"], look):
+
+        @dataclass(frozen=True)
+        class Scaled(Rule):
+            """Of Adam the second half."""
+
+            lr: float = hyperparameter(0.1, nonnegative)
+            multiplier = "lr"
+
+            def init(self, param):
+                return {"m": torch.zeros_like(param), "v": torch.ones_like(param)}
+
+            def preconditioner(self, grad, state, step, c, way=way):
+                return way(state).sqrt() + 1
+
+            def update(self, param, grad, state, c):
+                v = state["v"] + grad * grad
+                return param - self.lr * grad / v.sqrt(), {"m": grad, "v": v}
+
+        torch.manual_seed(0)
+        p = torch.randn(512, 512).requires_grad_()
+        optimizer = Hyperoptimizer([p], hg.auto(Scaled(lr=1e-3)))
+        for _ in range(4):
+            p.grad = p.detach().clone() + torch.randn(512, 512)
+            optimizer.step()
+        found.append(optimizer.hyperparameters()[0]["lr"])
+    assert found[0] == found[1] != 1e-3

@@ -131,10 +131,9 @@ class Engine:
         now = bucket.use(rows)
         bucket.refresh()
         pieces, spread = self._pieces(bucket, bucket.grad), now if bucket.uniform else bucket.spread(now)
-        before = None
-        if (sample := bucket.sample) and bucket.step.follows:
-            before = sample(bucket.param)
-        elif sample:
+        sample = bucket.sample
+        before = sample(bucket.param) if sample and bucket.step.follows else None
+        if sample and before is None:
             self._run(bucket, bucket.step.move, bucket.sampled(bucket.grad), now)
         for piece in pieces:
             self._run(bucket, bucket.step.move, piece, spread)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import UserDict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -170,13 +171,13 @@ def follows_movement(rule: Rule, names: Sequence[str]) -> bool:
 
 
 def _looks(rule: Rule, values: dict[str, Tensor], c: tuple[Any, ...]) -> frozenset[str]:
-    class Watched(dict[str, Tensor]):
+    class Watched(UserDict[str, Tensor]):  # which has all that a dict has, by way of this
         def __getitem__(self, name: str) -> Tensor:
             found.add(name)
             return super().__getitem__(name)
 
     found, one = set[str](), torch.ones(1, dtype=torch.float64)
-    rule.at(values).preconditioner(one, Watched(rule.init(one)), 2 * one, c)
+    rule.at(values).preconditioner(one, cast(State, Watched(rule.init(one))), 2 * one, c)
     return frozenset(found)
 
 
