@@ -241,6 +241,11 @@ WHY = """Where the default falls behind, as far as is known: on small data that 
 is as large as its curvature, to decay the step size to 0 is worth more than an average, and a step size that has grown past
 its best for some steps leaves points in it that weigh. On Rosenbrock, without noise, the largest step size of the grid is the
 best fixed one. A start at 0.01 moves the weights of some networks far before the first hypergradient is read.
+
+Where a loss can be driven to nearly nothing, the step size stops to grow too early. Tried apart from this study, in 600 steps
+(a matrix factorization, a network of sines, a GRU that adds two numbers, a transformer that sorts): the default ended at 1.5 to
+17 times the loss of the best fixed Adam, where Adam at 1e-3 ended at 3 to 500 times; on the first three, its own rule at the
+best fixed step size, which is two to ten times as large, at 0.3 to 2 times.
 """
 ABOUT = """Each task is trained for 600 steps by every method, and five of them for 6,000 by most. Numbers are medians over the
 seeds, and ratios of the seeds that both were run with. Where several methods or step sizes stand behind a name ("best …"), the
