@@ -233,7 +233,6 @@ class Hyperoptimizer(torch.optim.Optimizer):
     # -------------------------------------------------------------------- step
 
     @_disable_dynamo  # traced with the model, it would compile again and again
-    @torch.inference_mode(False)
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every level, along the gradients that are in ``p.grad`` now.
@@ -255,7 +254,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._check_gradients(grads)
         if not any(group["params"] for group in self.param_groups):
             return loss
-        with plain(self._device().type):
+        with torch.inference_mode(False), torch.no_grad(), plain(self._device().type):
             self._move(self._assemble(), grads)
         return loss
 
