@@ -86,7 +86,7 @@ RULES = [
         {"lr": 0.1, "beta1": 0.8, "beta2": 0.9, "eps": 0.1, "r": 1.0, "weight_lr_power": 1.5, **DECAY},
     ),
     Case(hg.SGDScheduleFree, [], {"lr": 0.1, "momentum": 0.8, "r": 1.0, "weight_lr_power": 1.5, **DECAY}),
-    Case(hg.Tuner, [], {"lr": 0.1, "span": 100.0, "initial_accumulator_value": 0.5}, flat=("span",)),
+    Case(hg.Tuner, [], {"lr": 0.1, "fade": 0.5, "span": 100.0, "initial_accumulator_value": 0.5}, flat=("span",)),
 ]
 ABOVE = [case for case in RULES if not case.matrix]
 """Those that can stand above another rule."""
@@ -104,7 +104,8 @@ def ours(options: Options) -> Options:
 
 def counted(at: Rule, t: float, sums: dict[str, Tensor] | None = None) -> tuple[Rule, dict[str, Tensor]]:
     """A rule with tensors for its values in step t (from 1): with its sums, that were `sums` before. Also these sums."""
-    now = {n: (sums or {}).get(n, 0.0) + x for n, x in at.summed(torch.tensor(float(t))).items()}
+    sums = sums or {}
+    now = {n: sums.get(n, 0.0) + x for n, x in at.at(sums).summed(torch.tensor(float(t))).items()}
     return at.at(now), now
 
 

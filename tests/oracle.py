@@ -93,7 +93,8 @@ class Oracle:
                 if e.column in (None, column):
                     values[e.name] = self.value(k, e) + bump.get((k, e.name), 0.0)
             rule, count = self.rules[k].at(values), torch.tensor(float(self.count[k]))
-            sums = {n: self.sums[k][i].get(n, 0.0) + x for n, x in rule.summed(count).items()}
+            before = self.sums[k][i]
+            sums = {n: before.get(n, 0.0) + x for n, x in rule.at(before).summed(count).items()}
             self.sums[k][i] = {n: x.detach() for n, x in sums.items()}
             rule = rule.at(sums)
             c = rule.coefficients(count)

@@ -112,7 +112,7 @@ def test_script_of_fsdp2(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert re.fullmatch(r"AdamWScheduleFree\(lr=0\.\d+, r=2\) / Tuner\(lr=1\.3\)\n", done.stdout)
+    assert re.fullmatch(r"AdamWScheduleFree\(lr=0\.\d+, r=4\) / Tuner\(lr=1\.3\)\n", done.stdout)
 
 
 # ------------------------------------------------------------------------ README

@@ -49,18 +49,33 @@ def test_groups_have_their_own_values(pair):
     same(mine, theirs)
 
 
-def test_a_step_weighs_by_the_step_size_in_force_in_it():
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS.keys())
+def test_a_step_size_that_changes_weighs_as_in_the_package(pair):
+    rule, twin = pair
+    mine, theirs = parameters(), parameters()
+    a, b = Hyperoptimizer(mine, rule(lr=0.02, r=2.0)), twin(theirs, lr=0.02, r=2.0)
+    b.train()
+    for start, lr in enumerate([0.02, 0.005, 0.03, 0.001, 0.01]):
+        a.param_groups[0]["lr"] = b.param_groups[0]["lr"] = lr
+        train(a, mine, 5, 5 * start), train(b, theirs, 5, 5 * start)
+        same(mine, theirs)
+
+
+def test_a_step_weighs_by_the_highest_step_size_so_far():
     p = torch.ones(1, requires_grad=True)
     optimizer = Hyperoptimizer([p], SGDScheduleFree(lr=0.5, momentum=0.8, r=1.0))
-    z, x, total = 1.0, 1.0, 0.0
-    for t, lr in enumerate([0.5, 0.1, 0.0, 0.3], 1):
+    z, x, highest, total = 1.0, 1.0, 0.0, 0.0
+    for t, lr in enumerate([0.1, 0.5, 0.2, 0.0, 0.3, 0.7], 1):
         optimizer.param_groups[0]["lr"] = lr
         p.grad = torch.full_like(p, float(t))
         optimizer.step()
-        z, total = z - lr * t, total + lr**2 * t
-        x += lr**2 * t / total * (z - x)
+        highest = max(highest, lr)
+        weight = highest**2 * t if lr else 0.0  # frozen, all stands still
+        z, total = z - lr * t, total + weight
+        x += weight / total * (z - x)
         assert p.item() == pytest.approx(0.2 * z + 0.8 * x, rel=1e-12)
     assert optimizer.state[p]["weight_sum"].item() == pytest.approx(total, rel=1e-15)
+    assert optimizer.state[p]["lr_max"].item() == pytest.approx(0.7, rel=1e-15)
     optimizer.eval()
     assert p.item() == pytest.approx(x, rel=1e-12)
 

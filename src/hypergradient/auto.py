@@ -11,9 +11,9 @@ from .rules.adamw_schedule_free import AdamWScheduleFree
 from .rules.tuner import Tuner
 from .tower import Tower
 
-START = {"lr": 1e-6, "r": 2.0}
+START = {"lr": 1e-6, "r": 4.0}
 """What `auto` takes in the place of a rule's defaults: a step size so small that it does no harm and grows from there; and
-averages in which step t weighs as t squared."""
+averages over about the last fifth of all steps."""
 
 
 def auto(rule: Rule | None = None, **arguments: Any) -> Tower:
@@ -26,7 +26,7 @@ def auto(rule: Rule | None = None, **arguments: Any) -> Tower:
 
     Args:
         rule: what moves the parameters; default: ``AdamWScheduleFree(**arguments)``. Its values stay, but for an lr and an
-            r at their defaults, which become 1e-6 and 2.
+            r at their defaults, which become 1e-6 and 4.
         arguments: those of `AdamWScheduleFree`, where no rule is given, such as ``weight_decay=0.1``.
 
     Raises:
@@ -49,7 +49,7 @@ def around(rule: Rule) -> Tower:
     if "lr" not in rule.tunable():
         raise ValueError(f"rule={rule!r} is not allowed: it has no hyperparameter lr that can be tuned")
     charts = {**rule.charts, "lr": POSITIVE}
-    return replace(rule, tune=("lr",), charts=charts, horizon=Age(4), normalize="metric cosine", sample=16) / Tuner()
+    return replace(rule, tune=("lr",), charts=charts, horizon=Age(2), normalize="metric cosine", sample=16) / Tuner()
 
 
 def usual_lr(rule: Rule) -> float | None:
@@ -57,4 +57,4 @@ def usual_lr(rule: Rule) -> float | None:
     None.
     """
     usual = {f.name: f.default for f in fields(rule)}.get("lr")
-    return usual if isinstance(usual, float) and rule.horizon == Age(4) and getattr(rule, "lr") == START["lr"] else None  # noqa: B009
+    return usual if isinstance(usual, float) and rule.horizon == Age(2) and getattr(rule, "lr") == START["lr"] else None  # noqa: B009

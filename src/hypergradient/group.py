@@ -297,7 +297,7 @@ class Group:
             rows, clock = self.recent(), bucket.clock.clone()
             values, scale = rows[step.rows["values"]], rows[step.rows["scale"]]
             if step.facts.sums:  # what stands there is after that step
-                clock[1:] -= step.prepare(values, scale, torch.cat([clock[:1], 0 * clock[1:]]))[step.rows["sums"]]
+                clock[1:] -= step.summed(values, clock) - clock[1:]
             self.last[count] = rows if rows[0].eq(count).all() else step.prepare(values, scale, clock)
         return self.last[count]
 

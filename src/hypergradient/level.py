@@ -421,7 +421,7 @@ def scalars(asks: Asks, learned: Tensor, schedules: Tensors, clocks: Tensors) ->
     found = _prepared(asks, learned, schedules, clocks)
     for (_, step), clock, rows in zip(asks, clocks, found, strict=True):
         if step.facts.sums:
-            clock[1:].copy_(rows[step.rows["sums"]])
+            clock[1:].copy_(step.summed(rows[step.rows["values"]], clock))
     return found
 
 

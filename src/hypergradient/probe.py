@@ -76,9 +76,14 @@ def prepared(rule: Any, step: Tensor, before: Mapping[str, Tensor]) -> tuple[Any
     Args:
         before: the sums before it; what is not there is 0.
     """
-    sums = {n: before.get(n, 0.0) + x for n, x in rule.summed(step).items()}
+    sums = sums_after(rule, step, before)
     at = rule.at(sums) if sums else rule
     return at, at.coefficients(step), sums
+
+
+def sums_after(rule: Rule, step: Tensor, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The sums of `rule` after the step number `step`, from those `before` it."""
+    return {n: before.get(n, 0.0) + x for n, x in rule.at(before).summed(step).items()}
 
 
 def elementwise(rule: Rule) -> bool:

@@ -158,8 +158,8 @@ class Rule(metaclass=Notation):
         return ()
 
     def summed(self, step: Tensor) -> dict[str, Tensor]:
-        """By name, numbers that are added up over the steps, for each parameter. In `coefficients` the sum, this step's
-        included, has that name: ``self.weight_sum``.
+        """By name, numbers that are added up over the steps, for each parameter. The sum has that name: ``self.weight_sum``;
+        here without this step's, in `coefficients` with it. A class that looks at it here says what it is at first.
         """
         return {}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,8 +21,11 @@ from .rule import Rule, State
 class ScheduleFree(Rule):
     """A rule that averages. It has the hyperparameters `lr`, `r` and `weight_lr_power`.
 
-    In the average, step t weighs ``lr**weight_lr_power * t**r``, with the lr that is in force in it.
+    In the average, step t weighs ``lr_max**weight_lr_power * t**r``, with the highest lr that has been in force until then: with
+    the lr itself, an average would hardly move any more, once the lr has fallen. A step of an lr of 0 weighs nothing.
     """
+
+    lr_max: ClassVar[Any] = 0.0
 
     @property
     @abstractmethod
@@ -30,17 +33,23 @@ class ScheduleFree(Rule):
         """How near to the average the gradient is taken."""
 
     def summed(self, step: Tensor) -> dict[str, Tensor]:
-        return {"weight_sum": self._weight(step)}
+        highest = self._highest()
+        return {"lr_max": highest - self.lr_max, "weight_sum": self._weight(step, highest)}
 
-    def _weight(self, step: Tensor) -> Tensor:
+    def _highest(self) -> Tensor:
         own: Any = self
-        weight: Tensor = own.lr**own.weight_lr_power * step**own.r
+        highest: Tensor = own.lr.clamp_min(own.lr_max)
+        return highest
+
+    def _weight(self, step: Tensor, highest: Tensor) -> Tensor:
+        own: Any = self
+        weight: Tensor = own.lr.sign() * highest**own.weight_lr_power * step**own.r
         return weight
 
     def new(self, step: Tensor) -> Tensor:
         """The part of this step in the average."""
         own: Any = self
-        return ratio(self._weight(step), own.weight_sum)
+        return ratio(self._weight(step, own.lr_max), own.weight_sum)
 
     def moved(self, param: Tensor, direction: Tensor, state: State, new: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
         """Y and z, after a step of z along `direction`."""

@@ -20,7 +20,7 @@ from torch.nn.functional import threshold
 
 from .normalize import NORMALIZATIONS
 from .numerics import added, finite_or_zero
-from .probe import prepared, study
+from .probe import prepared, study, sums_after
 from .rule import Rule, State
 from .sample import Sample
 
@@ -36,7 +36,7 @@ class Scalars(NamedTuple):
 
     Attributes:
         t: which step of these elements this is, from 1.
-        sums: see `Rule.summed`; after this step.
+        sums: see `Rule.summed`; before this step.
         values: every hyperparameter of the rule.
         scale: for each that is tuned, the derivative of its value in force with respect to what is learned.
         c: what `Rule.coefficients` makes of them.
@@ -105,18 +105,17 @@ class Step:
         """
         t, k, sets = len(self.names), self.facts.coefficients, values.shape[1]
         count, before = clock[0, 0], clock[1:].expand(-1, sets)
-        rows = [clock[:1].expand_as(values[:1]), self._summed(values, count, before), values, scale]
+        rows = [clock[:1].expand_as(values[:1]), before, values, scale]
         if not k:
             return torch.cat(rows)
         c, slope = self._slopes(values, count, before)
         return torch.cat([*rows, c, (slope.view(t, k, sets) * scale.unsqueeze(1)).view(t * k, sets)])
 
-    def _summed(self, values: Tensor, count: Tensor, before: Tensor) -> Tensor:
-        """The sums after a step. shape: that of `before`, (sums, segments)"""
-        if not self.facts.sums:
-            return before
-        summed = self.rule.at(dict(zip(self.order, values.unbind(), strict=True))).summed(count)
-        return torch.stack([old + summed[n] for n, old in zip(self.facts.sums, before, strict=True)])
+    def summed(self, values: Tensor, clock: Tensor) -> Tensor:
+        """The sums after a step; see `prepare`. shape: (sums, segments)"""
+        before = dict(zip(self.facts.sums, clock[1:], strict=True))
+        rule = self.rule.at(dict(zip(self.order, values.unbind(), strict=True)))
+        return torch.stack([*sums_after(rule, clock[0, 0], before).values()])
 
     def _coefficients(self, tuned: Tensor, fixed: Tensor, count: Tensor, before: Tensor) -> tuple[Any, list[Tensor]]:
         at = self.rule.at(dict(zip(self.order, [*tuned.unbind(), *fixed.unbind()], strict=True)))
@@ -296,11 +295,8 @@ class Step:
     def _advance_any(self, scalars: Scalars, param: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
         """As `advance`, of any rule: ``u -> (dU/dh)^T u`` is linear, so its derivative with respect to u is ``dU/dh``."""
         h = {n: scalars.values[n].detach().requires_grad_() for n in self.names}
-        sums, at = dict[str, Any](), self.rule.at({**scalars.values, **h})
-        for n, x in at.summed(scalars.t).items():  # what was added before this step is held constant
-            sums[n] = scalars.sums[n] + x - x.detach()
-        at = at.at(sums)
-        new, after = at.update(param, grad, state, at.coefficients(scalars.t))
+        at, c, _ = prepared(self.rule.at({**scalars.values, **h}), scalars.t, scalars.sums)
+        new, after = at.update(param, grad, state, c)
         u = torch.zeros_like(new, requires_grad=True)
         pulled = torch.autograd.grad(new, list(h.values()), u, create_graph=True, materialize_grads=True)
         found = [torch.autograd.grad(x, u, retain_graph=True)[0] if x.requires_grad else torch.zeros_like(new) for x in pulled]

@@ -21,7 +21,7 @@ class AdamWScheduleFree(ScheduleFree):
         y = (1 - beta1) z + beta1 x
 
     The parameters hold y in training, where the gradient is taken, and x after ``optimizer.eval()``. In the average, step t
-    weighs ``lr**weight_lr_power * t**r``. Tuned by default: lr.
+    weighs ``lr_max**weight_lr_power * t**r``, with the highest lr so far. Tuned by default: lr.
 
     How a rule above tunes it is said by the arguments of every `Rule`: tune, charts, horizon, normalize, sample.
 
@@ -31,8 +31,8 @@ class AdamWScheduleFree(ScheduleFree):
         beta2: that of the average square of the gradient; in [0, 1). Default 0.999.
         eps: added to the root of the average square, in units of the gradient; at least 0. Default 1e-08.
         weight_decay: decoupled, of y, times lr; at least 0. Default 0.0.
-        r: power of the step count in the weights of the average: 0 for all alike. Default 0.0; `auto` takes 2.
-        weight_lr_power: power of the lr in force in them. Default 2.0.
+        r: power of the step count in the weights of the average: 0 for all alike. Default 0.0; `auto` takes 4.
+        weight_lr_power: power of the highest lr so far in them. Default 2.0.
     """
 
     lr: Number = hyperparameter(0.0025, nonnegative)

@@ -18,7 +18,7 @@ class SGDScheduleFree(ScheduleFree):
         z = z - lr (g + weight_decay y),      x = the average of all z,      y = (1 - momentum) z + momentum x
 
     The parameters hold y in training, where the gradient is taken, and x after ``optimizer.eval()``. In the average, step t
-    weighs ``lr**weight_lr_power * t**r``. Tuned by default: lr.
+    weighs ``lr_max**weight_lr_power * t**r``, with the highest lr so far. Tuned by default: lr.
 
     How a rule above tunes it is said by the arguments of every `Rule`: tune, charts, horizon, normalize, sample.
 
@@ -26,8 +26,8 @@ class SGDScheduleFree(ScheduleFree):
         lr: step size, in units of the parameter per unit of the gradient; at least 0. Default 1.0.
         momentum: how near to the average the gradient is taken; in (0, 1). Default 0.9.
         weight_decay: L2 penalty, of y; at least 0. Default 0.0.
-        r: power of the step count in the weights of the average: 0 for all alike. Default 0.0; `auto` takes 2.
-        weight_lr_power: power of the lr in force in them. Default 2.0.
+        r: power of the step count in the weights of the average: 0 for all alike. Default 0.0; `auto` takes 4.
+        weight_lr_power: power of the highest lr so far in them. Default 2.0.
     """
 
     lr: Number = hyperparameter(1.0, nonnegative)
