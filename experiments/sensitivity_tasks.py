@@ -1,4 +1,4 @@
-"""Fourteen small tasks of many kinds, of which 600 steps take seconds.
+"""Twenty small tasks of many kinds, of which 600 steps take seconds.
 
 As in `tasks`, the batch of a step depends on the seed and the step alone; in the place of `test` there is `measure`.
 """
@@ -19,7 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, scal
 from . import data, models
 from .tasks import TASKS, Batch, Entry, generator, shuffled
 
-HELD_OUT = ("mlp-fashion", "lstm-text", "regression")
+HELD_OUT = ("cnn-fashion", "lstm-text", "vit-cifar10")
 """What nothing was tuned on."""
 LONG = ("mlp-mnist", "gpt-text", "cnn-cifar10", "logistic-mnist", "autoencoder-mnist")
 """What is trained for 6000 steps, too."""
@@ -107,17 +107,17 @@ class Recurrent(nn.Module):
 
 
 class Attention(nn.Module):
-    """A block of a transformer: causal attention and two layers, each beside a shortcut and behind a norm."""
+    """A block of a transformer: attention and two layers, each beside a shortcut and behind a norm."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool = True) -> None:
         super().__init__()
-        self.heads, self.norm1, self.norm2 = heads, nn.LayerNorm(width), nn.LayerNorm(width)
+        self.causal, self.heads, self.norm1, self.norm2 = causal, heads, nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.layers = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.out(scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        x = x + self.out(scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).flatten(2))
         return x + self.layers(self.norm2(x))
 
 
@@ -132,6 +132,71 @@ class GPT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.blocks(self.embedding(x) + self.position))
+
+
+class ViT(nn.Module):
+    """A transformer of patches of images, 8 × 8 each; its answer is made of the mean of all."""
+
+    def __init__(self, width: int = 48, heads: int = 4, blocks: int = 2) -> None:
+        super().__init__()
+        self.patches, self.position = nn.Conv2d(3, width, 8, stride=8), nn.Parameter(0.02 * torch.randn(16, width))
+        self.blocks = nn.Sequential(*(Attention(width, heads, causal=False) for _ in range(blocks)))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patches(x).flatten(2).transpose(1, 2)
+        return self.head(self.blocks(patches + self.position).mean(dim=1))
+
+
+class Sorter(nn.Module):
+    """A transformer that says of each place of a sequence what belongs there."""
+
+    def __init__(self, symbols: int = 12, length: int = 16, width: int = 48) -> None:
+        super().__init__()
+        self.embedding, self.position = nn.Embedding(symbols, width), nn.Parameter(0.1 * torch.randn(length, width))
+        self.blocks = nn.Sequential(*(Attention(width, 4, causal=False) for _ in range(2)))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, symbols))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.embedding(x) + self.position))
+
+
+class Adder(nn.Module):
+    """A recurrent network that answers at the end of a sequence."""
+
+    def __init__(self, hidden: int = 32) -> None:
+        super().__init__()
+        self.cell, self.head = nn.GRU(2, hidden, batch_first=True), nn.Linear(hidden, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.cell(x)[0][:, -1])
+
+
+class Factors(nn.Module):
+    """The product of two matrices, as given by pairs of a row and a column."""
+
+    def __init__(self, rows: int, columns: int, rank: int = 8) -> None:
+        super().__init__()
+        self.rows, self.columns = nn.Embedding(rows, rank), nn.Embedding(columns, rank)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.rows(x[:, 0]) * self.columns(x[:, 1])).sum(dim=1, keepdim=True)
+
+
+class Sines(nn.Module):
+    """Layers with sines between them (Sitzmann et al. 2020)."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(2, width), nn.Linear(width, width)])
+        self.head = nn.Linear(width, 1)
+        with torch.no_grad():
+            self.layers[0].weight.mul_(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x).sin()
+        return self.head(x)
 
 
 def perceptron(*widths: int, norm: bool = False) -> nn.Sequential:
@@ -155,6 +220,12 @@ def convolutional() -> nn.Module:
     return nn.Sequential(Pixels(), *layers, nn.Flatten(), nn.Linear(512, 10))
 
 
+def dropping() -> nn.Module:
+    """Two convolutions with pooling, two linear layers, and dropout."""
+    first = nn.Conv2d(1, 12, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(12, 24, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25)
+    return nn.Sequential(Pixels(), *first, nn.Flatten(), nn.Linear(600, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 10))
+
+
 def residual(classes: int = 10) -> nn.Module:
     """Eight layers with batch norm, narrow."""
     return nn.Sequential(Pixels(), models.ResNet([8, 8, 16, 32], classes=classes))
@@ -171,9 +242,9 @@ def images(found: data.Images, build: Callable[[], nn.Module], device: str, **op
     return Supervised(build, (x, y), (test_x, test_y), **options)
 
 
-def clothes(device: str) -> Supervised:
-    """The MLP on Fashion-MNIST."""
-    return images(data.fashion(), lambda: pixels(perceptron(784, 100, 10)), device)
+def clothes(build: Callable[[], nn.Module], device: str) -> Supervised:
+    """Fashion-MNIST."""
+    return images(data.fashion(), build, device)
 
 
 def objects(build: Callable[[], nn.Module], device: str, classes: range = range(10), **options: object) -> Supervised:
@@ -243,6 +314,45 @@ def regression(device: str) -> Supervised:
     return Supervised(lambda: perceptron(10, 8, 1), *pairs, size=32, criterion=mse_loss, classes=False)
 
 
+def sorting(device: str) -> Supervised:
+    """Sixteen of twelve symbols, to be put in order."""
+    x = torch.randint(12, (23_000, 16), generator=generator(0)).to(device)
+    y = x.sort(dim=1).values
+    return Supervised(Sorter, (x[3000:], y[3000:]), (x[:3000], y[:3000]), size=32)
+
+
+def adding(device: str) -> Supervised:
+    """Twenty numbers in [0, 1], of which two are marked; their sum is asked for."""
+    chance = generator(0)
+    numbers, marks = torch.rand(23_000, 20, generator=chance), torch.zeros(23_000, 20)
+    for half in (0, 10):
+        marks.scatter_(1, half + torch.randint(10, (23_000, 1), generator=chance), 1.0)
+    x, y = torch.stack([numbers, marks], dim=2).to(device), (numbers * marks).sum(dim=1, keepdim=True).to(device)
+    return Supervised(Adder, (x[3000:], y[3000:]), (x[:3000], y[:3000]), size=32, criterion=mse_loss, classes=False)
+
+
+def factorization(device: str) -> Supervised:
+    """A matrix of 200 × 100 and rank 5 with noise of variance 0.01, of which 15 % is held out."""
+    chance = generator(0)
+    full = torch.randn(200, 5, generator=chance) @ torch.randn(5, 100, generator=chance)
+    y = (full + 0.1 * torch.randn(200, 100, generator=chance)).view(-1, 1)
+    x = torch.cartesian_prod(torch.arange(200), torch.arange(100))
+    x, y = (rows[torch.randperm(20_000, generator=generator(1))].to(device) for rows in (x, y))
+    pairs = (x[3000:], y[3000:]), (x[:3000], y[:3000])
+    return Supervised(lambda: Factors(200, 100), *pairs, size=128, criterion=mse_loss, classes=False)
+
+
+def sines(device: str) -> Supervised:
+    """A picture of waves, all 1,024 points of it in each step; points between them are held out."""
+
+    def points(many: int) -> Batch:
+        x = torch.cartesian_prod(*2 * [torch.linspace(-1, 1, many)])
+        y = torch.sin(8 * x[:, :1] + 3 * x[:, 1:] ** 2) * torch.cos(5 * x[:, 1:])
+        return x.to(device), y.to(device)
+
+    return Supervised(Sines, points(32), points(31), size=1024, criterion=mse_loss, classes=False)
+
+
 class Point(nn.Module):
     """A hundred numbers."""
 
@@ -300,17 +410,23 @@ def rosenbrock(device: str) -> Surface:
 
 NAMES = {
     "mlp-mnist": Entry("mnist", partial(digits, lambda: pixels(perceptron(784, 100, 10)))),
-    "mlp-fashion": Entry(data.FASHION, clothes),
+    "mlp-fashion": Entry(data.FASHION, partial(clothes, lambda: pixels(perceptron(784, 100, 10)))),
     "mlp-bn-mnist": Entry("mnist", partial(digits, lambda: pixels(perceptron(784, 100, 100, 10, norm=True)))),
     "logistic-mnist": Entry("mnist", partial(digits, lambda: pixels(nn.Linear(784, 10)))),
     "autoencoder-mnist": Entry("mnist", reconstruction),
+    "cnn-fashion": Entry(data.FASHION, partial(clothes, dropping)),
     "cnn-cifar10": Entry("cifar10", partial(objects, convolutional)),
+    "vit-cifar10": Entry("cifar10", partial(objects, lambda: nn.Sequential(Pixels(), ViT()))),
     "resnet-cifar10": Entry("cifar10", partial(objects, residual, flips=True)),
     "finetune-cifar10": Entry("cifar10", fine_tuning),
     "gru-text": Entry("text", partial(text, partial(Recurrent, nn.GRU))),
     "lstm-text": Entry("text", partial(text, partial(Recurrent, nn.LSTM))),
     "gpt-text": Entry("text", partial(text, partial(GPT, length=48))),
     "regression": Entry("", regression),
+    "sorting": Entry("", sorting),
+    "adding": Entry("", adding),
+    "factorization": Entry("", factorization),
+    "sines": Entry("", sines),
     "quadratic": Entry("", quadratic),
     "rosenbrock": Entry("", rosenbrock),
 }
