@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from .charts import POSITIVE
+from .evaluation import averages
 from .rule import Age, Rule
 from .rules.adamw_schedule_free import AdamWScheduleFree
 from .rules.tuner import Tuner
@@ -49,7 +50,8 @@ def around(rule: Rule) -> Tower:
     if "lr" not in rule.tunable():
         raise ValueError(f"rule={rule!r} is not allowed: it has no hyperparameter lr that can be tuned")
     charts = {**rule.charts, "lr": POSITIVE}
-    return replace(rule, tune=("lr",), charts=charts, horizon=Age(2), normalize="metric cosine", sample=16) / Tuner()
+    horizon = Age(2 if averages(rule) else 4)  # without an average, what is near asks for too small steps
+    return replace(rule, tune=("lr",), charts=charts, horizon=horizon, normalize="metric cosine", sample=16) / Tuner()
 
 
 def usual_lr(rule: Rule) -> float | None:
@@ -57,4 +59,4 @@ def usual_lr(rule: Rule) -> float | None:
     None.
     """
     usual = {f.name: f.default for f in fields(rule)}.get("lr")
-    return usual if isinstance(usual, float) and rule.horizon == Age(2) and getattr(rule, "lr") == START["lr"] else None  # noqa: B009
+    return usual if isinstance(usual, float) and isinstance(rule.horizon, Age) and getattr(rule, "lr") == START["lr"] else None  # noqa: B009
