@@ -21,8 +21,8 @@ from .rule import Rule, State
 class ScheduleFree(Rule):
     """A rule that averages. It has the hyperparameters `lr`, `r` and `weight_lr_power`.
 
-    In the average, step t weighs ``lr_max**weight_lr_power * t**r``, with the highest lr that has been in force until then: with
-    the lr itself, an average would hardly move any more, once the lr has fallen. A step of an lr of 0 weighs nothing.
+    In the average, step t weighs ``lr_max**weight_lr_power * t**r``, with the highest lr that has been in force until then:
+    with the lr itself, an average would hardly move any more, once the lr has fallen. A step of an lr of 0 weighs nothing.
     """
 
     lr_max: ClassVar[Any] = 0.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from ctypes import c_float
 from typing import Any, NamedTuple, cast
 
@@ -155,7 +155,7 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lines: list[Line] = []
+        self.lines: dict[Name, Line] = {}
         self.numbers: dict[int, list[Any]] = {}
         self.elements: dict[int, Elements] = {}
         self.captured: dict[int, tuple[Tensor, Tensor]] = {}
@@ -294,8 +294,8 @@ class Recorder(TorchDispatchMode):
         key = what, of, tuple(more.items()), dtype
         if key not in self._same:
             kind = Elements if what not in ("", "sum") else Name
-            self._same[key] = kind(f"x{len(self.lines)}")
-            self.lines.append(Line(self._same[key], what, of, more, dtype))
+            self._same[key] = name = kind(f"x{len(self.lines)}")
+            self.lines[name] = Line(name, what, of, more, dtype)
         return self._same[key]
 
     def _moved(self, name: str, given: list[Any]) -> list[Any]:
@@ -317,13 +317,12 @@ class Recorder(TorchDispatchMode):
     def _summed(self, name: str, given: list[Any], out: Tensor) -> list[Any]:
         x, sign, zero = given[0], *SUMS[name]
         said = [d for y in given[1:2] if isinstance(y, (list, int)) for d in _leaves(y)]
-        dims = {d % x.ndim for d in said or range(x.ndim)}
+        dims = sorted({d % x.ndim for d in said or range(x.ndim)})
         if any(x.shape[d] == LENGTH for d in dims):
             raise Unrecordable("a sum over as many numbers as there are elements")
-        left = torch.arange(out.numel()).view([1 if d in dims else n for d, n in enumerate(x.shape)]).expand(x.shape)
-        rows: list[list[Any]] = [[] for _ in range(out.numel())]
-        for i, cell in zip(left.reshape(-1).tolist(), self.atoms(x, x.shape), strict=True):
-            rows[i].append(cell)
+        cells, last = torch.arange(x.numel()).view(x.shape), range(-len(dims), 0)
+        known, many = self.atoms(x, x.shape), math.prod(x.shape[d] for d in dims)
+        rows = [[known[i] for i in row] for row in cells.movedim(dims, [*last]).reshape(out.numel(), many).tolist()]
         places = [sign.join(f"{{{i}}}" for i in range(len(row))) or zero for row in rows]
         return [row[0] if len(row) == 1 else self._number(text, row) for text, row in zip(places, rows, strict=True)]
 
@@ -458,14 +457,27 @@ class Program:
 
     def played(self, names: Sequence[Name], result: str) -> Callable[..., Any]:
         """The function that it is."""
-        lines = shortened(self.recorder.lines, {*self.needed, *self.changed.values()})
-        used = {*self.needed, *(x for line in lines for x in line.reads())}
+        all_lines, used, lines = self.recorder.lines.values(), {*self.needed, *self.changed.values()}, list[Line]()
+        uses = Counter([x for line in all_lines for x in line.reads()] + [*used])
+        for line in reversed(all_lines):
+            if line.name in used:
+                lines.insert(0, self._fused(line, uses))
+                used.update(lines[0].reads())
         body = [f"{', '.join(mine)}, = {text}" for mine, text in self.head if used & set(mine)]
         body += self._body(lines) + self.tail
         text = "\n    ".join([f"def played({', '.join(names)}):", *body, f"return {result}"])
         exec(text, self.known)  # of nothing but what stands above
         found: Callable[..., Any] = self.known["played"]
         return found
+
+    def _fused(self, line: Line, uses: Counter[str]) -> Line:
+        """The same in one operation, where what it adds is elements times a number, and serves for nothing else."""
+        swapped = [line.of[::-1]] if line.what == "add" and isinstance(line.of[1], Elements) else []
+        for first, x, *others in [line.of, *swapped] if line.what in ("add", "sub", "addcmul") and not line.more else ():
+            made = self.recorder.lines.get(x)
+            if made is not None and made.what == "mul" and uses[x] == 1 and not isinstance(made.of[1], Elements):
+                return line._replace(of=(first, made.of[0], *others), more={"value" if others else "alpha": made.of[1]})
+        return line
 
     def _body(self, lines: Sequence[Line]) -> list[str]:
         """The operations; elements that are to change are written at once where nobody reads them any more."""
@@ -481,30 +493,17 @@ class Program:
         last = {x: i for i, line in enumerate(lines) for x in line.reads()}
         made = {line.name: i for i, line in enumerate(lines)}
         into, wanted = dict[str, str](), Counter(self.changed.values())
-
-        def settle(value: str, target: str, dtype: torch.dtype) -> None:
-            i = made[value]
-            if lines[i].what not in INTO or lines[i].dtype != dtype or last.get(target, -1) > i:
-                return
-            into[value] = target
-            for x in lines[i].of:  # what becomes of it on the way may stand there, too
-                if (
-                    x in made
-                    and isinstance(x, Elements)
-                    and last[x] == i
-                    and x not in wanted
-                    and last.get(target, -1) <= made[x]
-                ):
-                    return settle(x, target, dtype)
-
-        for target, value in self.changed.items():
-            if wanted[value] == 1 and target not in wanted and value in made:
-                settle(value, target, self.dtypes[target])
-        for i, line in enumerate(lines):
-            free = [x for x in line.of if isinstance(x, Elements) and last[x] == i and x in made and x not in {*wanted, *into}]
-            free = [x for x in free if lines[made[x]].dtype == line.dtype]
-            if line.what in INTO and line.name not in into and free:
-                into[line.name] = free[0]
+        home = {value: target for target, value in self.changed.items() if wanted[value] == 1 and target not in wanted}
+        for i, line in reversed([*enumerate(lines)]):
+            served = [x for x in line.of if isinstance(x, Elements) and x in made and last[x] == i and x not in wanted]
+            target = home.get(line.name, "")
+            if line.what not in INTO:
+                continue
+            if self.dtypes.get(target) == line.dtype and last.get(target, -1) <= i:
+                into[line.name] = target  # what becomes of it on the way may stand there, too
+                home.update([(x, target) for x in served if last.get(target, -1) <= made[x]][:1])
+            elif alike := [x for x in served if lines[made[x]].dtype == line.dtype]:
+                into[line.name] = alike[0]
         return into
 
     def _operation(self, line: Line, target: str | None) -> str:
@@ -518,35 +517,6 @@ class Program:
             of.append(f"tensor({_said(x)}, dtype={kind}, device=cpu)" if number else _said(x))
         more = [f"{n}={_said(x)}" for n, x in line.more.items()] + ([f"out={target}"] if target else [])
         return f"each_{line.what}({', '.join([*of, *more])})"
-
-
-def shortened(lines: Sequence[Line], needed: Iterable[Any]) -> list[Line]:
-    """The same without what nobody needs, and where elements are multiplied by a number and added in one operation."""
-    made = {line.name: line for line in lines}
-    uses = Counter([x for line in lines for x in line.reads()] + list(needed))
-
-    def scaled(x: Any) -> Line | None:
-        """The line of ``elements * number``, if it serves for nothing else."""
-        line = made.get(x)
-        one = line is not None and line.what == "mul" and uses[x] == 1 and not isinstance(line.of[1], Elements)
-        return line if one else None
-
-    for line in lines:
-        new, (first, *others) = line, line.of
-        if line.what in ("add", "sub") and not line.more and isinstance(others[0], Elements):
-            if by := scaled(others[0]):
-                new = line._replace(of=(first, by.of[0]), more={"alpha": by.of[1]})
-            elif line.what == "add" and (by := scaled(first)):
-                new = line._replace(of=(others[0], by.of[0]), more={"alpha": by.of[1]})
-        elif line.what == "addcmul" and not line.more and (by := scaled(others[0])):
-            new = line._replace(of=(first, by.of[0], others[1]), more={"value": by.of[1]})
-        made[line.name] = new
-    wanted, found = set(needed), list[Line]()
-    for line in reversed([made[line.name] for line in lines]):
-        if line.name in wanted:
-            wanted.update(line.reads())
-            found.append(line)
-    return found[::-1]
 
 
 def named(name: str, x: Tensor) -> list[Any]:
