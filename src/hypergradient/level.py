@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -232,7 +232,7 @@ class Level:
         Args:
             old: what is remembered, but for sensitivities. shape: (rows, n)
             tuned: see `update`.
-            grad, known: see `gradient` and `Levels.known`. shape: (n,)
+            grad, known: see `gradient` and `Levels.leave`. shape: (n,)
             ends: of the coordinate: the low ones, the high ones. shape of both: (n,)
 
         Returns:
@@ -301,6 +301,7 @@ class Levels:
 
     def __init__(self, levels: Sequence[Level], like: Tensor) -> None:
         self.levels, self.sizes, begin = tuple(levels), [len(level.sets) for level in levels], 0
+        self._leave: tuple[Any, Tensor] = None, like
         self.ours = all(ours(level.own.rule) for level in levels)
         self.memory = like.new_zeros((max((len(level.start) for level in levels), default=COUNT + 1), sum(self.sizes)))
         for level in levels:
@@ -323,25 +324,31 @@ class Levels:
         """What is remembered of what a level moves. shape: (rows, n)"""
         return self.memory[: len(level.start), level.place]
 
-    def fade(self, here: Tensor) -> None:
-        """Let a step pass in which not all that the first level moves are `here`. shape: (n,)"""
-        first = self.levels[0]
-        mine = self.of(first)
-        mine[first.rows :].mul_(torch.where(here, 1.0, first.own.rule.fading(mine[COUNT].clamp_min(1))))
-
     def learned(self, memory: Tensor) -> Sequence[Tensor]:
         """The values of what each level moves, before schedules. shape of each: (n,)"""
         return cut(self.charts.values(memory[RAW], memory[UNIT]), self.sizes)
 
-    def known(self, made: Sequence[int]) -> list[bool]:
-        """Which of all that is moved has moved something: each level begins one step after the one below.
+    def leave(self, made: Sequence[int], free: Sequence[float]) -> Tensor:
+        """See `tune`. What has moved nothing sees the step pass: its sensitivities to the levels above fade.
 
         Args:
             made: of all that the first level moves, how many steps have been made with it; -1 where there is none now.
+            free: how much of what it wants to it may move, see `Group.freedom`.
         """
-        found: list[bool] = []
+        if self._leave[0] != (made, free):  # a new one has to be sent to the device
+            known = self._known(made)
+            self._leave = (made, free), self.memory.new_tensor([known, [*free, *[1.0] * (len(known) - len(free))]])
+        first, leave = self.levels[0], self._leave[1]
+        if min(made, default=1) <= 0:
+            mine, here = self.of(first), leave[0, first.place] > 0
+            mine[first.rows :].mul_(torch.where(here, 1.0, first.own.rule.fading(mine[COUNT].clamp_min(1))))
+        return leave
+
+    def _known(self, made: Sequence[int]) -> list[float]:
+        """Of all that is moved, 1 where it has moved something, else 0: each level begins one step after the one below."""
+        found: list[float] = []
         for level in self.levels:
-            found += [n > 0 for n in made]
+            found += [float(n > 0) for n in made]
             sets = ([n for n, k in zip(made, level.sets, strict=True) if k == s] for s in range(level.own.sets))
             made = [max(mine, default=0) - 1 for mine in sets] * len(level.own.names)
         return found
@@ -355,7 +362,7 @@ class Levels:
 
         Args:
             found: for each of the hyperparameters that the first level moves, what was read; see `Step.read`.
-            leave: whether it is `known`, 0 or 1, and the part of its gradient that it moves along, see `Group.freedom`.
+            leave: whether it has moved something, 0 or 1, and the part of its gradient that it moves along.
                 shape: (2, all that is moved)
 
         Returns:
