@@ -18,7 +18,7 @@ from torch._utils import _flatten_dense_tensors as flatten
 
 from .layout import Layout, address
 from .numerics import exact, readable, wide
-from .probe import KEPT, rehearse
+from .probe import rehearse
 from .sensitivity import Piece, Step
 
 Memory = MutableMapping[Tensor, dict[str, Any]]
@@ -94,29 +94,25 @@ class Bucket:
 
     def _recall(self, parts: Sequence[Tensor], known: Sequence[Mapping[str, Any]]) -> None:
         """Take the state from what is `known` of the members, and from the rule where nothing is."""
-        self.names = names = (*self.step.facts.state, *(KEPT + n for n in self.step.kept))
+        names = (*self.step.facts.state, *self.step.kept)
         flat = {n: x for n in names if (x := self._adopted(n, known)) is not None}
         if len(flat) < len(names):
             like = self._flat(parts).to(self.dtype)
             zero = torch.zeros_like(like if self.sample is None else self.sample(like))
-            fresh = self.step.rule.init(like) | {KEPT + n: zero.clone() for n in self.step.kept}
+            fresh = self.step.rule.init(like) | {n: zero.clone() for n in self.step.kept}
             taken = {address(like)}
             for n in (n for n in names if n not in flat):
                 flat[n] = fresh[n].clone() if address(fresh[n]) in taken else fresh[n]
                 taken.add(address(flat[n]))
                 self._fill(n, flat[n], known)
         self.state = [flat[n] for n in self.step.facts.state]
-        self.kept = [flat[KEPT + n] for n in self.step.kept]
+        self.kept = [flat[n] for n in self.step.kept]
         self._recall_numbers(known, parts[0].device)
 
     def _recall_numbers(self, known: Sequence[Mapping[str, Any]], here: torch.device) -> None:
         """Put the number of steps into the entries, and what is added up over them."""
-        step = known[0].get("step")
-        if (
-            len(self.members) == 1
-            and isinstance(step, Tensor)
-            and (step.dtype, step.ndim, step.device) == (torch.float32, 0, here)
-        ):
+        step, alone = known[0].get("step"), len(self.members) == 1
+        if alone and isinstance(step, Tensor) and (step.dtype, step.ndim, step.device) == (torch.float32, 0, here):
             self.steps, self.entries[0]["step"] = step.view(1), step
         else:
             self.steps = torch.full((len(self.members),), float(self.count), device=here, dtype=torch.float32)
@@ -133,20 +129,10 @@ class Bucket:
     def _adopted(self, name: str, known: Sequence[Mapping[str, Any]]) -> Tensor | None:
         """Of a single member: what is known, where it can be worked on as it is."""
         x, (p, *others) = known[0].get(name), self.members
-        if (
-            others
-            or not isinstance(x, Tensor)
-            or x.shape != self._shape(name)
-            or self.dtype != wide(x.dtype)
-            or x.requires_grad
-        ):
+        if others or not isinstance(x, Tensor) or x.requires_grad:
             return None
-        if (
-            x.device != p.device
-            or Layout.of(x) != self.layout
-            or x.is_complex() != self.complex
-            or x.dtype.to_real() != self.dtype
-        ):
+        dtype = self.dtype.to_complex() if self.complex else self.dtype
+        if (x.shape, x.dtype, x.device, Layout.of(x)) != (self._shape(name), dtype, p.device, self.layout):
             return None
         part = self.layout.local(x)
         flat = self._flat([part]) if x.shape == p.shape else part.detach().view(-1)
@@ -162,7 +148,7 @@ class Bucket:
             if isinstance(x := old.get(name), Tensor) and x.shape == view.shape:
                 own = Layout.of(view)
                 own.local(view).copy_(own.local(x))
-            elif x is not None and not name.startswith(KEPT):
+            elif x is not None and name not in self.step.kept:
                 raise ValueError(
                     f"the state {name!r} of a parameter of shape {tuple(p.shape)} is {_brief(x)}; it must be a tensor of that "
                     "shape, or not there: then it begins anew"
@@ -170,12 +156,11 @@ class Bucket:
 
     def _shape(self, name: str) -> torch.Size:
         """That of what is remembered of the first member, under this name."""
-        sampled = self.sample is not None and name.startswith(KEPT)
-        return torch.Size(self.sample.shape) if sampled and self.sample else self.members[0].shape
+        return torch.Size(self.sample.shape) if self.sample and name in self.step.kept else self.members[0].shape
 
     def _views(self, name: str, flat: Tensor) -> list[Tensor]:
         """Of what is remembered under this name, that of each member."""
-        if self.sample is None or not name.startswith(KEPT):
+        if self.sample is None or name not in self.step.kept:
             return [self.layout.join(view, p) for view, p in zip(self.views(flat), self.members, strict=True)]
         part = flat.view(-1, *self.sample.shape[1:])
         return [self.layout.join(part, torch.empty(self.sample.shape, device="meta"))]
@@ -226,7 +211,8 @@ class Bucket:
     def same(self, i: int, memory: Memory) -> bool:
         """Whether `memory` holds of the member `i` the numbers that this bucket has put there, if perhaps elsewhere."""
         found = memory.get(self.members[i], {})
-        mine = {n: self._views(n, x)[i] for n, x in zip(self.names, (*self.state, *self.kept), strict=True)}
+        names = (*self.step.facts.state, *self.step.kept)
+        mine = {n: self._views(n, x)[i] for n, x in zip(names, (*self.state, *self.kept), strict=True)}
         alike = (
             isinstance(x := found.get(n), Tensor) and x.shape == y.shape and torch.equal(x.to(y), y) for n, y in mine.items()
         )

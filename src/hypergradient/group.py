@@ -14,7 +14,6 @@ from .bucket import Bucket, Memory
 from .layout import Layout
 from .level import Hyperparameters
 from .numerics import readable
-from .probe import KEPT
 from .rule import Rule, check
 from .sensitivity import Step
 
@@ -79,14 +78,14 @@ class Group:
         buckets: where they are; `moving`: those that move in this step.
         anew: whether the hyperparameters have to be made anew; `fresh`: which of those that are tuned begin anew.
         followed: how many steps have been made, one after the other, each with something to be read of the one before.
-        last: the scalars of the last step, by the number of steps made with it. shape of each: (rows, sets)
+        last: the scalars of the last step, by the number of steps made with it; those of a checkpoint under 0.
+            shape of each: (rows, sets)
         saved: what a checkpoint says, see `memory.learned`, until there are levels to take it over.
         start: the lr that the user gave it at first.
         highest, rise: the highest that the user has given it since, and how many times `start` that is, from the first step on;
             `heights`: what they are if a step is made now.
         freedom: how much a schedule lets a step size move that learns fast, from 0 to 1.
         resting: after a checkpoint, the positions of parameters that had not moved in the last step.
-        recalled: whether `last` comes from a checkpoint.
         learned: the object under the key "learned", which belongs to this group.
     """
 
@@ -111,7 +110,7 @@ class Group:
         self.resting = {i for i, rests in enumerate(self.saved.get("resting", ())) if rests}
         self.learned = entry[LEARNED]
         self.last: dict[int, Tensor] = {}
-        self.recalled, self.anew = False, True
+        self.anew = True
 
     # ------------------------------------------------------------ what the user says
 
@@ -186,29 +185,29 @@ class Group:
         first = {**self.said, **self.bases, **self.begins}
         initial = {n: [first[n]] * sets for n in self.rule.hyperparameters()}
         owner, old = Hyperparameters(self.rule, initial, like, tuned), getattr(self, "owner", None)
+        columns: Sequence[int | None] = range(sets)
         if self.saved.get("levels"):
             owner.memory = like.new_tensor(next(iter(self.saved["levels"].values()))["memory"])
-            before = owner.memory.shape[1] // max(1, len(owner.names))  # parameters may have come since
-            owner.source = {k * sets + i: k * before + i for k in range(len(owner.names)) for i in range(min(sets, before))}
         elif old is not None and old.names == owner.names:
-            columns = list(self._columns(params)) if tensor else [0]
+            owner.memory = old.memory
             if tensor:
+                columns = list(self._columns(params))
                 here = [column or 0 for column in columns]
                 self.last = {count: rows[:, here] for count, rows in self.last.items()} if old.sets else {}
-            owner.memory = old.memory
-            owner.source = {
-                k * sets + i: k * old.sets + column
-                for k, n in enumerate(owner.names)
-                for i, column in enumerate(columns)
-                if column is not None and n not in self.fresh
-            }
+        before = 0 if owner.memory is None else owner.memory.shape[1] // len(owner.names)  # parameters may have come since
+        owner.source = {
+            k * sets + i: k * before + column
+            for k, n in enumerate(owner.names)
+            for i, column in enumerate(columns)
+            if column is not None and column < before and n not in self.fresh
+        }
         return owner
 
     def use(self, owner: Hyperparameters) -> None:
         """Use these hyperparameters, from here on or from where a checkpoint left them."""
         self.params = list(self.entry["params"])
         if self.saved.get("last") and any(self.saved["last"][0]):
-            self.last, self.recalled = {0: owner.given.new_tensor(self.saved["last"])}, True
+            self.last = {0: owner.given.new_tensor(self.saved["last"])}
         self.owner, self.fresh, self.saved, self.anew = owner, set(), {}, False
         self._schedule()
 
@@ -250,7 +249,7 @@ class Group:
                 bucket.scalars = bucket.use(self._scalars(bucket))
             bucket.positions, bucket.shared = positions, any(id(p) in shared for p in bucket.members)
             self.buckets.append(bucket)
-        self.recalled = False
+        self.last.pop(0, None)
 
     def _alike(self, known: Mapping[int, tuple[Any, ...]], shared: Collection[int]) -> dict[Any, list[int]]:
         """The positions that go together, by what they have in common: last, what is `known` of each."""
@@ -324,8 +323,8 @@ class Group:
         """As `past`, of a parameter that is in no bucket; `lost`: its last step is known to be of no use."""
         count = int(entry.get("step", 1))
         shape = p.shape if (sample := self.step.sample(p)) is None else sample.shape
-        left = all(getattr(entry.get(KEPT + n), "shape", None) == shape for n in self.step.kept)
-        known = not self.step.replays or (not lost and (count in self.last or self.recalled))
+        left = all(getattr(entry.get(n), "shape", None) == shape for n in self.step.kept)
+        known = not self.step.replays or (not lost and (count in self.last or 0 in self.last))
         return count, count > 0 and left and known
 
     def gather(self, grads: Sequence[Tensor | None], cotangents: Mapping[Tensor, Tensor]) -> list[Bucket]:

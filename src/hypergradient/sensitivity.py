@@ -20,7 +20,7 @@ from torch.nn.functional import threshold
 
 from .normalize import NORMALIZATIONS
 from .numerics import added, finite_or_zero
-from .probe import prepared, study, sums_after
+from .probe import KEPT, prepared, study, sums_after
 from .rule import Rule, State
 from .sample import Sample
 
@@ -66,7 +66,7 @@ class Step:
         order: all hyperparameters, the tuned ones first.
         rows: where in what `prepare` returns there is each field of `Scalars`.
         linked: which coefficients depend on what is tuned.
-        kept: the names of what is kept of each step until its hypergradient is read.
+        kept: under which names is remembered what is kept of each step until its hypergradient is read.
         replays: whether that is read by a replay.
         follows: whether it is the movement of the elements.
         metric: whether the scalars of the step that comes are needed to read the last one.
@@ -82,7 +82,7 @@ class Step:
         self.rows = dict(zip(Scalars._fields, (slice(*ends) for ends in pairwise(ends)), strict=True))
         self.linked = sorted({i for i, _ in self.facts.links})
         keeps = self.facts.keeps
-        self.kept = {"sensitivity": names, "nothing": ()}.get(keeps, (keeps,))
+        self.kept = tuple(KEPT + n for n in {"sensitivity": names, "nothing": ()}.get(keeps, (keeps,)))
         self.replays = keeps in ("gradient", "nothing")
         self.follows = keeps == "movement"
         self.metric = self.normalization.metric and bool(names)
