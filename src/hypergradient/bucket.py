@@ -132,7 +132,8 @@ class Bucket:
         if others or not isinstance(x, Tensor) or x.requires_grad:
             return None
         dtype = self.dtype.to_complex() if self.complex else self.dtype
-        if (x.shape, x.dtype, x.device, Layout.of(x)) != (self._shape(name), dtype, p.device, self.layout):
+        shape = torch.Size(self.sample.shape) if self.sample and name in self.step.kept else p.shape
+        if (x.shape, x.dtype, x.device, Layout.of(x)) != (shape, dtype, p.device, self.layout):
             return None
         part = self.layout.local(x)
         flat = self._flat([part]) if x.shape == p.shape else part.detach().view(-1)
@@ -153,10 +154,6 @@ class Bucket:
                     f"the state {name!r} of a parameter of shape {tuple(p.shape)} is {_brief(x)}; it must be a tensor of that "
                     "shape, or not there: then it begins anew"
                 )
-
-    def _shape(self, name: str) -> torch.Size:
-        """That of what is remembered of the first member, under this name."""
-        return torch.Size(self.sample.shape) if self.sample and name in self.step.kept else self.members[0].shape
 
     def _views(self, name: str, flat: Tensor) -> list[Tensor]:
         """Of what is remembered under this name, that of each member."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import tape
 from .bucket import Bucket
 from .layout import total
-from .level import RAW, UNIT, Asks, Hyperparameters, Levels, scalars
+from .level import RAW, UNIT, Ask, Hyperparameters, Levels, scalars
 from .numerics import readable
 from .sensitivity import Piece
 
@@ -54,35 +54,31 @@ class Engine:
             leave: see `Levels.tune`; None where there are no levels.
         """
         self._plays = self._may_play(levels, work)
-        clocks = {(id(group), id(bucket.clock)): (group, bucket.clock) for group, bucket in work}
-        asks = tuple((group.owner, group.step) for group, _ in clocks.values())
-        schedules, ticks = [group.schedule for group, _ in clocks.values()], [clock for _, clock in clocks.values()]
+        clocks = {(id(g), id(b.clock)): (g.owner, g.step, g.schedule, b.clock) for g, b in work}
+        asks = tuple(clocks.values())
         if len(work) == 1 and leave is not None and self._alone(levels, work[0][1]):
             ((group, bucket),) = work
             elements = bucket.param, bucket.grad, bucket.state, bucket.kept, bucket.cotangents
-            rows = self(whole, levels, asks, elements, bucket.scalars, (leave, *schedules, *ticks), dynamic=None)
+            rows = self(whole, levels, asks[0], elements, bucket.scalars, leave, dynamic=None)
             group.last, bucket.scalars = {bucket.count + 1: rows[0]}, rows[1] if bucket.step.replays else bucket.scalars
             return bucket.scatter()
         learned = levels.memory[RAW]
         if leave is not None:
-            metric = any(step.metric for _, step in asks)
-            found = self._each(levels.expected, asks, levels.memory[: UNIT + 1], schedules, ticks) if metric else ()
+            metric = any(group.step.metric for group, _ in work)
+            found = self._each(levels.expected, asks, levels.memory[: UNIT + 1]) if metric else ()
             learned = self(levels.tune, self._read(levels, work, dict(zip(clocks, found, strict=False))), leave, dynamic=False)
-        now = dict(zip(clocks, self._each(scalars, asks, learned, schedules, ticks), strict=True))
+        now = dict(zip(clocks, self._each(scalars, asks, learned), strict=True))
         for group, _ in work:
             group.last = {}
         for group, bucket in work:
             group.last[bucket.count + 1] = rows = now[id(group), id(bucket.clock)]
             self._move(bucket, rows)
 
-    def _each(
-        self, function: Callable[..., Any], asks: Asks, learned: Tensor, schedules: list[Tensor], ticks: list[Tensor]
-    ) -> list[Tensor]:
+    def _each(self, function: Callable[..., Any], asks: Sequence[Ask], learned: Tensor) -> list[Tensor]:
         """What is asked for. A tape for each serves whichever are asked for together; the compiler takes all at once."""
         if not self._plays:
-            return cast(list[Tensor], self(function, asks, learned, schedules, ticks, dynamic=False))
-        each = zip(asks, schedules, ticks, strict=True)
-        return [self(function, (ask,), learned, [schedule], [tick], dynamic=False)[0] for ask, schedule, tick in each]
+            return cast(list[Tensor], self(function, asks, learned, dynamic=False))
+        return [self(function, (ask,), learned, dynamic=False)[0] for ask in asks]
 
     def forget(self) -> None:
         """Drop the tapes: they belong to levels that are no more."""
@@ -195,23 +191,23 @@ class Engine:
         return self._tapes[key](*tensors)
 
 
-def whole(levels: Levels, asks: Asks, elements: Any, last: Tensor, others: Any) -> tuple[Tensor, Tensor]:
+def whole(levels: Levels, ask: Ask, elements: Any, last: Tensor, leave: Tensor) -> tuple[Tensor, Tensor]:
     """All of a step in which a single bucket moves: the parts of a small step take less time than to call them.
 
     Args:
         elements: parameter, gradient, state, what is kept, and in a list the gradient to tune along, if that is another.
         last: see `Step.read`.
-        others: see `Levels.tune` and `scalars`: the leave, the schedule, and the clock.
+        leave: see `Levels.tune`.
 
     Returns:
         the scalars of this step, as they are and in the dtype of `last`.
     """
-    ((_, step),), (param, grad, state, kept, instead), (leave, schedule, clock) = asks, elements, others
-    rows = last if not step.metric else levels.expected(asks, levels.memory, [schedule], [clock])[0].to(last.dtype)
+    (_, step, *_), (param, grad, state, kept, instead) = ask, elements
+    rows = last if not step.metric else levels.expected([ask], levels.memory)[0].to(last.dtype)
     found = step.read((param, (instead or [grad])[0], state, kept), rows)
     if step.replays:
         found = torch.where(last[0] > 0, found, 0.0)  # of no step, nothing
-    (now,) = scalars(asks, levels.tune([found.to(levels.memory)], leave), [schedule], [clock])
+    (now,) = scalars([ask], levels.tune([found.to(levels.memory)], leave))
     used = now.to(last.dtype)
     step.move((param, grad, state, kept), used)
     return now, used

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .bucket import Bucket, Memory
 from .layout import Layout
-from .level import Hyperparameters
+from .level import Hyperparameters, title
 from .numerics import readable
 from .rule import Rule, check
 from .sensitivity import Step
@@ -150,7 +150,7 @@ class Group:
         fixed = {n: self.said[n] for n in owner.order[len(owner.names) :]}
         off = frozenset(n for n, value in fixed.items() if value == 0 and n != "lr")
         self.schedule = owner.given.new_tensor([*factors, *fixed.values()]).unsqueeze(1)
-        kind = type(owner.rule), str(owner), off, *(getattr(owner.rule, n) for n in owner.rule.settings())
+        kind = type(owner.rule), title(owner.rule, owner.names), off, *(getattr(owner.rule, n) for n in owner.rule.settings())
         if kind not in self.steps:
             self.steps[kind] = Step(owner.rule, owner.names, off)
         self.step = self.steps[kind]

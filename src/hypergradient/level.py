@@ -61,7 +61,7 @@ class Hyperparameters:
         self.shape = len(self.names), self.sets
         self.charts = [rule.chart(n) for n in self.names for _ in range(self.sets)]
         self.normalization = NORMALIZATIONS[rule.normalize]
-        self.moves = tuned and follows_movement(rule, self.names)
+        self.moves = follows_movement(rule, self.names)
         self.low, self.high = low[: len(self.names)], high[: len(self.names)]
         self.source = {i: i for i in range(len(self.charts))}
 
@@ -102,9 +102,6 @@ class Hyperparameters:
         held = free.clamp(self.low, self.high)
         return torch.cat([held, fixed]), (free == held) * factor
 
-    def __str__(self) -> str:
-        return title(self.rule, self.names)
-
 
 def title(rule: Rule, names: Sequence[str]) -> str:
     """All of a rule but its values, by which a checkpoint recognizes it: ``Adam[lr REAL, beta1 UNIT, amsgrad=True]``.
@@ -128,8 +125,9 @@ def upper(tower: Tower, like: Tensor) -> Iterator[Hyperparameters]:
         yield Hyperparameters(rule, rows, like, tuned=level < tower.height, below=each)
 
 
-Asks = Sequence[tuple[Hyperparameters, Step]]
-"""Which scalars are asked for: the hyperparameters that make them, and the step that they are for."""
+Ask = tuple[Hyperparameters, Step, Tensor, Tensor]
+"""Which scalars are asked for: the hyperparameters that make them; the step that they are for; what the user says, see
+`Hyperparameters.values`; how many steps have been made before, and the sums of these, shape: (1 + sums, sets or 1)."""
 
 
 class Level:
@@ -179,7 +177,7 @@ class Level:
         decays = hasattr(self.rule, "weight_decay") and self.rule.uses("weight_decay")
         self.origin = raw.clone() if decays else None
         alone = self.member is not None or decays
-        self.kind = str(self.own), [self.own.initial[n] for n in fixed], id(self) if alone else None
+        self.kind = title(self.own.rule, self.own.names), [self.own.initial[n] for n in fixed], id(self) if alone else None
 
     def columns(self, values: Tensor) -> Tensor:
         """From sets of its own hyperparameters to what they move. shape: (…, sets) -> (…, n), or (…, 1) of a single set"""
@@ -389,14 +387,14 @@ class Levels:
         read.copy_(natural.where(known, torch.nan))
         return learned
 
-    def expected(self, asks: Asks, memory: Tensor, schedules: Tensors, clocks: Tensors) -> list[Tensor]:
+    def expected(self, asks: Sequence[Ask], memory: Tensor) -> list[Tensor]:
         """What is asked for as it would be if nothing were learned in this step, in which nothing is counted yet.
 
         Args:
             memory: coordinates and units.
         """
-        counted = [torch.cat([clock[:1] + 1, clock[1:]]) for clock in clocks]
-        return _prepared(asks, self.learned(memory)[0], schedules, counted)
+        counted = [(own, step, said, torch.cat([clock[:1] + 1, clock[1:]])) for own, step, said, clock in asks]
+        return _prepared(counted, self.learned(memory)[0])
 
     def _read(self, found: Tensors, slope: Tensor | None) -> tuple[Tensor, Tensor]:
         """The hypergradients of all that is moved; see `Level.gradient`. shape of both: (all that is moved,)"""
@@ -414,27 +412,23 @@ class Levels:
         return [x for run in self.runs for x in cut(rows(run, self.memory), self.sizes[run.levels])]
 
 
-def scalars(asks: Asks, learned: Tensor, schedules: Tensors, clocks: Tensors) -> list[Tensor]:
-    """What is asked for; see `Step.prepare`.
+def scalars(asks: Sequence[Ask], learned: Tensor) -> list[Tensor]:
+    """What is asked for, see `Step.prepare`; this step is counted.
 
     Args:
         learned: what the first level has learned, before schedules. shape: (n,)
-        schedules: for each, what the user says; see `Hyperparameters.values`.
-        clocks: for each, how many steps have been made before, and the sums of these; this one is counted.
-            shape: (1 + sums, sets or 1)
     """
-    for clock in clocks:
+    for *_, clock in asks:
         clock[0].add_(1)
-    found = _prepared(asks, learned, schedules, clocks)
-    for (_, step), clock, rows in zip(asks, clocks, found, strict=True):
+    found = _prepared(asks, learned)
+    for (_, step, _, clock), rows in zip(asks, found, strict=True):
         if step.facts.sums:
             clock[1:].copy_(step.summed(rows[step.rows["values"]], clock))
     return found
 
 
-def _prepared(asks: Asks, learned: Tensor, schedules: Tensors, clocks: Tensors) -> list[Tensor]:
-    each = zip(asks, schedules, clocks, strict=True)
-    return [step.prepare(*own.values(learned, schedule), clock) for (own, step), schedule, clock in each]
+def _prepared(asks: Sequence[Ask], learned: Tensor) -> list[Tensor]:
+    return [step.prepare(*own.values(learned, schedule), clock) for own, step, schedule, clock in asks]
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
