@@ -117,10 +117,10 @@ class Step:
         rule = self.rule.at(dict(zip(self.order, values.unbind(), strict=True)))
         return torch.stack([*sums_after(rule, clock[0, 0], before).values()])
 
-    def _coefficients(self, tuned: Tensor, fixed: Tensor, count: Tensor, before: Tensor) -> tuple[Any, list[Tensor]]:
+    def _coefficients(self, tuned: Tensor, fixed: Tensor, count: Tensor, before: Tensor) -> list[Tensor]:
         at = self.rule.at(dict(zip(self.order, [*tuned.unbind(), *fixed.unbind()], strict=True)))
-        at, c, _ = prepared(at, count, dict(zip(self.facts.sums, before, strict=True)))
-        return at, [x if isinstance(x, Tensor) else fixed.new_tensor(x) for x in c]
+        _, c, _ = prepared(at, count, dict(zip(self.facts.sums, before, strict=True)))
+        return [x if isinstance(x, Tensor) else fixed.new_tensor(x) for x in c]
 
     def _slopes(self, values: Tensor, count: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Coefficients and their derivatives, by one reverse pass: each coefficient is made of a copy of its own.
@@ -129,12 +129,12 @@ class Step:
         """
         t, k, sets = len(self.names), self.facts.coefficients, values.shape[1]
         if not self.linked:
-            c = self._coefficients(values[:t], values[t:], count, before)[1]
+            c = self._coefficients(values[:t], values[t:], count, before)
             return torch.stack([x.expand(sets) for x in c]), values.new_zeros(t * k, sets)
         own = torch.eye(k, dtype=values.dtype, device=values.device).unsqueeze(2).expand(k, k, sets)
 
         def copies(h: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
-            return (torch.stack([x.expand(k, sets) for x in self._coefficients(h, values[t:], count, before)[1]]),), ()
+            return (torch.stack([x.expand(k, sets) for x in self._coefficients(h, values[t:], count, before)]),), ()
 
         (made,), _, (slope,) = slopes(copies, [values[:t].unsqueeze(1).expand(t, k, sets)], [own])
         assert slope is not None
@@ -222,7 +222,8 @@ class Step:
         through: list[Tensor | None] = [None] * k
         for (n, i), slope in zip(weights.items(), found[t + k :], strict=True):
             if slope is not None:
-                slope = (fresh(averages[n]) - state[n]) * slope
+                x, _, *other = averages[n]
+                slope = ((x * other[0] if other else x) - state[n]) * slope
                 through[i] = slope if (others := through[i]) is None else others + slope
         yield from through
 
@@ -307,17 +308,10 @@ class Step:
         """One step without its derivative; its gradient is kept where the replay needs it."""
         at, c = cast(Any, self.rule.at(scalars.values)), scalars.c
         if not kept:
-            moved: tuple[Tensor, State] = at.update(param, grad, state, c)
-            return moved
+            return cast(tuple[Tensor, State], at.update(param, grad, state, c))
         kept[0].copy_(at.gradient(param, grad))
         state = at.advance(kept[0], state, c)
         return at.apply(param, state, c), state
-
-
-def fresh(average: tuple[Tensor, ...]) -> Tensor:
-    """What is new in an average."""
-    x, _, *others = average
-    return x * others[0] if others else x
 
 
 def slopes(function: Function, inputs: Tensors, cotangents: Tensors = ()) -> tuple[Tensors, Any, Sequence[Tensor | None]]:

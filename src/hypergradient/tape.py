@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import c_float
 from typing import Any, NamedTuple, cast
 
@@ -97,8 +97,8 @@ TAKES: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("clamp", "threshold", "nan_to_num"), (1, 2, 3)),
 }
 """Which arguments of an operation on elements may be plain numbers."""
-FACTORS = {"add": 2, "sub": 2, "rsub": 2, "addcmul": 3}
-"""Which argument is a factor that may be left out."""
+FACTORS = "add", "sub", "rsub", "addcmul"
+"""Operations whose last argument is a factor, which may be left out."""
 INTO = NUMBERS.keys() - {"rsub", "masked_fill", "threshold"}
 """Operations that write their result where they are told to."""
 
@@ -127,15 +127,15 @@ class Line(NamedTuple):
         name: of its result.
         what: the operation on elements; "": an expression of numbers; "sum": of elements.
         of: its arguments, or the expression in pieces.
-        more: arguments by keyword.
         dtype: of elements that result.
+        more: arguments by keyword.
     """
 
     name: str
     what: str
     of: tuple[Any, ...]
-    more: dict[str, Any]
     dtype: torch.dtype
+    more: Mapping[str, Any] = {}
 
     def reads(self) -> list[str]:
         """The names that it needs."""
@@ -288,14 +288,13 @@ class Recorder(TorchDispatchMode):
         text = f"single({text})" if dtype == torch.float32 else text
         if not any(isinstance(x, Name) for x in row):
             return eval(text, dict(FUNCTIONS))
-        return self._line("", (text, *(x for x in row if isinstance(x, Name))), {}, torch.float64)
+        return self._line("", (text, *(x for x in row if isinstance(x, Name))), torch.float64)
 
-    def _line(self, what: str, of: tuple[Any, ...], more: dict[str, Any], dtype: torch.dtype) -> Name:
-        key = what, of, tuple(more.items()), dtype
-        if key not in self._same:
+    def _line(self, what: str, of: tuple[Any, ...], dtype: torch.dtype) -> Name:
+        if (key := (what, of, dtype)) not in self._same:
             kind = Elements if what not in ("", "sum") else Name
             self._same[key] = name = kind(f"x{len(self.lines)}")
-            self.lines[name] = Line(name, what, of, more, dtype)
+            self.lines[name] = Line(name, what, of, dtype)
         return self._same[key]
 
     def _moved(self, name: str, given: list[Any]) -> list[Any]:
@@ -331,20 +330,20 @@ class Recorder(TorchDispatchMode):
         if name in COPIES:
             made = self._element(source := given[name == "copy"])
             if isinstance(made, Elements):
-                return made if source.dtype == out.dtype else self._line("convert", (made,), {}, out.dtype)
-            return self._line("full", (first, made), {}, out.dtype)
+                return made if source.dtype == out.dtype else self._line("convert", (made,), out.dtype)
+            return self._line("full", (first, made), out.dtype)
         if name == "sum" and out.numel() == 1 and out.dtype == given[0].dtype:
-            return [self._line("sum", (first,), {}, torch.float64)]
+            return [self._line("sum", (first,), torch.float64)]
         if name in FACTORIES:
-            return self._line("full", (first, out[0].item()), {}, out.dtype)
+            return self._line("full", (first, out[0].item()), out.dtype)
         if name not in NUMBERS or out.shape != (LENGTH,) or any(isinstance(x, str) for x in given):
             raise Unrecordable(name)
-        of, more = [self._element(x) for x in given], {}
-        if (last := FACTORS.get(name)) is not None and (factor := of.pop(last)) != 1:
-            more = {"alpha" if last == 2 else "value": factor}
-        if not (isinstance(first, Elements) or more) and name in ("add", "mul", "sub"):
+        of = [self._element(x) for x in given]
+        if name in FACTORS and of.pop() != 1:
+            raise Unrecordable(f"{name} with a factor")
+        if not isinstance(first, Elements) and name in ("add", "mul", "sub"):
             name, of = "rsub" if name == "sub" else name, of[::-1]
-        return self._line(name, tuple(of), more, out.dtype)
+        return self._line(name, tuple(of), out.dtype)
 
 
 def _leaves(x: Any) -> list[Any]:
@@ -473,7 +472,7 @@ class Program:
     def _fused(self, line: Line, uses: Counter[str]) -> Line:
         """The same in one operation, where what it adds is elements times a number, and serves for nothing else."""
         swapped = [line.of[::-1]] if line.what == "add" and isinstance(line.of[1], Elements) else []
-        for first, x, *others in [line.of, *swapped] if line.what in ("add", "sub", "addcmul") and not line.more else ():
+        for first, x, *others in [line.of, *swapped] if line.what in ("add", "sub", "addcmul") else ():
             made = self.recorder.lines.get(x)
             if made is not None and made.what == "mul" and uses[x] == 1 and not isinstance(made.of[1], Elements):
                 return line._replace(of=(first, made.of[0], *others), more={"value" if others else "alpha": made.of[1]})
