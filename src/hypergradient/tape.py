@@ -146,7 +146,7 @@ class Recorder(TorchDispatchMode):
     """Writes down what is done to the tensors of a function.
 
     Tensors are told apart by their memory: so views need no care. Of the memory of numbers it is known by what each of them
-    is named; of elements, which are all of one length, what all of them are named.
+    is named, in a list; of elements, which are all of one length, what all of them are named.
     """
 
     @classmethod
@@ -156,8 +156,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.lines: dict[Name, Line] = {}
-        self.numbers: dict[int, list[Any]] = {}
-        self.elements: dict[int, Elements] = {}
+        self.names: dict[int, Any] = {}
         self.captured: dict[int, tuple[Tensor, Tensor]] = {}
         self._same, self._kept = dict[Any, Name](), list[Any]()
 
@@ -167,21 +166,20 @@ class Recorder(TorchDispatchMode):
         """What stands for an argument in the function."""
         if isinstance(name, Elements):
             x = torch.ones(LENGTH, dtype=x.dtype)
-            self.elements[_memory(x)] = name
         else:
             x = x.detach().clone(memory_format=torch.contiguous_format)
-            self.numbers[_memory(x)] = named(name, x)
+        self.names[_memory(x)] = name if isinstance(name, Elements) else named(name, x)
         self._kept.append(x)
         return x
 
     def _know(self, x: Tensor) -> None:
         """Take note of a tensor that was there before: of all of its memory."""
-        if (memory := _memory(x)) in self.elements or memory in self.numbers:
+        if (memory := _memory(x)) in self.names:
             return
         if type(x) not in (Tensor, torch.nn.Parameter) or x.device.type != "cpu":
             raise Unrecordable(f"{type(x)} on {x.device}")
         flat = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage(), 0, (_size(x),), (1,))
-        self.numbers[memory] = named(f"k{len(self.captured)}", flat)
+        self.names[memory] = named(f"k{len(self.captured)}", flat)
         self.captured[memory] = flat, flat.clone()
 
     def undo(self) -> None:
@@ -193,17 +191,17 @@ class Recorder(TorchDispatchMode):
         """The numbers of a tensor or a number, spread to `shape`, one after the other."""
         if not isinstance(x, Tensor):
             return [x] * math.prod(shape)
-        cells, where = self.numbers[_memory(x)], _positions(x).expand(tuple(shape)).reshape(-1).tolist()
+        cells, where = self.names[_memory(x)], _positions(x).expand(tuple(shape)).reshape(-1).tolist()
         return [cells[i] for i in where]
 
     def _element(self, x: Any) -> Any:
         """The name of elements, or of the one number that is the same for all of them."""
-        if isinstance(x, Tensor) and (name := self.elements.get(_memory(x))) is not None:
+        if not isinstance(x, Tensor):
+            return x
+        if isinstance(name := self.names[_memory(x)], Elements):
             if x.shape != (LENGTH,) or x.stride() != (1,):
                 raise Unrecordable(f"elements in the shape {tuple(x.shape)}")
             return name
-        if not isinstance(x, Tensor):
-            return x
         found = set(self.atoms(x, x.shape))
         if len(found) != 1:
             raise Unrecordable("different numbers for different elements")
@@ -227,30 +225,27 @@ class Recorder(TorchDispatchMode):
             raise Unrecordable(name)
         if schema.is_mutable:
             self._write(args[0], self._value(name.removesuffix("_"), ordered, args[0]))
-        elif not all(_memory(x) in self.numbers or _memory(x) in self.elements for x in made):  # no view
+        elif not all(_memory(x) in self.names for x in made):  # no view
             if not isinstance(out, Tensor):
                 raise Unrecordable(name)
             self._write(out, self._value(name, ordered, out))
         return out
 
     def _write(self, x: Tensor, value: Any) -> None:
-        memory = _memory(x)
+        old = self.names.setdefault(_memory(x), [0.0] * _size(x) if isinstance(value, list) else value)
+        if type(old) is not type(value):
+            raise Unrecordable("numbers become elements, or elements numbers")
         if isinstance(value, list):
-            if memory in self.elements:
-                raise Unrecordable("different numbers for different elements")
-            cells = self.numbers.setdefault(memory, [0.0] * _size(x))
             for i, cell in zip(_positions(x).reshape(-1).tolist(), value, strict=True):
-                cells[i] = cell
-        elif memory in self.numbers:
-            raise Unrecordable("numbers become elements")
+                old[i] = cell
         else:
-            self.elements[memory] = value
+            self.names[_memory(x)] = value
 
     def _value(self, name: str, given: list[Any], out: Tensor) -> Any:
         """What results: the name of elements, or a list of numbers."""
         if name in FACTORIES and out.numel() <= MOST:
             return out.flatten().tolist()
-        if any(isinstance(x, Tensor) and _memory(x) in self.elements for x in _leaves(given)):
+        if any(isinstance(x, Tensor) and isinstance(self.names[_memory(x)], Elements) for x in _leaves(given)):
             return self._of_elements(name, given, out)
         if name in COPIES:
             source = given[name == "copy"]
@@ -421,10 +416,10 @@ class Program:
         """Begin and end with an argument, for which `x` stood in the function."""
         if isinstance(name, Elements):
             self.dtypes[name] = x.dtype
-            if (value := self.recorder.elements[_memory(x)]) != name:
+            if (value := self.recorder.names[_memory(x)]) != name:
                 self.changed[name] = value
             return
-        cells, mine = self.recorder.numbers[_memory(x)], named(name, x)
+        cells, mine = self.recorder.names[_memory(x)], named(name, x)
         self.head.append((mine, f"{name}.{'tolist()' if x.ndim == 1 else 'reshape(-1).tolist()'}"))
         if cells != mine:
             self.tail.append(f"{name}.copy_({self._tensor(cells, x)})")
@@ -432,7 +427,7 @@ class Program:
     def know(self, name: Name, x: Tensor) -> None:
         """The same of a tensor that the function knew: numbers that it does not write to never change."""
         mine = named(name, x)
-        if self.recorder.numbers[_memory(x)] == mine:
+        if self.recorder.names[_memory(x)] == mine:
             self.known.update(zip(mine, x.tolist(), strict=True))
         else:
             self.known[name] = x
@@ -444,7 +439,7 @@ class Program:
             return f"({''.join(self.result(y) + ', ' for y in x)})"
         if x is None:
             return "None"
-        if not isinstance(x, Tensor) or _memory(x) not in self.recorder.numbers:
+        if not isinstance(x, Tensor) or not isinstance(self.recorder.names.get(_memory(x)), list):
             raise Unrecordable("a result that is not numbers")
         return self._tensor(self.recorder.atoms(x, x.shape), x)
 
