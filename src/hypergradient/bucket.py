@@ -61,12 +61,12 @@ class Bucket:
     def __init__(self, step: Step, members: Sequence[Tensor], sets: Sequence[int], count: int, memory: Memory) -> None:
         self.step, self.members, self.count = step, list(members), count
         self.sets = list(sets)
-        self.layout = Layout.of(members[0], whole=not step.facts.elementwise)
+        self.layout = Layout.of(members[0], whole=not step.elementwise)
         self.complex, self.dtype = members[0].is_complex(), wide(members[0].dtype)
         parts = self.layout.parts(self.members)
         real = [torch.view_as_real(x) for x in parts] if self.complex else parts
         self.shapes, self.sizes = [x.shape for x in real], [x.numel() for x in real]
-        apart = len(members) == 1 and step.facts.elementwise
+        apart = len(members) == 1 and step.elementwise
         self.order = sorted(range(real[0].ndim), key=real[0].stride, reverse=True) if apart else None
         self.sample = step.sample(members[0]) if len(members) == 1 else None
         device, self.uniform = real[0].device, not sets or len(members) == 1
@@ -76,7 +76,7 @@ class Bucket:
         self.places: list[Tensor] = []
         self.entries: list[dict[str, Any]] = [{} for _ in members]
         self._recall(parts, [memory.get(p, {}) for p in members])
-        if not step.facts.elementwise:
+        if not step.elementwise:
             self._rehearse(parts)
         self.kinds, self.versions = [_kind(p) for p in members], self._versions()
         self.given = [(list(entry.items()), list(map(_place, entry.values()))) for entry in self.entries]
@@ -88,13 +88,13 @@ class Bucket:
         step, (p,) = self.step, self.members
         if (why := step.rule.accepts(p)) is not None:
             raise ValueError(f"a parameter has shape {tuple(p.shape)}: {why}")
-        rehearse(step.rule, self._flat(parts).to(self.dtype), dict(zip(step.facts.state, self.state, strict=True)))
+        rehearse(step.rule, self._flat(parts).to(self.dtype), dict(zip(step.state, self.state, strict=True)))
 
     # ------------------------------------------------------------------ what is remembered
 
     def _recall(self, parts: Sequence[Tensor], known: Sequence[Mapping[str, Any]]) -> None:
         """Take the state from what is `known` of the members, and from the rule where nothing is."""
-        names = (*self.step.facts.state, *self.step.kept)
+        names = (*self.step.state, *self.step.kept)
         flat = {n: x for n in names if (x := self._adopted(n, known)) is not None}
         if len(flat) < len(names):
             like = self._flat(parts).to(self.dtype)
@@ -105,7 +105,7 @@ class Bucket:
                 flat[n] = fresh[n].clone() if address(fresh[n]) in taken else fresh[n]
                 taken.add(address(flat[n]))
                 self._fill(n, flat[n], known)
-        self.state = [flat[n] for n in self.step.facts.state]
+        self.state = [flat[n] for n in self.step.state]
         self.kept = [flat[n] for n in self.step.kept]
         self._recall_numbers(known, parts[0].device)
 
@@ -120,8 +120,8 @@ class Bucket:
                 entry["step"] = mine
         self.told = self.steps.new_full((len(self.members),), float(self.count))
         like = torch.zeros((), dtype=exact(here), device=here)
-        self.sums = [torch.stack([total_of(n, mine, like) for mine in known]) for n in self.step.facts.sums]
-        for n, sums in zip(self.step.facts.sums, self.sums, strict=True):
+        self.sums = [torch.stack([total_of(n, mine, like) for mine in known]) for n in self.step.sums]
+        for n, sums in zip(self.step.sums, self.sums, strict=True):
             for entry, mine in zip(self.entries, sums.unbind(), strict=True):
                 entry[n] = mine
         self.version = [x._version for x in (self.steps, *self.sums)]
@@ -168,9 +168,9 @@ class Bucket:
         Of a parameter whose movement is followed only what is looked up; elsewhere stands the gradient.
         """
         assert self.sample is not None
-        facts, u = self.step.facts, self.sample(grad)
-        looks = facts.looks if self.step.follows else {"param", *facts.state}
-        each = zip(("param", *facts.state), (self.param, *self.state), strict=True)
+        names, u = ("param", *self.step.state), self.sample(grad)
+        looks = self.step.looks if self.step.follows else names
+        each = zip(names, (self.param, *self.state), strict=True)
         param, *state = [self.sample(x) if n in looks else u for n, x in each]
         return param, u, state, self.kept
 
@@ -208,7 +208,7 @@ class Bucket:
     def same(self, i: int, memory: Memory) -> bool:
         """Whether `memory` holds of the member `i` the numbers that this bucket has put there, if perhaps elsewhere."""
         found = memory.get(self.members[i], {})
-        names = (*self.step.facts.state, *self.step.kept)
+        names = (*self.step.state, *self.step.kept)
         mine = {n: self._views(n, x)[i] for n, x in zip(names, (*self.state, *self.kept), strict=True)}
         alike = (
             isinstance(x := found.get(n), Tensor) and x.shape == y.shape and torch.equal(x.to(y), y) for n, y in mine.items()

@@ -89,7 +89,7 @@ class Engine:
         tensors.
         """
         here = (x.is_cpu and readable(x) for x in (levels.memory, *(bucket.grad for _, bucket in work)))
-        return not self.compile and levels.ours and all(group.step.facts.ours for group, _ in work) and all(here)
+        return not self.compile and levels.ours and all(group.step.ours for group, _ in work) and all(here)
 
     def _alone(self, levels: Levels, bucket: Bucket) -> bool:
         """Whether a step in which only this bucket moves can be one function."""
@@ -101,7 +101,7 @@ class Engine:
     @staticmethod
     def _alike(bucket: Bucket) -> bool:
         """Whether one function, compiled or on a tape, serves all buckets like this one."""
-        return bucket.uniform and bucket.step.facts.elementwise
+        return bucket.uniform and bucket.step.elementwise
 
     def _read(self, levels: Levels, work: Sequence[tuple[Group, Bucket]], expected: Mapping[Any, Tensor]) -> list[Tensor]:
         """What the last step says of each of the hyperparameters that the first level moves."""
@@ -146,7 +146,7 @@ class Engine:
         sample alone, is not among them.
         """
         n, kept = sum(bucket.sizes), [] if bucket.sample else bucket.kept
-        parts = 1 if self.compile or not (bucket.uniform and bucket.step.facts.elementwise) else max(1, round(n / PIECE))
+        parts = 1 if self.compile or not (bucket.uniform and bucket.step.elementwise) else max(1, round(n / PIECE))
         if parts == 1:
             return ((bucket.param, grad, bucket.state, kept),)
         cuts = [t.split(-(-n // parts)) for t in (bucket.param, grad, *bucket.state, *kept)]

@@ -253,7 +253,7 @@ class Group:
 
     def _alike(self, known: Mapping[int, tuple[Any, ...]], shared: Collection[int]) -> dict[Any, list[int]]:
         """The positions that go together, by what they have in common: last, what is `known` of each."""
-        apart, bound = not self.step.facts.elementwise, BUCKET if self.owner.sets == 1 else ALONE
+        apart, bound = not self.step.elementwise, BUCKET if self.owner.sets == 1 else ALONE
         alike, filled = defaultdict[Any, list[int]](list), Counter[Any]()
         for i, mine in known.items():
             p = self.params[i]
@@ -267,7 +267,7 @@ class Group:
     def _sums(self, i: int, memory: Memory) -> tuple[float, ...]:
         """What a parameter has added up, where all use the same hyperparameters: those with other sums are others."""
         found = memory.get(self.params[i]) or {}
-        sums = [found.get(n, 0.0) for n in self.step.facts.sums] if self.owner.sets == 1 else []
+        sums = [found.get(n, 0.0) for n in self.step.sums] if self.owner.sets == 1 else []
         return tuple(float(x) for x in sums if not isinstance(x, Tensor) or readable(x))
 
     def _clock(self, bucket: Bucket, known: Tensor | None) -> Tensor:
@@ -295,7 +295,7 @@ class Group:
         if count not in self.last:  # after a checkpoint, which keeps those of one count
             rows, clock = self.recent(), bucket.clock.clone()
             values, scale = rows[step.rows["values"]], rows[step.rows["scale"]]
-            if step.facts.sums:  # what stands there is after that step
+            if step.sums:  # what stands there is after that step
                 clock[1:] -= step.summed(values, clock) - clock[1:]
             self.last[count] = rows if rows[0].eq(count).all() else step.prepare(values, scale, clock)
         return self.last[count]

@@ -422,7 +422,7 @@ def scalars(asks: Sequence[Ask], learned: Tensor) -> list[Tensor]:
         clock[0].add_(1)
     found = _prepared(asks, learned)
     for (_, step, _, clock), rows in zip(asks, found, strict=True):
-        if step.facts.sums:
+        if step.sums:
             clock[1:].copy_(step.summed(rows[step.rows["values"]], clock))
     return found
 
