@@ -205,15 +205,17 @@ class Bucket:
         found = memory.get(self.members[i], {})
         return all(found.get(n) is x and _place(x) == where for (n, x), where in zip(*self.given[i], strict=True))
 
-    def same(self, i: int, memory: Memory) -> bool:
-        """Whether `memory` holds of the member `i` the numbers that this bucket has put there, if perhaps elsewhere."""
-        found = memory.get(self.members[i], {})
+    def changed(self, memory: Memory) -> list[Tensor]:
+        """The members of which `memory` holds other numbers than this bucket has put there, in the same place or elsewhere."""
         names = (*self.step.state, *self.step.kept)
-        mine = {n: self._views(n, x)[i] for n, x in zip(names, (*self.state, *self.kept), strict=True)}
-        alike = (
-            isinstance(x := found.get(n), Tensor) and x.shape == y.shape and torch.equal(x.to(y), y) for n, y in mine.items()
-        )
-        return self.own(i, memory) or (self.layout.mesh is None and all(alike))
+        views = [self._views(n, x) for n, x in zip(names, (*self.state, *self.kept), strict=True)]
+
+        def alike(i: int, found: Mapping[str, Any]) -> bool:
+            pairs = [(found.get(n), mine[i]) for n, mine in zip(names, views, strict=True)]
+            return all(isinstance(x, Tensor) and x.shape == y.shape and torch.equal(x.to(y), y) for x, y in pairs)
+
+        others = [(i, p) for i, p in enumerate(self.members) if not self.own(i, memory)]
+        return [p for i, p in others if self.layout.mesh is not None or not alike(i, memory.get(p, {}))]
 
     # ------------------------------------------------------------- members and elements
 

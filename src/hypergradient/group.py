@@ -308,7 +308,8 @@ class Group:
             live = bucket.live and not (self.step.replays and bucket.written())
             if bucket.intact(memory):
                 found.update((id(p), (bucket.count, live)) for p in bucket.members)
-            lost.update(id(p) for i, p in enumerate(bucket.members) if not (live and bucket.same(i, memory)))
+            else:
+                lost.update(map(id, bucket.changed(memory) if live else bucket.members))
         times: Counter[int] = Counter()
         for i, p in enumerate(self.entry["params"]):
             times[id(p)] += 1
