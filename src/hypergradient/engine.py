@@ -106,10 +106,8 @@ class Engine:
     def _read(self, levels: Levels, work: Sequence[tuple[Group, Bucket]], expected: Mapping[Any, Tensor]) -> list[Tensor]:
         """What the last step says of each of the hyperparameters that the first level moves."""
         like, below = levels.memory, levels.levels[0].below
-        rows = [expected.get((id(g), id(b.clock))) if b.step.metric else None for g, b in work]
-        found = total(
-            (g.owner, b.layout.processes, self._products(b, g.owner, x).to(like)) for (g, b), x in zip(work, rows, strict=True)
-        )
+        each = [(g.owner, b, expected.get((id(g), id(b.clock))) if b.step.metric else None) for g, b in work]
+        found = total((owner, b.layout.processes, self._products(b, owner, rows).to(like)) for owner, b, rows in each)
         sizes = {h: len(h.normalization.products) for h in below}
         return [found[h] if h in found else like.new_zeros(sizes[h], *h.shape) for h in below]
 
@@ -245,9 +243,7 @@ def _compiled(function: Callable[..., Any], form: Any, dynamic: bool | None) -> 
     # again, no two functions may share one. By its name it remembers which sizes vary: those of another optimizer do not.
     name = f"{function.__name__}_{next(_count)}"
     own = FunctionType(flat.__code__.replace(co_name=name), flat.__globals__, name, None, flat.__closure__)
-    options: dict[str, Any] | None = (
-        {"guard_filter_fn": _tensors} if hasattr(torch.compiler, "keep_tensor_guards_unsafe") else None
-    )
+    options: Any = {"guard_filter_fn": _tensors} if hasattr(torch.compiler, "keep_tensor_guards_unsafe") else None
     compiled: Callable[..., Any] = torch.compile(own, fullgraph=True, dynamic=dynamic, options=options)
     return compiled
 

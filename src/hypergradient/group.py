@@ -33,10 +33,9 @@ def values_of(entry: MutableMapping[str, Any], rule: Rule, where: str) -> None:
     """
     for n in rule.hyperparameters():
         value = entry.setdefault(n, getattr(rule, n))
-        number = check(
-            where, n, value.item() if isinstance(value, Tensor) and value.numel() == 1 else value, rule.constraint(n)
-        )
-        entry[n] = value if isinstance(value, Tensor) else number
+        number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        checked = check(where, n, number, rule.constraint(n))
+        entry[n] = value if isinstance(value, Tensor) else checked
     for n in rule.settings():
         given = entry.setdefault(n, getattr(rule, n))
         entry[n] = tuple(given) if isinstance(given, list) else given  # as a checkpoint may have it
@@ -232,8 +231,6 @@ class Group:
         """
         self.params, clocks = list(self.entry["params"]), dict[Any, Tensor]()
         past = dict(self.past(memory))
-        for changed in (b for b in self.buckets if b.written()):
-            changed.forget()
         here = {i: (*past.get(i, (0, False)), moves, self._sums(i, memory)) for i, moves in enumerate(present)}
         alike = self._alike({i: mine for i, mine in here.items() if present[i] or i in past}, shared)
         known = {(b.step, b.count, *b.sets, *map(id, b.members)): b for b in self.buckets if b.intact(memory)}
@@ -305,11 +302,12 @@ class Group:
         found: dict[int, tuple[int, bool]] = {}
         lost: set[int] = set()
         for bucket in self.buckets:
-            live = bucket.live and not (self.step.replays and bucket.written())
+            if bucket.written():
+                bucket.forget()
             if bucket.intact(memory):
-                found.update((id(p), (bucket.count, live)) for p in bucket.members)
+                found.update((id(p), (bucket.count, bucket.live)) for p in bucket.members)
             else:
-                lost.update(map(id, bucket.changed(memory) if live else bucket.members))
+                lost.update(map(id, bucket.changed(memory) if bucket.live else bucket.members))
         times: Counter[int] = Counter()
         for i, p in enumerate(self.entry["params"]):
             times[id(p)] += 1

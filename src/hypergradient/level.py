@@ -371,9 +371,8 @@ class Levels:
         moved, learned = [], grad[:0]
         known, down = leave[0] > 0, grad * leave[1]
         split = (cut(x, self.sizes) for x in (down, known, *self.bounds, unit))
-        for level, before, mine, moves, low, high, units in reversed(
-            list(zip(self.levels, self._parts(Run.before), *split, strict=True))
-        ):
+        each = zip(self.levels, self._parts(Run.before), *split, strict=True)
+        for level, before, mine, moves, low, high, units in reversed([*each]):
             tuned = level.columns(learned.view(level.own.shape)).expand(-1, len(mine))
             after, made, free = level.move(before, tuned, mine, moves, (low, high))
             learned = level.charts.values(after[RAW], units)

@@ -104,9 +104,8 @@ def rehearse(rule: Rule, param: Tensor, state: State) -> None:
     at = rule.at({n: param.new_tensor(next(each(getattr(rule, n)))) for n in rule.hyperparameters()})
     at, c, _ = prepared(at, param.new_ones(()), {})
     moved, after = at.update(param, torch.zeros_like(param), state, c)
-    shapes, expected = (
-        {n: tuple(x.shape) for n, x in d.items()} for d in ({"param": moved, **after}, {"param": param, **state})
-    )
+    results = {"param": moved, **after}, {"param": param, **state}
+    shapes, expected = ({n: tuple(x.shape) for n, x in found.items()} for found in results)
     if shapes != expected:
         raise ValueError(f"{type(rule).__name__}: update returns {shapes}; init and the parameter have {expected}")
 
