@@ -68,7 +68,7 @@ class Bucket:
         self.shapes, self.sizes = [x.shape for x in real], [x.numel() for x in real]
         apart = len(members) == 1 and step.elementwise
         self.order = sorted(range(real[0].ndim), key=real[0].stride, reverse=True) if apart else None
-        self.sample = step.sample(members[0]) if len(members) == 1 else None
+        self.sample = step.sample(members[0])
         device, self.uniform = real[0].device, not sets or len(members) == 1
         self.counts, self.index = (torch.tensor(x, device=device) if x else None for x in (self.sizes, self.sets))
         shape = step.rows["jacobian"].stop if step.replays else 0, 1 if self.uniform else len(members)

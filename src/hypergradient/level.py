@@ -42,7 +42,7 @@ class Hyperparameters:
         place: where that stands among all that the level above moves.
         moves: whether its sensitivity is followed as the movement of what it moves, which is that to the logarithm.
         memory: what that level remembers of it, or None before there is one. shape: (rows, tuned * sets)
-        source: by column, with which of the memory it goes on; the others start anew.
+        source: by column, with which of that memory it goes on in a new level; the others start anew.
     """
 
     place = slice(0, 0)
@@ -74,7 +74,7 @@ class Hyperparameters:
         """Go on in the memory of a new level, `mine`, from what has been remembered. shape: (rows, tuned * sets)"""
         if (old := self.memory) is not None and not old.is_meta:
             mine[:, list(self.source)] = old[:, list(self.source.values())].to(mine)
-        self.memory, self.source = mine, {i: i for i in range(len(self.charts))}
+        self.memory = mine
 
     def bounds(self, unit: Tensor) -> tuple[Tensor, Tensor]:
         """The ends of the coordinates of what is tuned. shape: (tuned * sets,) -> (tuned * sets,) both"""
@@ -392,8 +392,9 @@ class Levels:
         Args:
             memory: coordinates and units.
         """
-        counted = [(own, step, said, torch.cat([clock[:1] + 1, clock[1:]])) for own, step, said, clock in asks]
-        return _prepared(counted, self.learned(memory)[0])
+        learned = self.learned(memory)[0]
+        each = [(step, own.values(learned, said), torch.cat([clock[:1] + 1, clock[1:]])) for own, step, said, clock in asks]
+        return [step.prepare(*values, clock) for step, values, clock in each]
 
     def _read(self, found: Tensors, slope: Tensor | None) -> tuple[Tensor, Tensor]:
         """The hypergradients of all that is moved; see `Level.gradient`. shape of both: (all that is moved,)"""
@@ -417,17 +418,14 @@ def scalars(asks: Sequence[Ask], learned: Tensor) -> list[Tensor]:
     Args:
         learned: what the first level has learned, before schedules. shape: (n,)
     """
-    for *_, clock in asks:
+    found = []
+    for own, step, schedule, clock in asks:
         clock[0].add_(1)
-    found = _prepared(asks, learned)
-    for (_, step, _, clock), rows in zip(asks, found, strict=True):
+        rows = step.prepare(*own.values(learned, schedule), clock)
         if step.sums:
             clock[1:].copy_(step.summed(rows[step.rows["values"]], clock))
+        found.append(rows)
     return found
-
-
-def _prepared(asks: Sequence[Ask], learned: Tensor) -> list[Tensor]:
-    return [step.prepare(*own.values(learned, schedule), clock) for own, step, schedule, clock in asks]
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
