@@ -39,6 +39,7 @@ class Bucket:
         layout: how they are spread over processes; the bucket holds the parts that are here.
         index: `sets` on the device, or None. shape: (members,)
         uniform: whether all members use one set.
+        alike: whether one function, compiled or on a tape, serves all buckets like this one.
         state: what the rule remembers of the elements.
         kept: what is kept of the last step until its hypergradient is read.
         steps, told: `count`, for each member: as the user can change it, and as it was left. shape of both: (members,)
@@ -59,8 +60,7 @@ class Bucket:
     shared = False
 
     def __init__(self, step: Step, members: Sequence[Tensor], sets: Sequence[int], count: int, memory: Memory) -> None:
-        self.step, self.members, self.count = step, list(members), count
-        self.sets = list(sets)
+        self.step, self.members, self.sets, self.count = step, list(members), list(sets), count
         self.layout = Layout.of(members[0], whole=not step.elementwise)
         self.complex, self.dtype = members[0].is_complex(), wide(members[0].dtype)
         parts = self.layout.parts(self.members)
@@ -70,6 +70,7 @@ class Bucket:
         self.order = sorted(range(real[0].ndim), key=real[0].stride, reverse=True) if apart else None
         self.sample = step.sample(members[0])
         device, self.uniform = real[0].device, not sets or len(members) == 1
+        self.alike = self.uniform and step.elementwise
         self.counts, self.index = (torch.tensor(x, device=device) if x else None for x in (self.sizes, self.sets))
         shape = step.rows["jacobian"].stop if step.replays else 0, 1 if self.uniform else len(members)
         self.scalars = torch.zeros(shape, dtype=self.dtype, device=device)

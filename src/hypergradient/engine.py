@@ -95,13 +95,8 @@ class Engine:
         """Whether a step in which only this bucket moves can be one function."""
         one = len(levels.levels[0].below) == 1 and bucket.grad.device == levels.memory.device
         alone = one and bucket.index is None and not bucket.layout.processes and not bucket.sample
-        alone = alone and self._alike(bucket) and (self.compile or self._plays)
+        alone = alone and bucket.alike and (self.compile or self._plays)
         return alone and (self.compile or bucket.param.numel() < 3 * PIECE // 2)
-
-    @staticmethod
-    def _alike(bucket: Bucket) -> bool:
-        """Whether one function, compiled or on a tape, serves all buckets like this one."""
-        return bucket.uniform and bucket.step.elementwise
 
     def _read(self, levels: Levels, work: Sequence[tuple[Group, Bucket]], expected: Mapping[Any, Tensor]) -> list[Tensor]:
         """What the last step says of each of the hyperparameters that the first level moves."""
@@ -137,14 +132,14 @@ class Engine:
         bucket.scatter()
 
     def _run(self, bucket: Bucket, function: Callable[..., Any], *arguments: Any) -> Any:
-        return self(function, *arguments) if self._alike(bucket) else function(*arguments)
+        return self(function, *arguments) if bucket.alike else function(*arguments)
 
     def _pieces(self, bucket: Bucket, grad: Tensor) -> Sequence[Piece]:
         """The elements, cut into parts to be worked on one after the other; with `grad` as their gradient. What is kept of a
         sample alone, is not among them.
         """
         n, kept = sum(bucket.sizes), [] if bucket.sample else bucket.kept
-        parts = 1 if self.compile or not (bucket.uniform and bucket.step.elementwise) else max(1, round(n / PIECE))
+        parts = 1 if self.compile or not bucket.alike else max(1, round(n / PIECE))
         if parts == 1:
             return ((bucket.param, grad, bucket.state, kept),)
         cuts = [t.split(-(-n // parts)) for t in (bucket.param, grad, *bucket.state, *kept)]

@@ -106,6 +106,8 @@ INTO = NUMBERS.keys() - {"rsub", "masked_fill", "threshold"}
 class Name(str):
     """The name of a number."""
 
+    __repr__ = str.__str__  # in the text of a tape
+
 
 class Elements(Name):
     """The name of elements."""
@@ -446,7 +448,7 @@ class Program:
     def _tensor(self, cells: Sequence[Any], like: Tensor) -> str:
         """The text that makes a tensor of numbers."""
         self.needed.update(cells)
-        text = f"tensor([{', '.join(map(_said, cells))}], dtype={like.dtype}, device=cpu)"
+        text = f"tensor([{', '.join(map(repr, cells))}], dtype={like.dtype}, device=cpu)"
         return text if like.ndim == 1 else f"{text}.view({tuple(like.shape)})"
 
     def played(self, names: Sequence[Name], result: str) -> Callable[..., Any]:
@@ -502,14 +504,14 @@ class Program:
 
     def _operation(self, line: Line, target: str | None) -> str:
         if line.what in WRITTEN:
-            return WRITTEN[line.what].format(line.of[0], *map(_said, line.of[1:]), dtype=line.dtype)
+            return WRITTEN[line.what].format(line.of[0], *map(repr, line.of[1:]), dtype=line.dtype)
         self.known[f"each_{line.what}"] = getattr(torch, line.what, None) or getattr(torch.ops.aten, line.what)
         plain, of = TAKES.get(line.what, ()), list[str]()
         for i, x in enumerate(line.of):
             kind = torch.bool if line.what == "where" and i == 0 else line.dtype
             number = not (isinstance(x, Elements) or i in plain or x is None)
-            of.append(f"tensor({_said(x)}, dtype={kind}, device=cpu)" if number else _said(x))
-        more = [f"{n}={_said(x)}" for n, x in line.more.items()] + ([f"out={target}"] if target else [])
+            of.append(f"tensor({x!r}, dtype={kind}, device=cpu)" if number else repr(x))
+        more = [f"{n}={x!r}" for n, x in line.more.items()] + ([f"out={target}"] if target else [])
         return f"each_{line.what}({', '.join([*of, *more])})"
 
 
@@ -518,7 +520,3 @@ def named(name: str, x: Tensor) -> list[Any]:
     if x.numel() > MOST:
         raise Unrecordable(f"{x.numel()} numbers")
     return [Name(f"{name}_{i}") for i in range(x.numel())]
-
-
-def _said(x: Any) -> str:
-    return str(x) if isinstance(x, Name) else repr(x)
