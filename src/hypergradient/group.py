@@ -193,7 +193,7 @@ class Group:
                 columns = list(self._columns(params))
                 here = [column or 0 for column in columns]
                 self.last = {count: rows[:, here] for count, rows in self.last.items()} if old.sets else {}
-        before = 0 if owner.memory is None else owner.memory.shape[1] // len(owner.names)  # parameters may have come since
+        before = 0 if owner.memory is None else owner.memory.shape[1] // max(1, len(owner.names))  # perhaps fewer parameters
         owner.source = {
             k * sets + i: k * before + column
             for k, n in enumerate(owner.names)
