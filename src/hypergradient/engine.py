@@ -94,17 +94,15 @@ class Engine:
     def _alone(self, levels: Levels, bucket: Bucket) -> bool:
         """Whether a step in which only this bucket moves can be one function."""
         one = len(levels.levels[0].below) == 1 and bucket.grad.device == levels.memory.device
-        alone = one and bucket.index is None and not bucket.layout.processes and not bucket.sample
-        alone = alone and bucket.alike and (self.compile or self._plays)
-        return alone and (self.compile or bucket.param.numel() < 3 * PIECE // 2)
+        plain = bucket.index is None and bucket.alike and not bucket.layout.processes and not bucket.sample
+        return one and plain and (self.compile or (self._plays and bucket.param.numel() < 3 * PIECE // 2))
 
     def _read(self, levels: Levels, work: Sequence[tuple[Group, Bucket]], expected: Mapping[Any, Tensor]) -> list[Tensor]:
         """What the last step says of each of the hyperparameters that the first level moves."""
         like, below = levels.memory, levels.levels[0].below
         each = [(g.owner, b, expected.get((id(g), id(b.clock))) if b.step.metric else None) for g, b in work]
         found = total((owner, b.layout.processes, self._products(b, owner, rows).to(like)) for owner, b, rows in each)
-        sizes = {h: len(h.normalization.products) for h in below}
-        return [found[h] if h in found else like.new_zeros(sizes[h], *h.shape) for h in below]
+        return [found[h] if h in found else like.new_zeros(len(h.normalization.products), *h.shape) for h in below]
 
     def _products(self, bucket: Bucket, owner: Hyperparameters, expected: Tensor | None) -> Tensor:
         if not bucket.live and (bucket.step.replays or bucket.step.metric):

@@ -265,7 +265,7 @@ class Run(NamedTuple):
 
     def trace(self, memory: Tensor) -> Tensor:
         """The sensitivities of what they move to their own hyperparameters. shape: (tuned, n)"""
-        return memory[self.first.rows : self.first.rows + len(self.first.own.names), self.place]
+        return memory[self.first.rows : len(self.first.start), self.place]
 
     def differentiate(self, memory: Tensor, tuned: Tensor, grad: Tensor, made: Tensor, free: Tensor) -> None:
         """The sensitivities after a step, from the memory before it: ``T = fading T + dU/dh``; see `Level.move`.
