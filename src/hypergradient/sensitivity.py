@@ -319,7 +319,8 @@ class Step:
         """One step without its derivative; its gradient is kept where the replay needs it."""
         at, c = cast(Any, self.rule.at(scalars.values)), scalars.c
         if not kept:
-            return cast(tuple[Tensor, State], at.update(param, grad, state, c))
+            moved: tuple[Tensor, State] = at.update(param, grad, state, c)  # the compiler takes no `cast` to this
+            return moved
         kept[0].copy_(at.gradient(param, grad))
         state = at.advance(kept[0], state, c)
         return at.apply(param, state, c), state
