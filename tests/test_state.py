@@ -12,6 +12,7 @@ from helpers import refusal, stored
 
 import hypergradient as hg
 from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer, Muon, RMSprop, from_torch
+from hypergradient.bucket import Bucket
 from hypergradient.probe import sums
 
 SMALL, LARGE = [(4, 3), (3, 5)], [(363, 364), (3, 5)]  # a parameter of 131,072 elements is not gathered with others
@@ -833,3 +834,19 @@ def test_a_checkpoint_of_version_0_1_0_is_saved_in_the_present_form(old):
         for p, memory in optimizer.state.items():
             assert {x.shape for n, x in memory.items() if n != "step"} <= {p.shape}
     assert train(optimizer, mine, 6, 6) == pytest.approx(old["losses"], rel=1e-9)
+
+
+def test_to_see_whether_the_state_is_as_it_was_left_takes_as_long_as_there_are_parameters(monkeypatch):
+    """And not, as once, the square of that: seconds for 600."""
+    calls, views = [], Bucket.views
+    monkeypatch.setattr(Bucket, "views", lambda self, flat: calls.append(1) or views(self, flat))
+    mine = make_params([(3,)] * 50)
+    optimizer = Hyperoptimizer(mine, Adam(lr=0.01) / SGD(lr=RATE))
+    for p in mine:
+        p.grad = p.detach().clone()
+    optimizer.step()
+    calls.clear()
+    optimizer.state_dict()
+    optimizer.state[mine[0]]["exp_avg"] = torch.zeros(3, dtype=mine[0].dtype)
+    optimizer.state_dict()
+    assert len(calls) < len(mine)

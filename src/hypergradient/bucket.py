@@ -18,7 +18,7 @@ from torch._utils import _flatten_dense_tensors as flatten
 
 from .layout import Layout, address
 from .numerics import exact, readable, wide
-from .probe import KEPT, rehearse
+from .probe import rehearse
 from .sensitivity import Piece, Step
 
 Memory = MutableMapping[Tensor, dict[str, Any]]
@@ -39,6 +39,7 @@ class Bucket:
         layout: how they are spread over processes; the bucket holds the parts that are here.
         index: `sets` on the device, or None. shape: (members,)
         uniform: whether all members use one set.
+        alike: whether one function, compiled or on a tape, serves all buckets like this one.
         state: what the rule remembers of the elements.
         kept: what is kept of the last step until its hypergradient is read.
         steps, told: `count`, for each member: as the user can change it, and as it was left. shape of both: (members,)
@@ -59,24 +60,24 @@ class Bucket:
     shared = False
 
     def __init__(self, step: Step, members: Sequence[Tensor], sets: Sequence[int], count: int, memory: Memory) -> None:
-        self.step, self.members, self.count = step, list(members), count
-        self.sets = list(sets)
-        self.layout = Layout.of(members[0], whole=not step.facts.elementwise)
+        self.step, self.members, self.sets, self.count = step, list(members), list(sets), count
+        self.layout = Layout.of(members[0], whole=not step.elementwise)
         self.complex, self.dtype = members[0].is_complex(), wide(members[0].dtype)
         parts = self.layout.parts(self.members)
         real = [torch.view_as_real(x) for x in parts] if self.complex else parts
         self.shapes, self.sizes = [x.shape for x in real], [x.numel() for x in real]
-        apart = len(members) == 1 and step.facts.elementwise
+        apart = len(members) == 1 and step.elementwise
         self.order = sorted(range(real[0].ndim), key=real[0].stride, reverse=True) if apart else None
-        self.sample = step.sample(members[0]) if len(members) == 1 else None
+        self.sample = step.sample(members[0])
         device, self.uniform = real[0].device, not sets or len(members) == 1
+        self.alike = self.uniform and step.elementwise
         self.counts, self.index = (torch.tensor(x, device=device) if x else None for x in (self.sizes, self.sets))
         shape = step.rows["jacobian"].stop if step.replays else 0, 1 if self.uniform else len(members)
         self.scalars = torch.zeros(shape, dtype=self.dtype, device=device)
         self.places: list[Tensor] = []
         self.entries: list[dict[str, Any]] = [{} for _ in members]
         self._recall(parts, [memory.get(p, {}) for p in members])
-        if not step.facts.elementwise:
+        if not step.elementwise:
             self._rehearse(parts)
         self.kinds, self.versions = [_kind(p) for p in members], self._versions()
         self.given = [(list(entry.items()), list(map(_place, entry.values()))) for entry in self.entries]
@@ -88,35 +89,31 @@ class Bucket:
         step, (p,) = self.step, self.members
         if (why := step.rule.accepts(p)) is not None:
             raise ValueError(f"a parameter has shape {tuple(p.shape)}: {why}")
-        rehearse(step.rule, self._flat(parts).to(self.dtype), dict(zip(step.facts.state, self.state, strict=True)))
+        rehearse(step.rule, self._flat(parts).to(self.dtype), dict(zip(step.state, self.state, strict=True)))
 
     # ------------------------------------------------------------------ what is remembered
 
     def _recall(self, parts: Sequence[Tensor], known: Sequence[Mapping[str, Any]]) -> None:
         """Take the state from what is `known` of the members, and from the rule where nothing is."""
-        self.names = names = (*self.step.facts.state, *(KEPT + n for n in self.step.kept))
+        names = (*self.step.state, *self.step.kept)
         flat = {n: x for n in names if (x := self._adopted(n, known)) is not None}
         if len(flat) < len(names):
             like = self._flat(parts).to(self.dtype)
             zero = torch.zeros_like(like if self.sample is None else self.sample(like))
-            fresh = self.step.rule.init(like) | {KEPT + n: zero.clone() for n in self.step.kept}
+            fresh = self.step.rule.init(like) | {n: zero.clone() for n in self.step.kept}
             taken = {address(like)}
             for n in (n for n in names if n not in flat):
                 flat[n] = fresh[n].clone() if address(fresh[n]) in taken else fresh[n]
                 taken.add(address(flat[n]))
                 self._fill(n, flat[n], known)
-        self.state = [flat[n] for n in self.step.facts.state]
-        self.kept = [flat[KEPT + n] for n in self.step.kept]
+        self.state = [flat[n] for n in self.step.state]
+        self.kept = [flat[n] for n in self.step.kept]
         self._recall_numbers(known, parts[0].device)
 
     def _recall_numbers(self, known: Sequence[Mapping[str, Any]], here: torch.device) -> None:
         """Put the number of steps into the entries, and what is added up over them."""
-        step = known[0].get("step")
-        if (
-            len(self.members) == 1
-            and isinstance(step, Tensor)
-            and (step.dtype, step.ndim, step.device) == (torch.float32, 0, here)
-        ):
+        step, alone = known[0].get("step"), len(self.members) == 1
+        if alone and isinstance(step, Tensor) and (step.dtype, step.ndim, step.device) == (torch.float32, 0, here):
             self.steps, self.entries[0]["step"] = step.view(1), step
         else:
             self.steps = torch.full((len(self.members),), float(self.count), device=here, dtype=torch.float32)
@@ -124,8 +121,8 @@ class Bucket:
                 entry["step"] = mine
         self.told = self.steps.new_full((len(self.members),), float(self.count))
         like = torch.zeros((), dtype=exact(here), device=here)
-        self.sums = [torch.stack([total_of(n, mine, like) for mine in known]) for n in self.step.facts.sums]
-        for n, sums in zip(self.step.facts.sums, self.sums, strict=True):
+        self.sums = [torch.stack([total_of(n, mine, like) for mine in known]) for n in self.step.sums]
+        for n, sums in zip(self.step.sums, self.sums, strict=True):
             for entry, mine in zip(self.entries, sums.unbind(), strict=True):
                 entry[n] = mine
         self.version = [x._version for x in (self.steps, *self.sums)]
@@ -133,20 +130,11 @@ class Bucket:
     def _adopted(self, name: str, known: Sequence[Mapping[str, Any]]) -> Tensor | None:
         """Of a single member: what is known, where it can be worked on as it is."""
         x, (p, *others) = known[0].get(name), self.members
-        if (
-            others
-            or not isinstance(x, Tensor)
-            or x.shape != self._shape(name)
-            or self.dtype != wide(x.dtype)
-            or x.requires_grad
-        ):
+        if others or not isinstance(x, Tensor) or x.requires_grad:
             return None
-        if (
-            x.device != p.device
-            or Layout.of(x) != self.layout
-            or x.is_complex() != self.complex
-            or x.dtype.to_real() != self.dtype
-        ):
+        dtype = self.dtype.to_complex() if self.complex else self.dtype
+        shape = torch.Size(self.sample.shape) if self.sample and name in self.step.kept else p.shape
+        if (x.shape, x.dtype, x.device, Layout.of(x)) != (shape, dtype, p.device, self.layout):
             return None
         part = self.layout.local(x)
         flat = self._flat([part]) if x.shape == p.shape else part.detach().view(-1)
@@ -162,20 +150,15 @@ class Bucket:
             if isinstance(x := old.get(name), Tensor) and x.shape == view.shape:
                 own = Layout.of(view)
                 own.local(view).copy_(own.local(x))
-            elif x is not None and not name.startswith(KEPT):
+            elif x is not None and name not in self.step.kept:
                 raise ValueError(
                     f"the state {name!r} of a parameter of shape {tuple(p.shape)} is {_brief(x)}; it must be a tensor of that "
                     "shape, or not there: then it begins anew"
                 )
 
-    def _shape(self, name: str) -> torch.Size:
-        """That of what is remembered of the first member, under this name."""
-        sampled = self.sample is not None and name.startswith(KEPT)
-        return torch.Size(self.sample.shape) if sampled and self.sample else self.members[0].shape
-
     def _views(self, name: str, flat: Tensor) -> list[Tensor]:
         """Of what is remembered under this name, that of each member."""
-        if self.sample is None or not name.startswith(KEPT):
+        if self.sample is None or name not in self.step.kept:
             return [self.layout.join(view, p) for view, p in zip(self.views(flat), self.members, strict=True)]
         part = flat.view(-1, *self.sample.shape[1:])
         return [self.layout.join(part, torch.empty(self.sample.shape, device="meta"))]
@@ -186,9 +169,9 @@ class Bucket:
         Of a parameter whose movement is followed only what is looked up; elsewhere stands the gradient.
         """
         assert self.sample is not None
-        facts, u = self.step.facts, self.sample(grad)
-        looks = facts.looks if self.step.follows else {"param", *facts.state}
-        each = zip(("param", *facts.state), (self.param, *self.state), strict=True)
+        names, u = ("param", *self.step.state), self.sample(grad)
+        looks = self.step.looks if self.step.follows else names
+        each = zip(names, (self.param, *self.state), strict=True)
         param, *state = [self.sample(x) if n in looks else u for n, x in each]
         return param, u, state, self.kept
 
@@ -223,14 +206,17 @@ class Bucket:
         found = memory.get(self.members[i], {})
         return all(found.get(n) is x and _place(x) == where for (n, x), where in zip(*self.given[i], strict=True))
 
-    def same(self, i: int, memory: Memory) -> bool:
-        """Whether `memory` holds of the member `i` the numbers that this bucket has put there, if perhaps elsewhere."""
-        found = memory.get(self.members[i], {})
-        mine = {n: self._views(n, x)[i] for n, x in zip(self.names, (*self.state, *self.kept), strict=True)}
-        alike = (
-            isinstance(x := found.get(n), Tensor) and x.shape == y.shape and torch.equal(x.to(y), y) for n, y in mine.items()
-        )
-        return self.own(i, memory) or (self.layout.mesh is None and all(alike))
+    def changed(self, memory: Memory) -> list[Tensor]:
+        """The members of which `memory` holds other numbers than this bucket has put there, in the same place or elsewhere."""
+        names = (*self.step.state, *self.step.kept)
+        views = [self._views(n, x) for n, x in zip(names, (*self.state, *self.kept), strict=True)]
+
+        def alike(i: int, found: Mapping[str, Any]) -> bool:
+            pairs = [(found.get(n), mine[i]) for n, mine in zip(names, views, strict=True)]
+            return all(isinstance(x, Tensor) and x.shape == y.shape and torch.equal(x.to(y), y) for x, y in pairs)
+
+        others = [(i, p) for i, p in enumerate(self.members) if not self.own(i, memory)]
+        return [p for i, p in others if self.layout.mesh is not None or not alike(i, memory.get(p, {}))]
 
     # ------------------------------------------------------------- members and elements
 

@@ -136,7 +136,7 @@ class Charts:
 
     def __init__(self, each: Sequence[Chart], device: torch.device) -> None:
         others = [chart for chart in each if chart.relative or chart.transform is not transforms.identity_transform]
-        kinds = [chart for i, chart in enumerate(others) if chart not in others[:i]]
+        kinds = [chart for i, chart in enumerate(others) if others.index(chart) == i]
         self.kinds = [(kind, torch.tensor([chart == kind for chart in each], device=device)) for kind in kinds]
         self.relative = any(chart.relative for chart in each)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import tape
 from .bucket import Bucket
 from .layout import total
-from .level import RAW, UNIT, Asks, Hyperparameters, Levels, scalars
+from .level import RAW, UNIT, Ask, Hyperparameters, Levels, scalars
 from .numerics import readable
 from .sensitivity import Piece
 
@@ -54,35 +54,31 @@ class Engine:
             leave: see `Levels.tune`; None where there are no levels.
         """
         self._plays = self._may_play(levels, work)
-        clocks = {(id(group), id(bucket.clock)): (group, bucket.clock) for group, bucket in work}
-        asks = tuple((group.owner, group.step) for group, _ in clocks.values())
-        schedules, ticks = [group.schedule for group, _ in clocks.values()], [clock for _, clock in clocks.values()]
+        clocks = {(id(g), id(b.clock)): (g.owner, g.step, g.schedule, b.clock) for g, b in work}
+        asks = tuple(clocks.values())
         if len(work) == 1 and leave is not None and self._alone(levels, work[0][1]):
             ((group, bucket),) = work
             elements = bucket.param, bucket.grad, bucket.state, bucket.kept, bucket.cotangents
-            rows = self(whole, levels, asks, elements, bucket.scalars, (leave, *schedules, *ticks), dynamic=None)
+            rows = self(whole, levels, asks[0], elements, bucket.scalars, leave, dynamic=None)
             group.last, bucket.scalars = {bucket.count + 1: rows[0]}, rows[1] if bucket.step.replays else bucket.scalars
             return bucket.scatter()
         learned = levels.memory[RAW]
         if leave is not None:
-            metric = any(step.metric for _, step in asks)
-            found = self._each(levels.expected, asks, levels.memory[: UNIT + 1], schedules, ticks) if metric else ()
+            metric = any(group.step.metric for group, _ in work)
+            found = self._each(levels.expected, asks, levels.memory[: UNIT + 1]) if metric else ()
             learned = self(levels.tune, self._read(levels, work, dict(zip(clocks, found, strict=False))), leave, dynamic=False)
-        now = dict(zip(clocks, self._each(scalars, asks, learned, schedules, ticks), strict=True))
+        now = dict(zip(clocks, self._each(scalars, asks, learned), strict=True))
         for group, _ in work:
             group.last = {}
         for group, bucket in work:
             group.last[bucket.count + 1] = rows = now[id(group), id(bucket.clock)]
             self._move(bucket, rows)
 
-    def _each(
-        self, function: Callable[..., Any], asks: Asks, learned: Tensor, schedules: list[Tensor], ticks: list[Tensor]
-    ) -> list[Tensor]:
+    def _each(self, function: Callable[..., Any], asks: Sequence[Ask], learned: Tensor) -> list[Tensor]:
         """What is asked for. A tape for each serves whichever are asked for together; the compiler takes all at once."""
         if not self._plays:
-            return cast(list[Tensor], self(function, asks, learned, schedules, ticks, dynamic=False))
-        each = zip(asks, schedules, ticks, strict=True)
-        return [self(function, (ask,), learned, [schedule], [tick], dynamic=False)[0] for ask, schedule, tick in each]
+            return cast(list[Tensor], self(function, asks, learned, dynamic=False))
+        return [self(function, (ask,), learned, dynamic=False)[0] for ask in asks]
 
     def forget(self) -> None:
         """Drop the tapes: they belong to levels that are no more."""
@@ -93,29 +89,20 @@ class Engine:
         tensors.
         """
         here = (x.is_cpu and readable(x) for x in (levels.memory, *(bucket.grad for _, bucket in work)))
-        return not self.compile and levels.ours and all(group.step.facts.ours for group, _ in work) and all(here)
+        return not self.compile and levels.ours and all(group.step.ours for group, _ in work) and all(here)
 
     def _alone(self, levels: Levels, bucket: Bucket) -> bool:
         """Whether a step in which only this bucket moves can be one function."""
         one = len(levels.levels[0].below) == 1 and bucket.grad.device == levels.memory.device
-        alone = one and bucket.index is None and not bucket.layout.processes and not bucket.sample
-        alone = alone and self._alike(bucket) and (self.compile or self._plays)
-        return alone and (self.compile or bucket.param.numel() < 3 * PIECE // 2)
-
-    @staticmethod
-    def _alike(bucket: Bucket) -> bool:
-        """Whether one function, compiled or on a tape, serves all buckets like this one."""
-        return bucket.uniform and bucket.step.facts.elementwise
+        plain = bucket.index is None and bucket.alike and not bucket.layout.processes and not bucket.sample
+        return one and plain and (self.compile or (self._plays and bucket.param.numel() < 3 * PIECE // 2))
 
     def _read(self, levels: Levels, work: Sequence[tuple[Group, Bucket]], expected: Mapping[Any, Tensor]) -> list[Tensor]:
         """What the last step says of each of the hyperparameters that the first level moves."""
         like, below = levels.memory, levels.levels[0].below
-        rows = [expected.get((id(g), id(b.clock))) if b.step.metric else None for g, b in work]
-        found = total(
-            (g.owner, b.layout.processes, self._products(b, g.owner, x).to(like)) for (g, b), x in zip(work, rows, strict=True)
-        )
-        sizes = {h: len(h.normalization.products) for h in below}
-        return [found[h] if h in found else like.new_zeros(sizes[h], *h.shape) for h in below]
+        each = [(g.owner, b, expected.get((id(g), id(b.clock))) if b.step.metric else None) for g, b in work]
+        found = total((owner, b.layout.processes, self._products(b, owner, rows).to(like)) for owner, b, rows in each)
+        return [found[h] if h in found else like.new_zeros(len(h.normalization.products), *h.shape) for h in below]
 
     def _products(self, bucket: Bucket, owner: Hyperparameters, expected: Tensor | None) -> Tensor:
         if not bucket.live and (bucket.step.replays or bucket.step.metric):
@@ -143,14 +130,14 @@ class Engine:
         bucket.scatter()
 
     def _run(self, bucket: Bucket, function: Callable[..., Any], *arguments: Any) -> Any:
-        return self(function, *arguments) if self._alike(bucket) else function(*arguments)
+        return self(function, *arguments) if bucket.alike else function(*arguments)
 
     def _pieces(self, bucket: Bucket, grad: Tensor) -> Sequence[Piece]:
         """The elements, cut into parts to be worked on one after the other; with `grad` as their gradient. What is kept of a
         sample alone, is not among them.
         """
         n, kept = sum(bucket.sizes), [] if bucket.sample else bucket.kept
-        parts = 1 if self.compile or not (bucket.uniform and bucket.step.facts.elementwise) else max(1, round(n / PIECE))
+        parts = 1 if self.compile or not bucket.alike else max(1, round(n / PIECE))
         if parts == 1:
             return ((bucket.param, grad, bucket.state, kept),)
         cuts = [t.split(-(-n // parts)) for t in (bucket.param, grad, *bucket.state, *kept)]
@@ -195,23 +182,23 @@ class Engine:
         return self._tapes[key](*tensors)
 
 
-def whole(levels: Levels, asks: Asks, elements: Any, last: Tensor, others: Any) -> tuple[Tensor, Tensor]:
+def whole(levels: Levels, ask: Ask, elements: Any, last: Tensor, leave: Tensor) -> tuple[Tensor, Tensor]:
     """All of a step in which a single bucket moves: the parts of a small step take less time than to call them.
 
     Args:
         elements: parameter, gradient, state, what is kept, and in a list the gradient to tune along, if that is another.
         last: see `Step.read`.
-        others: see `Levels.tune` and `scalars`: the leave, the schedule, and the clock.
+        leave: see `Levels.tune`.
 
     Returns:
         the scalars of this step, as they are and in the dtype of `last`.
     """
-    ((_, step),), (param, grad, state, kept, instead), (leave, schedule, clock) = asks, elements, others
-    rows = last if not step.metric else levels.expected(asks, levels.memory, [schedule], [clock])[0].to(last.dtype)
+    (_, step, *_), (param, grad, state, kept, instead) = ask, elements
+    rows = last if not step.metric else levels.expected([ask], levels.memory)[0].to(last.dtype)
     found = step.read((param, (instead or [grad])[0], state, kept), rows)
     if step.replays:
         found = torch.where(last[0] > 0, found, 0.0)  # of no step, nothing
-    (now,) = scalars(asks, levels.tune([found.to(levels.memory)], leave), [schedule], [clock])
+    (now,) = scalars([ask], levels.tune([found.to(levels.memory)], leave))
     used = now.to(last.dtype)
     step.move((param, grad, state, kept), used)
     return now, used
@@ -249,9 +236,7 @@ def _compiled(function: Callable[..., Any], form: Any, dynamic: bool | None) -> 
     # again, no two functions may share one. By its name it remembers which sizes vary: those of another optimizer do not.
     name = f"{function.__name__}_{next(_count)}"
     own = FunctionType(flat.__code__.replace(co_name=name), flat.__globals__, name, None, flat.__closure__)
-    options: dict[str, Any] | None = (
-        {"guard_filter_fn": _tensors} if hasattr(torch.compiler, "keep_tensor_guards_unsafe") else None
-    )
+    options: Any = {"guard_filter_fn": _tensors} if hasattr(torch.compiler, "keep_tensor_guards_unsafe") else None
     compiled: Callable[..., Any] = torch.compile(own, fullgraph=True, dynamic=dynamic, options=options)
     return compiled
 

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from .bucket import Bucket, Memory
 from .layout import Layout
-from .level import Hyperparameters
+from .level import Hyperparameters, title
 from .numerics import readable
-from .probe import KEPT
 from .rule import Rule, check
 from .sensitivity import Step
 
@@ -34,10 +33,9 @@ def values_of(entry: MutableMapping[str, Any], rule: Rule, where: str) -> None:
     """
     for n in rule.hyperparameters():
         value = entry.setdefault(n, getattr(rule, n))
-        number = check(
-            where, n, value.item() if isinstance(value, Tensor) and value.numel() == 1 else value, rule.constraint(n)
-        )
-        entry[n] = value if isinstance(value, Tensor) else number
+        number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        checked = check(where, n, number, rule.constraint(n))
+        entry[n] = value if isinstance(value, Tensor) else checked
     for n in rule.settings():
         given = entry.setdefault(n, getattr(rule, n))
         entry[n] = tuple(given) if isinstance(given, list) else given  # as a checkpoint may have it
@@ -79,14 +77,14 @@ class Group:
         buckets: where they are; `moving`: those that move in this step.
         anew: whether the hyperparameters have to be made anew; `fresh`: which of those that are tuned begin anew.
         followed: how many steps have been made, one after the other, each with something to be read of the one before.
-        last: the scalars of the last step, by the number of steps made with it. shape of each: (rows, sets)
+        last: the scalars of the last step, by the number of steps made with it; those of a checkpoint under 0.
+            shape of each: (rows, sets)
         saved: what a checkpoint says, see `memory.learned`, until there are levels to take it over.
         start: the lr that the user gave it at first.
         highest, rise: the highest that the user has given it since, and how many times `start` that is, from the first step on;
             `heights`: what they are if a step is made now.
         freedom: how much a schedule lets a step size move that learns fast, from 0 to 1.
         resting: after a checkpoint, the positions of parameters that had not moved in the last step.
-        recalled: whether `last` comes from a checkpoint.
         learned: the object under the key "learned", which belongs to this group.
     """
 
@@ -111,7 +109,7 @@ class Group:
         self.resting = {i for i, rests in enumerate(self.saved.get("resting", ())) if rests}
         self.learned = entry[LEARNED]
         self.last: dict[int, Tensor] = {}
-        self.recalled, self.anew = False, True
+        self.anew = True
 
     # ------------------------------------------------------------ what the user says
 
@@ -151,7 +149,7 @@ class Group:
         fixed = {n: self.said[n] for n in owner.order[len(owner.names) :]}
         off = frozenset(n for n, value in fixed.items() if value == 0 and n != "lr")
         self.schedule = owner.given.new_tensor([*factors, *fixed.values()]).unsqueeze(1)
-        kind = type(owner.rule), str(owner), off, *(getattr(owner.rule, n) for n in owner.rule.settings())
+        kind = type(owner.rule), title(owner.rule, owner.names), off, *(getattr(owner.rule, n) for n in owner.rule.settings())
         if kind not in self.steps:
             self.steps[kind] = Step(owner.rule, owner.names, off)
         self.step = self.steps[kind]
@@ -186,29 +184,29 @@ class Group:
         first = {**self.said, **self.bases, **self.begins}
         initial = {n: [first[n]] * sets for n in self.rule.hyperparameters()}
         owner, old = Hyperparameters(self.rule, initial, like, tuned), getattr(self, "owner", None)
+        columns: Sequence[int | None] = range(sets)
         if self.saved.get("levels"):
             owner.memory = like.new_tensor(next(iter(self.saved["levels"].values()))["memory"])
-            before = owner.memory.shape[1] // max(1, len(owner.names))  # parameters may have come since
-            owner.source = {k * sets + i: k * before + i for k in range(len(owner.names)) for i in range(min(sets, before))}
         elif old is not None and old.names == owner.names:
-            columns = list(self._columns(params)) if tensor else [0]
+            owner.memory = old.memory
             if tensor:
+                columns = list(self._columns(params))
                 here = [column or 0 for column in columns]
                 self.last = {count: rows[:, here] for count, rows in self.last.items()} if old.sets else {}
-            owner.memory = old.memory
-            owner.source = {
-                k * sets + i: k * old.sets + column
-                for k, n in enumerate(owner.names)
-                for i, column in enumerate(columns)
-                if column is not None and n not in self.fresh
-            }
+        before = 0 if owner.memory is None else owner.memory.shape[1] // max(1, len(owner.names))  # perhaps fewer parameters
+        owner.source = {
+            k * sets + i: k * before + column
+            for k, n in enumerate(owner.names)
+            for i, column in enumerate(columns)
+            if column is not None and column < before and n not in self.fresh
+        }
         return owner
 
     def use(self, owner: Hyperparameters) -> None:
         """Use these hyperparameters, from here on or from where a checkpoint left them."""
         self.params = list(self.entry["params"])
         if self.saved.get("last") and any(self.saved["last"][0]):
-            self.last, self.recalled = {0: owner.given.new_tensor(self.saved["last"])}, True
+            self.last = {0: owner.given.new_tensor(self.saved["last"])}
         self.owner, self.fresh, self.saved, self.anew = owner, set(), {}, False
         self._schedule()
 
@@ -233,8 +231,6 @@ class Group:
         """
         self.params, clocks = list(self.entry["params"]), dict[Any, Tensor]()
         past = dict(self.past(memory))
-        for changed in (b for b in self.buckets if b.written()):
-            changed.forget()
         here = {i: (*past.get(i, (0, False)), moves, self._sums(i, memory)) for i, moves in enumerate(present)}
         alike = self._alike({i: mine for i, mine in here.items() if present[i] or i in past}, shared)
         known = {(b.step, b.count, *b.sets, *map(id, b.members)): b for b in self.buckets if b.intact(memory)}
@@ -250,11 +246,11 @@ class Group:
                 bucket.scalars = bucket.use(self._scalars(bucket))
             bucket.positions, bucket.shared = positions, any(id(p) in shared for p in bucket.members)
             self.buckets.append(bucket)
-        self.recalled = False
+        self.last.pop(0, None)
 
     def _alike(self, known: Mapping[int, tuple[Any, ...]], shared: Collection[int]) -> dict[Any, list[int]]:
         """The positions that go together, by what they have in common: last, what is `known` of each."""
-        apart, bound = not self.step.facts.elementwise, BUCKET if self.owner.sets == 1 else ALONE
+        apart, bound = not self.step.elementwise, BUCKET if self.owner.sets == 1 else ALONE
         alike, filled = defaultdict[Any, list[int]](list), Counter[Any]()
         for i, mine in known.items():
             p = self.params[i]
@@ -268,7 +264,7 @@ class Group:
     def _sums(self, i: int, memory: Memory) -> tuple[float, ...]:
         """What a parameter has added up, where all use the same hyperparameters: those with other sums are others."""
         found = memory.get(self.params[i]) or {}
-        sums = [found.get(n, 0.0) for n in self.step.facts.sums] if self.owner.sets == 1 else []
+        sums = [found.get(n, 0.0) for n in self.step.sums] if self.owner.sets == 1 else []
         return tuple(float(x) for x in sums if not isinstance(x, Tensor) or readable(x))
 
     def _clock(self, bucket: Bucket, known: Tensor | None) -> Tensor:
@@ -296,7 +292,7 @@ class Group:
         if count not in self.last:  # after a checkpoint, which keeps those of one count
             rows, clock = self.recent(), bucket.clock.clone()
             values, scale = rows[step.rows["values"]], rows[step.rows["scale"]]
-            if step.facts.sums:  # what stands there is after that step
+            if step.sums:  # what stands there is after that step
                 clock[1:] -= step.summed(values, clock) - clock[1:]
             self.last[count] = rows if rows[0].eq(count).all() else step.prepare(values, scale, clock)
         return self.last[count]
@@ -306,10 +302,12 @@ class Group:
         found: dict[int, tuple[int, bool]] = {}
         lost: set[int] = set()
         for bucket in self.buckets:
-            live = bucket.live and not (self.step.replays and bucket.written())
+            if bucket.written():
+                bucket.forget()
             if bucket.intact(memory):
-                found.update((id(p), (bucket.count, live)) for p in bucket.members)
-            lost.update(id(p) for i, p in enumerate(bucket.members) if not (live and bucket.same(i, memory)))
+                found.update((id(p), (bucket.count, bucket.live)) for p in bucket.members)
+            else:
+                lost.update(map(id, bucket.changed(memory) if bucket.live else bucket.members))
         times: Counter[int] = Counter()
         for i, p in enumerate(self.entry["params"]):
             times[id(p)] += 1
@@ -324,8 +322,8 @@ class Group:
         """As `past`, of a parameter that is in no bucket; `lost`: its last step is known to be of no use."""
         count = int(entry.get("step", 1))
         shape = p.shape if (sample := self.step.sample(p)) is None else sample.shape
-        left = all(getattr(entry.get(KEPT + n), "shape", None) == shape for n in self.step.kept)
-        known = not self.step.replays or (not lost and (count in self.last or self.recalled))
+        left = all(getattr(entry.get(n), "shape", None) == shape for n in self.step.kept)
+        known = not self.step.replays or (not lost and (count in self.last or 0 in self.last))
         return count, count > 0 and left and known
 
     def gather(self, grads: Sequence[Tensor | None], cotangents: Mapping[Tensor, Tensor]) -> list[Bucket]:

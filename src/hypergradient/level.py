@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class Hyperparameters:
         place: where that stands among all that the level above moves.
         moves: whether its sensitivity is followed as the movement of what it moves, which is that to the logarithm.
         memory: what that level remembers of it, or None before there is one. shape: (rows, tuned * sets)
-        source: by column, with which of the memory it goes on; the others start anew.
+        source: by column, with which of that memory it goes on in a new level; the others start anew.
     """
 
     place = slice(0, 0)
@@ -61,7 +61,7 @@ class Hyperparameters:
         self.shape = len(self.names), self.sets
         self.charts = [rule.chart(n) for n in self.names for _ in range(self.sets)]
         self.normalization = NORMALIZATIONS[rule.normalize]
-        self.moves = tuned and follows_movement(rule, self.names)
+        self.moves = follows_movement(rule, self.names)
         self.low, self.high = low[: len(self.names)], high[: len(self.names)]
         self.source = {i: i for i in range(len(self.charts))}
 
@@ -74,7 +74,7 @@ class Hyperparameters:
         """Go on in the memory of a new level, `mine`, from what has been remembered. shape: (rows, tuned * sets)"""
         if (old := self.memory) is not None and not old.is_meta:
             mine[:, list(self.source)] = old[:, list(self.source.values())].to(mine)
-        self.memory, self.source = mine, {i: i for i in range(len(self.charts))}
+        self.memory = mine
 
     def bounds(self, unit: Tensor) -> tuple[Tensor, Tensor]:
         """The ends of the coordinates of what is tuned. shape: (tuned * sets,) -> (tuned * sets,) both"""
@@ -102,9 +102,6 @@ class Hyperparameters:
         held = free.clamp(self.low, self.high)
         return torch.cat([held, fixed]), (free == held) * factor
 
-    def __str__(self) -> str:
-        return title(self.rule, self.names)
-
 
 def title(rule: Rule, names: Sequence[str]) -> str:
     """All of a rule but its values, by which a checkpoint recognizes it: ``Adam[lr REAL, beta1 UNIT, amsgrad=True]``.
@@ -128,8 +125,9 @@ def upper(tower: Tower, like: Tensor) -> Iterator[Hyperparameters]:
         yield Hyperparameters(rule, rows, like, tuned=level < tower.height, below=each)
 
 
-Asks = Sequence[tuple[Hyperparameters, Step]]
-"""Which scalars are asked for: the hyperparameters that make them, and the step that they are for."""
+Ask = tuple[Hyperparameters, Step, Tensor, Tensor]
+"""Which scalars are asked for: the hyperparameters that make them; the step that they are for; what the user says, see
+`Hyperparameters.values`; how many steps have been made before, and the sums of these, shape: (1 + sums, sets or 1)."""
 
 
 class Level:
@@ -179,7 +177,7 @@ class Level:
         decays = hasattr(self.rule, "weight_decay") and self.rule.uses("weight_decay")
         self.origin = raw.clone() if decays else None
         alone = self.member is not None or decays
-        self.kind = str(self.own), [self.own.initial[n] for n in fixed], id(self) if alone else None
+        self.kind = title(self.own.rule, self.own.names), [self.own.initial[n] for n in fixed], id(self) if alone else None
 
     def columns(self, values: Tensor) -> Tensor:
         """From sets of its own hyperparameters to what they move. shape: (…, sets) -> (…, n), or (…, 1) of a single set"""
@@ -232,7 +230,7 @@ class Level:
         Args:
             old: what is remembered, but for sensitivities. shape: (rows, n)
             tuned: see `update`.
-            grad, known: see `gradient` and `Levels.known`. shape: (n,)
+            grad, known: see `gradient` and `Levels.leave`. shape: (n,)
             ends: of the coordinate: the low ones, the high ones. shape of both: (n,)
 
         Returns:
@@ -267,7 +265,7 @@ class Run(NamedTuple):
 
     def trace(self, memory: Tensor) -> Tensor:
         """The sensitivities of what they move to their own hyperparameters. shape: (tuned, n)"""
-        return memory[self.first.rows : self.first.rows + len(self.first.own.names), self.place]
+        return memory[self.first.rows : len(self.first.start), self.place]
 
     def differentiate(self, memory: Tensor, tuned: Tensor, grad: Tensor, made: Tensor, free: Tensor) -> None:
         """The sensitivities after a step, from the memory before it: ``T = fading T + dU/dh``; see `Level.move`.
@@ -301,6 +299,7 @@ class Levels:
 
     def __init__(self, levels: Sequence[Level], like: Tensor) -> None:
         self.levels, self.sizes, begin = tuple(levels), [len(level.sets) for level in levels], 0
+        self._leave: tuple[Any, Tensor] = None, like
         self.ours = all(ours(level.own.rule) for level in levels)
         self.memory = like.new_zeros((max((len(level.start) for level in levels), default=COUNT + 1), sum(self.sizes)))
         for level in levels:
@@ -323,25 +322,31 @@ class Levels:
         """What is remembered of what a level moves. shape: (rows, n)"""
         return self.memory[: len(level.start), level.place]
 
-    def fade(self, here: Tensor) -> None:
-        """Let a step pass in which not all that the first level moves are `here`. shape: (n,)"""
-        first = self.levels[0]
-        mine = self.of(first)
-        mine[first.rows :].mul_(torch.where(here, 1.0, first.own.rule.fading(mine[COUNT].clamp_min(1))))
-
     def learned(self, memory: Tensor) -> Sequence[Tensor]:
         """The values of what each level moves, before schedules. shape of each: (n,)"""
         return cut(self.charts.values(memory[RAW], memory[UNIT]), self.sizes)
 
-    def known(self, made: Sequence[int]) -> list[bool]:
-        """Which of all that is moved has moved something: each level begins one step after the one below.
+    def leave(self, made: Sequence[int], free: Sequence[float]) -> Tensor:
+        """See `tune`. What has moved nothing sees the step pass: its sensitivities to the levels above fade.
 
         Args:
             made: of all that the first level moves, how many steps have been made with it; -1 where there is none now.
+            free: how much of what it wants to it may move, see `Group.freedom`.
         """
-        found: list[bool] = []
+        if self._leave[0] != (made, free):  # a new one has to be sent to the device
+            known = self._known(made)
+            self._leave = (made, free), self.memory.new_tensor([known, [*free, *[1.0] * (len(known) - len(free))]])
+        first, leave = self.levels[0], self._leave[1]
+        if min(made, default=1) <= 0:
+            mine, here = self.of(first), leave[0, first.place] > 0
+            mine[first.rows :].mul_(torch.where(here, 1.0, first.own.rule.fading(mine[COUNT].clamp_min(1))))
+        return leave
+
+    def _known(self, made: Sequence[int]) -> list[float]:
+        """Of all that is moved, 1 where it has moved something, else 0: each level begins one step after the one below."""
+        found: list[float] = []
         for level in self.levels:
-            found += [n > 0 for n in made]
+            found += [float(n > 0) for n in made]
             sets = ([n for n, k in zip(made, level.sets, strict=True) if k == s] for s in range(level.own.sets))
             made = [max(mine, default=0) - 1 for mine in sets] * len(level.own.names)
         return found
@@ -355,7 +360,7 @@ class Levels:
 
         Args:
             found: for each of the hyperparameters that the first level moves, what was read; see `Step.read`.
-            leave: whether it is `known`, 0 or 1, and the part of its gradient that it moves along, see `Group.freedom`.
+            leave: whether it has moved something, 0 or 1, and the part of its gradient that it moves along.
                 shape: (2, all that is moved)
 
         Returns:
@@ -366,9 +371,8 @@ class Levels:
         moved, learned = [], grad[:0]
         known, down = leave[0] > 0, grad * leave[1]
         split = (cut(x, self.sizes) for x in (down, known, *self.bounds, unit))
-        for level, before, mine, moves, low, high, units in reversed(
-            list(zip(self.levels, self._parts(Run.before), *split, strict=True))
-        ):
+        each = zip(self.levels, self._parts(Run.before), *split, strict=True)
+        for level, before, mine, moves, low, high, units in reversed([*each]):
             tuned = level.columns(learned.view(level.own.shape)).expand(-1, len(mine))
             after, made, free = level.move(before, tuned, mine, moves, (low, high))
             learned = level.charts.values(after[RAW], units)
@@ -382,14 +386,15 @@ class Levels:
         read.copy_(natural.where(known, torch.nan))
         return learned
 
-    def expected(self, asks: Asks, memory: Tensor, schedules: Tensors, clocks: Tensors) -> list[Tensor]:
+    def expected(self, asks: Sequence[Ask], memory: Tensor) -> list[Tensor]:
         """What is asked for as it would be if nothing were learned in this step, in which nothing is counted yet.
 
         Args:
             memory: coordinates and units.
         """
-        counted = [torch.cat([clock[:1] + 1, clock[1:]]) for clock in clocks]
-        return _prepared(asks, self.learned(memory)[0], schedules, counted)
+        learned = self.learned(memory)[0]
+        each = [(step, own.values(learned, said), torch.cat([clock[:1] + 1, clock[1:]])) for own, step, said, clock in asks]
+        return [step.prepare(*values, clock) for step, values, clock in each]
 
     def _read(self, found: Tensors, slope: Tensor | None) -> tuple[Tensor, Tensor]:
         """The hypergradients of all that is moved; see `Level.gradient`. shape of both: (all that is moved,)"""
@@ -407,27 +412,20 @@ class Levels:
         return [x for run in self.runs for x in cut(rows(run, self.memory), self.sizes[run.levels])]
 
 
-def scalars(asks: Asks, learned: Tensor, schedules: Tensors, clocks: Tensors) -> list[Tensor]:
-    """What is asked for; see `Step.prepare`.
+def scalars(asks: Sequence[Ask], learned: Tensor) -> list[Tensor]:
+    """What is asked for, see `Step.prepare`; this step is counted.
 
     Args:
         learned: what the first level has learned, before schedules. shape: (n,)
-        schedules: for each, what the user says; see `Hyperparameters.values`.
-        clocks: for each, how many steps have been made before, and the sums of these; this one is counted.
-            shape: (1 + sums, sets or 1)
     """
-    for clock in clocks:
+    found = []
+    for own, step, schedule, clock in asks:
         clock[0].add_(1)
-    found = _prepared(asks, learned, schedules, clocks)
-    for (_, step), clock, rows in zip(asks, clocks, found, strict=True):
-        if step.facts.sums:
+        rows = step.prepare(*own.values(learned, schedule), clock)
+        if step.sums:
             clock[1:].copy_(step.summed(rows[step.rows["values"]], clock))
+        found.append(rows)
     return found
-
-
-def _prepared(asks: Asks, learned: Tensor, schedules: Tensors, clocks: Tensors) -> list[Tensor]:
-    each = zip(asks, schedules, clocks, strict=True)
-    return [step.prepare(*own.values(learned, schedule), clock) for (own, step), schedule, clock in each]
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:

@@ -77,13 +77,8 @@ def values(optimizer: Hyperoptimizer, group: Group) -> dict[str, tuple[float, fl
     if not owner.names or not readable(levels.memory):
         return {}
     learned = levels.learned(levels.memory)[0]
-    rows = zip(
-        owner.names,
-        learned[owner.place].view(owner.shape).tolist(),
-        owner.values(learned, group.schedule)[0].tolist(),
-        strict=False,
-    )
-    return {n: (median(known), median(force)) for n, known, force in rows if known}
+    known, force = learned[owner.place].view(owner.shape).tolist(), owner.values(learned, group.schedule)[0].tolist()
+    return {n: (median(k), median(f)) for n, k, f in zip(owner.names, known, force, strict=False) if k}
 
 
 def refresh(optimizer: Hyperoptimizer, groups: Sequence[Group]) -> None:

@@ -84,7 +84,6 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._steps: dict[Any, Step] = {}
         self._above: list[Hyperparameters] = []
         self._levels = Levels([], torch.empty(0, device="cpu"))
-        self._mask: tuple[Any, Tensor, Tensor] = None, self._levels.memory, self._levels.memory
         self._basis: tuple[Any, list[Any], Callable[[Any], int], list[int]] = None, [], address, []
         self._built: Any = None
         self._cotangents: dict[Tensor, Tensor] = {}
@@ -227,7 +226,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for own in self._above if below else ():
             above.append(Level(own, below))
             below = [own]
-        self._levels, self._mask, self._basis = Levels(above, like), (None, like, like), (None, [], address, [])
+        self._levels, self._basis = Levels(above, like), (None, [], address, [])
         self._engine.forget()
 
     # -------------------------------------------------------------------- step
@@ -324,10 +323,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         return not any(x.item() for x in total(moves).values())
 
     def _leave(self, groups: Sequence[Group]) -> Tensor:
-        """Which of all that the levels move has moved something in this step and before, and how freely it may move.
-
-        What has not, sees the step pass: its sensitivities to the levels above fade.
-        """
+        """Which of all that the levels move has moved something in this step and before, and how freely it may move."""
         made, free = dict[Any, int](), dict[Any, float]()  # of each set, how many levels can read something
         for group in groups:
             for bucket in group.moving:
@@ -335,17 +331,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 free[owner] = max(free.get(owner, 0.0), group.freedom)
                 for i in bucket.sets or (0,):
                     made[owner, i] = max(made.get((owner, i), 0), min(group.followed, self.tower.height) if bucket.live else 0)
-        below, memory = self._levels.levels[0].below, self._levels.memory
-        pattern = [made.get((h, i), -1) for h in below for _ in h.names for i in range(h.sets)]
-        parts = [free.get(h, 1.0) for h in below for _ in h.charts]
-        if (pattern, parts) != self._mask[0]:
-            here, known = torch.tensor([n > 0 for n in pattern], device=memory.device), self._levels.known(pattern)
-            leave = memory.new_tensor([[float(k) for k in known], parts + [1.0] * (len(known) - len(parts))])
-            self._mask = (pattern, parts), here, leave
-        _, here, leave = self._mask
-        if min(pattern, default=1) <= 0:
-            self._levels.fade(here)
-        return leave
+        each = [(h, i) for h in self._levels.levels[0].below for _ in h.names for i in range(h.sets)]
+        return self._levels.leave([made.get(x, -1) for x in each], [free.get(h, 1.0) for h, _ in each])
 
     @_disable_dynamo  # its gradient is not for the compiler to take
     def tune_on(self, loss: Tensor) -> None:

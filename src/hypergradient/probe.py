@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import UserDict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,32 +20,6 @@ RESERVED = "step", "numbers", "training"
 KEPT = "last_"
 """How the names begin under which is remembered what is kept of the last step."""
 _found: dict[Any, bool] = {}
-
-
-class Facts(NamedTuple):
-    """What is known of a rule of which some hyperparameters are tuned.
-
-    Attributes:
-        state: the names of what it remembers.
-        sums: the names of the numbers that it adds up.
-        elementwise: whether each element moves by itself.
-        coefficients: how many there are.
-        links: which coefficient depends on which tuned hyperparameter.
-        weights: of which averages the weight depends on what is tuned; which coefficient it is.
-        keeps: what is kept of a step until its hypergradient is read: "sensitivity", "movement", "gradient" or "nothing".
-        ours: whether it is one of this package, which are known to do nothing but to operate on tensors.
-        looks: the names of the state that its preconditioner looks up.
-    """
-
-    state: tuple[str, ...]
-    sums: tuple[str, ...]
-    elementwise: bool
-    coefficients: int
-    links: tuple[tuple[int, str], ...]
-    weights: dict[str, int]
-    keeps: str
-    ours: bool
-    looks: frozenset[str]
 
 
 def remembered(rule: Rule) -> tuple[str, ...]:
@@ -130,29 +104,10 @@ def rehearse(rule: Rule, param: Tensor, state: State) -> None:
     at = rule.at({n: param.new_tensor(next(each(getattr(rule, n)))) for n in rule.hyperparameters()})
     at, c, _ = prepared(at, param.new_ones(()), {})
     moved, after = at.update(param, torch.zeros_like(param), state, c)
-    shapes, expected = (
-        {n: tuple(x.shape) for n, x in d.items()} for d in ({"param": moved, **after}, {"param": param, **state})
-    )
+    results = {"param": moved, **after}, {"param": param, **state}
+    shapes, expected = ({n: tuple(x.shape) for n, x in found.items()} for found in results)
     if shapes != expected:
         raise ValueError(f"{type(rule).__name__}: update returns {shapes}; init and the parameter have {expected}")
-
-
-def study(rule: Rule, names: tuple[str, ...]) -> Facts:
-    """The facts of `rule`, of which `names` are tuned.
-
-    Raises:
-        TypeError, ValueError: it cannot be used; nothing has been done with it yet.
-    """
-    with on_host(), torch.enable_grad():
-        state, apart = remembered(rule), elementwise(rule)
-        values, c = _scalars(rule, names)
-        links = _links(values, c, names)
-        averages = isinstance(rule, Averages) and all(getattr(type(rule), n) is getattr(Averages, n) for n in MADE)
-        known = _weights(rule, values, c) if averages and isinstance(rule, Averages) else None
-        keeps = "sensitivity" if known is None or not names else _keeps(rule, values, c)
-        keeps = "movement" if follows_movement(rule, names) else keeps
-        looks = _looks(rule, values, c)
-    return Facts(state, sums(rule), apart, len(c), links, known or {}, keeps, ours(rule), looks)
 
 
 def ours(rule: Rule) -> bool:
@@ -175,7 +130,17 @@ def follows_movement(rule: Rule, names: Sequence[str]) -> bool:
     return unbounded and (*names,) == (rule.multiplier,) and rule.chart(names[0]) == POSITIVE
 
 
-def _looks(rule: Rule, values: dict[str, Tensor], c: tuple[Any, ...]) -> frozenset[str]:
+def scalars(rule: Rule, names: Sequence[str]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    """Values for a step of one element, of which `names` are tuned, and the coefficients made of them."""
+    one = torch.ones((), dtype=torch.float64)
+    values = {n: (one / 2).requires_grad_(n in names) for n in rule.hyperparameters()}
+    _, c, _ = prepared(rule.at(values), 2 * one, {})
+    return values, tuple(x if isinstance(x, Tensor) else one.new_tensor(x) for x in c)
+
+
+def looks(rule: Rule, values: dict[str, Tensor], c: tuple[Tensor, ...]) -> set[str]:
+    """The names of the state that its preconditioner looks up."""
+
     class Watched(UserDict[str, Tensor]):  # which has all that a dict has, by way of this
         def __getitem__(self, name: str) -> Tensor:
             found.add(name)
@@ -183,58 +148,50 @@ def _looks(rule: Rule, values: dict[str, Tensor], c: tuple[Any, ...]) -> frozens
 
     found, one = set[str](), torch.ones(1, dtype=torch.float64)
     rule.at(values).preconditioner(one, cast(State, Watched(rule.init(one))), 2 * one, c)
-    return frozenset(found)
+    return found
 
 
-def _scalars(rule: Rule, names: tuple[str, ...]) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
-    """Values for a step of one element, and the coefficients made of them."""
-    one = torch.ones((), dtype=torch.float64)
-    values = {n: (one / 2).requires_grad_(n in names) for n in rule.hyperparameters()}
-    _, c, _ = prepared(rule.at(values), 2 * one, {})
-    return values, tuple(x if isinstance(x, Tensor) else one.new_tensor(x) for x in c)
-
-
-def _links(values: dict[str, Tensor], c: tuple[Any, ...], names: tuple[str, ...]) -> tuple[tuple[int, str], ...]:
+def links(values: dict[str, Tensor], c: tuple[Tensor, ...], names: Sequence[str]) -> list[tuple[int, str]]:
+    """Which coefficient depends on which of `names`."""
     tuned, links = [values[n] for n in names], []
     for i, x in enumerate(c):
         if x.requires_grad:
             found = torch.autograd.grad(x, tuned, allow_unused=True, retain_graph=True)
             links += [(i, n) for n, slope in zip(names, found, strict=True) if slope is not None]
-    return tuple(links)
+    return links
 
 
-def _tuned(rule: Any, values: dict[str, Tensor], c: tuple[Any, ...]) -> dict[str, Tensor]:
-    """The weights of averages that depend on what is tuned."""
-    one = torch.ones((), dtype=torch.float64)
-    averages = rule.at(values).averages(one, c)
-    return {n: w for n, (_, w, *_) in averages.items() if isinstance(w, Tensor) and w.requires_grad}
+def keeps(rule: Rule, names: Sequence[str], values: dict[str, Tensor], c: tuple[Tensor, ...]) -> tuple[str, dict[str, int]]:
+    """What has to be kept of a step until its hypergradient is read: "sensitivity", "movement", "gradient" or "nothing".
+
+    Returns:
+        that; and for a replay, of which averages the weight depends on what is tuned: which coefficient it is.
+    """
+    if follows_movement(rule, names):
+        return "movement", {}
+    made = isinstance(rule, Averages) and all(getattr(type(rule), n) is getattr(Averages, n) for n in MADE)
+    weights = _weights(rule, values, c) if made and names and rule.horizon == 1 and not rule.normalize else None
+    if not weights:
+        return "sensitivity" if weights is None else "nothing", {}
+    inputs = {n: x for n, x in values.items() if x.requires_grad}
+    weighing = [c[i] for i in weights.values()]
+    reach = torch.autograd.grad(weighing, list(inputs.values()), list(map(torch.ones_like, weighing)), allow_unused=True)
+    undone = all(rule.chart(n) == UNIT for n, x in zip(inputs, reach, strict=True) if x is not None)
+    return ("gradient", weights) if undone else ("sensitivity", {})
 
 
-def _weights(rule: Averages, values: dict[str, Tensor], c: tuple[Any, ...]) -> dict[str, int] | None:
-    """Which weights that depend on what is tuned are which coefficient; None where the state depends on it otherwise."""
-    at, one = rule.at(values), torch.ones((), dtype=torch.float64)
-    gradient, tuned = at.gradient(one, one), _tuned(rule, values, c)
+def _weights(rule: Rule, values: dict[str, Tensor], c: tuple[Tensor, ...]) -> dict[str, int] | None:
+    """See `keeps`; None where the state depends on what is tuned otherwise."""
+    at, one = cast(Averages, rule.at(values)), torch.ones((), dtype=torch.float64)
+    averages = at.averages(gradient := at.gradient(one, one), c)
+    tuned = {n: w for n, (_, w, *_) in averages.items() if isinstance(w, Tensor) and w.requires_grad}
     weights = {n: i for n, w in tuned.items() for i, x in enumerate(c) if w is x}
     if any(x.requires_grad for x in at.advance(gradient, rule.init(one), c).values()):
-        averages = at.averages(gradient, c)
         fixed = not any(x.requires_grad for x, _, *other in averages.values() for x in (x, *other))
         plain = averages.keys() == rule.init(one).keys() and weights.keys() == tuned.keys() != set()
         if not (plain and fixed) or at.follows({}, dict.fromkeys(averages, one)):
             return None
     return weights
-
-
-def _keeps(rule: Rule, values: dict[str, Tensor], c: tuple[Any, ...]) -> str:
-    """What a step has to keep, where its weights are coefficients."""
-    if rule.horizon != 1 or rule.normalize:
-        return "sensitivity"
-    if not (tuned := _tuned(rule, values, c)):
-        return "nothing"
-    inputs = {n: x for n, x in values.items() if x.requires_grad}
-    ones = [torch.ones_like(w) for w in tuned.values()]
-    reach = torch.autograd.grad(list(tuned.values()), list(inputs.values()), ones, allow_unused=True)
-    undone = all(rule.chart(n) == UNIT for n, x in zip(inputs, reach, strict=True) if x is not None)
-    return "gradient" if undone else "sensitivity"
 
 
 MADE = "update", "advance", "average", "apply"

@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.func import vjp
 from torch.nn.functional import threshold
 
+from . import probe
 from .normalize import NORMALIZATIONS
-from .numerics import added, finite_or_zero
-from .probe import prepared, study, sums_after
+from .numerics import added, finite_or_zero, on_host
+from .probe import KEPT, prepared, sums_after
 from .rule import Rule, State
 from .sample import Sample
 
@@ -62,34 +63,44 @@ class Step:
         off: which are 0 and stay so.
 
     Attributes:
-        facts: what the rule is like; see `probe.Facts`.
+        state: the names of what the rule remembers.
+        sums: the names of the numbers that it adds up.
+        elementwise: whether each element moves by itself.
+        ours: whether the rule is one of this package, which are known to do nothing but to operate on tensors.
         order: all hyperparameters, the tuned ones first.
         rows: where in what `prepare` returns there is each field of `Scalars`.
-        linked: which coefficients depend on what is tuned.
-        kept: the names of what is kept of each step until its hypergradient is read.
+        coefficients: how many there are.
+        links: which of them depends on which tuned hyperparameter; `linked`: which on any.
+        looks: the names of the state that its preconditioner looks up.
+        kept: under which names is remembered what is kept of each step until its hypergradient is read.
         replays: whether that is read by a replay.
-        follows: whether it is the movement of the elements.
+        weights: for that, of which averages the weight depends on what is tuned; which coefficient it is.
+        follows: whether what is kept is the movement of the elements.
         metric: whether the scalars of the step that comes are needed to read the last one.
     """
 
     def __init__(self, rule: Rule, names: tuple[str, ...], off: frozenset[str] = frozenset()) -> None:
         self.rule, self.names = rule.at({"off": off}), names
-        self.facts = study(self.rule, names)
         self.order = (*names, *(n for n in rule.hyperparameters() if n not in names))
         self.normalization = NORMALIZATIONS[rule.normalize]
-        t, k = len(names), self.facts.coefficients
-        ends = accumulate((1, len(self.facts.sums), len(self.order), t, k, t * k), initial=0)
+        with on_host(), torch.enable_grad():
+            self.state, self.sums = probe.remembered(self.rule), probe.sums(self.rule)
+            self.elementwise, self.ours = probe.elementwise(self.rule), probe.ours(self.rule)
+            values, c = probe.scalars(self.rule, names)
+            self.links, self.looks = probe.links(values, c, names), probe.looks(self.rule, values, c)
+            keeps, self.weights = probe.keeps(self.rule, names, values, c)
+        t, k = len(names), len(c)
+        ends = accumulate((1, len(self.sums), len(self.order), t, k, t * k), initial=0)
         self.rows = dict(zip(Scalars._fields, (slice(*ends) for ends in pairwise(ends)), strict=True))
-        self.linked = sorted({i for i, _ in self.facts.links})
-        keeps = self.facts.keeps
-        self.kept = {"sensitivity": names, "nothing": ()}.get(keeps, (keeps,))
+        self.coefficients, self.linked = k, sorted({i for i, _ in self.links})
+        self.kept = tuple(KEPT + n for n in {"sensitivity": names, "nothing": ()}.get(keeps, (keeps,)))
         self.replays = keeps in ("gradient", "nothing")
         self.follows = keeps == "movement"
         self.metric = self.normalization.metric and bool(names)
 
     def sample(self, p: Tensor) -> Sample | None:
         """What is read of a parameter; None: all."""
-        return Sample.of(p, self.rule.sample) if self.kept and self.facts.elementwise else None
+        return Sample.of(p, self.rule.sample) if self.kept and self.elementwise else None
 
     # -------------------------------------------------------------------- scalars
 
@@ -103,7 +114,7 @@ class Step:
             scale: see `Scalars`. shape: (tuned, segments)
             clock: which step it is, from 1; and the sums before it. shape: (1 + sums, segments or 1)
         """
-        t, k, sets = len(self.names), self.facts.coefficients, values.shape[1]
+        t, k, sets = len(self.names), self.coefficients, values.shape[1]
         count, before = clock[0, 0], clock[1:].expand(-1, sets)
         rows = [clock[:1].expand_as(values[:1]), before, values, scale]
         if not k:
@@ -113,28 +124,28 @@ class Step:
 
     def summed(self, values: Tensor, clock: Tensor) -> Tensor:
         """The sums after a step; see `prepare`. shape: (sums, segments)"""
-        before = dict(zip(self.facts.sums, clock[1:], strict=True))
+        before = dict(zip(self.sums, clock[1:], strict=True))
         rule = self.rule.at(dict(zip(self.order, values.unbind(), strict=True)))
         return torch.stack([*sums_after(rule, clock[0, 0], before).values()])
 
-    def _coefficients(self, tuned: Tensor, fixed: Tensor, count: Tensor, before: Tensor) -> tuple[Any, list[Tensor]]:
+    def _coefficients(self, tuned: Tensor, fixed: Tensor, count: Tensor, before: Tensor) -> list[Tensor]:
         at = self.rule.at(dict(zip(self.order, [*tuned.unbind(), *fixed.unbind()], strict=True)))
-        at, c, _ = prepared(at, count, dict(zip(self.facts.sums, before, strict=True)))
-        return at, [x if isinstance(x, Tensor) else fixed.new_tensor(x) for x in c]
+        _, c, _ = prepared(at, count, dict(zip(self.sums, before, strict=True)))
+        return [x if isinstance(x, Tensor) else fixed.new_tensor(x) for x in c]
 
     def _slopes(self, values: Tensor, count: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Coefficients and their derivatives, by one reverse pass: each coefficient is made of a copy of its own.
 
         shapes: (coefficients, segments), (tuned * coefficients, segments)
         """
-        t, k, sets = len(self.names), self.facts.coefficients, values.shape[1]
+        t, k, sets = len(self.names), self.coefficients, values.shape[1]
         if not self.linked:
-            c = self._coefficients(values[:t], values[t:], count, before)[1]
+            c = self._coefficients(values[:t], values[t:], count, before)
             return torch.stack([x.expand(sets) for x in c]), values.new_zeros(t * k, sets)
         own = torch.eye(k, dtype=values.dtype, device=values.device).unsqueeze(2).expand(k, k, sets)
 
         def copies(h: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
-            return (torch.stack([x.expand(k, sets) for x in self._coefficients(h, values[t:], count, before)[1]]),), ()
+            return (torch.stack([x.expand(k, sets) for x in self._coefficients(h, values[t:], count, before)]),), ()
 
         (made,), _, (slope,) = slopes(copies, [values[:t].unsqueeze(1).expand(t, k, sets)], [own])
         assert slope is not None
@@ -145,7 +156,7 @@ class Step:
         rows = rows.squeeze(1) if rows.shape[1] == 1 else rows
         each = rows[: self.rows["jacobian"].start].unbind()
         (count,), *named, c = (each[self.rows[n]] for n in Scalars._fields[:-1])
-        keys = self.facts.sums, self.order, self.names
+        keys = self.sums, self.order, self.names
         sums, values, scale = (dict(zip(names, mine, strict=True)) for names, mine in zip(keys, named, strict=True))
         return Scalars(count, sums, values, scale, c, rows[self.rows["jacobian"]])
 
@@ -184,7 +195,7 @@ class Step:
         t, k = len(self.names), len(scalars.c)
         (new,), new_state, found = self.differentiate(scalars, step, copy=lambda x: x.expand_as(param))
         terms = {n: [] if x is None else [x * scalars.scale[n]] for n, x in zip(self.names, found, strict=False)}
-        for i, n in self.facts.links:
+        for i, n in self.links:
             if (slope := found[t + i]) is not None:
                 terms[n].append(slope * scalars.jacobian[self.names.index(n) * k + i])
         add = added if self.rule.normalize else sum
@@ -206,7 +217,7 @@ class Step:
             by element, or the sum over all.
         """
         at: Any = self.rule.at(scalars.values)
-        c, t, k, weights = scalars.c, len(self.names), len(scalars.c), self.facts.weights
+        c, t, k, weights = scalars.c, len(self.names), len(scalars.c), self.weights
         before, decay = param, at.decay(c)
         if decay is not None:
             before = torch.where(decay == 0, param, (param + at.displacement(state, c)) / decay)
@@ -222,7 +233,8 @@ class Step:
         through: list[Tensor | None] = [None] * k
         for (n, i), slope in zip(weights.items(), found[t + k :], strict=True):
             if slope is not None:
-                slope = (fresh(averages[n]) - state[n]) * slope
+                x, _, *other = averages[n]
+                slope = ((x * other[0] if other else x) - state[n]) * slope
                 through[i] = slope if (others := through[i]) is None else others + slope
         yield from through
 
@@ -242,7 +254,7 @@ class Step:
         spread, total = maps or (lambda x: x, lambda x: (x.sum() if x.ndim else x).view(1))
         scalars = self.scalars(spread(rows)) if self.replays or self.metric else None
         param, u, state, kept = piece
-        u, old = u.to(rows.dtype), dict(zip(self.facts.state, state, strict=True))
+        u, old = u.to(rows.dtype), dict(zip(self.state, state, strict=True))
         if scalars and self.replays:
             terms = self.replay(scalars, u, param.to(rows.dtype), old, *kept)
             found = torch.stack([rows.new_zeros(rows.shape[1]) if x is None else total(x) for x in terms])
@@ -253,9 +265,9 @@ class Step:
 
     def _chained(self, found: Tensor, last: Tensor) -> Tensor:
         """From what a replay says to hypergradients, by the chain rule."""
-        t, k = len(self.names), self.facts.coefficients
+        t, k = len(self.names), self.coefficients
         direct, partial, through = found.split([t, k, k])
-        if self.facts.weights:
+        if self.weights:
             rest = threshold(1 - last[self.rows["c"]], torch.finfo(last.dtype).eps ** 0.5, math.inf)
             partial = partial + through / rest  # of hardly anything, nothing can be said
         chained = (partial * last[self.rows["jacobian"]].view(t, k, -1)).sum(1)
@@ -269,10 +281,10 @@ class Step:
             now: the scalars of this step, of the dtype to work in. shape: (rows, elements or 1)
         """
         scalars, (param, grad, state, kept) = self.scalars(now), piece
-        old, p, g = dict(zip(self.facts.state, state, strict=True)), param.to(now.dtype), grad.to(now.dtype)
+        old, p, g = dict(zip(self.state, state, strict=True)), param.to(now.dtype), grad.to(now.dtype)
         sensitivity: Tensors = ()
-        if self.facts.keeps == "sensitivity" and kept:
-            advance = self.advance if self.facts.elementwise else self._advance_any
+        if kept and not (self.replays or self.follows):
+            advance = self.advance if self.elementwise else self._advance_any
             new, new_state, sensitivity = advance(scalars, p, g, old)
         else:
             new, new_state = self._moved_only(scalars, p, g, old, kept if self.replays else ())
@@ -307,17 +319,11 @@ class Step:
         """One step without its derivative; its gradient is kept where the replay needs it."""
         at, c = cast(Any, self.rule.at(scalars.values)), scalars.c
         if not kept:
-            moved: tuple[Tensor, State] = at.update(param, grad, state, c)
+            moved: tuple[Tensor, State] = at.update(param, grad, state, c)  # the compiler takes no `cast` to this
             return moved
         kept[0].copy_(at.gradient(param, grad))
         state = at.advance(kept[0], state, c)
         return at.apply(param, state, c), state
-
-
-def fresh(average: tuple[Tensor, ...]) -> Tensor:
-    """What is new in an average."""
-    x, _, *others = average
-    return x * others[0] if others else x
 
 
 def slopes(function: Function, inputs: Tensors, cotangents: Tensors = ()) -> tuple[Tensors, Any, Sequence[Tensor | None]]:

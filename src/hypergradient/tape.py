@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import c_float
 from typing import Any, NamedTuple, cast
 
@@ -97,14 +97,16 @@ TAKES: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("clamp", "threshold", "nan_to_num"), (1, 2, 3)),
 }
 """Which arguments of an operation on elements may be plain numbers."""
-FACTORS = {"add": 2, "sub": 2, "rsub": 2, "addcmul": 3}
-"""Which argument is a factor that may be left out."""
+FACTORS = "add", "sub", "rsub", "addcmul"
+"""Operations whose last argument is a factor, which may be left out."""
 INTO = NUMBERS.keys() - {"rsub", "masked_fill", "threshold"}
 """Operations that write their result where they are told to."""
 
 
 class Name(str):
     """The name of a number."""
+
+    __repr__ = str.__str__  # in the text of a tape
 
 
 class Elements(Name):
@@ -127,15 +129,15 @@ class Line(NamedTuple):
         name: of its result.
         what: the operation on elements; "": an expression of numbers; "sum": of elements.
         of: its arguments, or the expression in pieces.
-        more: arguments by keyword.
         dtype: of elements that result.
+        more: arguments by keyword.
     """
 
     name: str
     what: str
     of: tuple[Any, ...]
-    more: dict[str, Any]
     dtype: torch.dtype
+    more: Mapping[str, Any] = {}
 
     def reads(self) -> list[str]:
         """The names that it needs."""
@@ -146,7 +148,7 @@ class Recorder(TorchDispatchMode):
     """Writes down what is done to the tensors of a function.
 
     Tensors are told apart by their memory: so views need no care. Of the memory of numbers it is known by what each of them
-    is named; of elements, which are all of one length, what all of them are named.
+    is named, in a list; of elements, which are all of one length, what all of them are named.
     """
 
     @classmethod
@@ -155,9 +157,8 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lines: list[Line] = []
-        self.numbers: dict[int, list[Any]] = {}
-        self.elements: dict[int, Elements] = {}
+        self.lines: dict[Name, Line] = {}
+        self.names: dict[int, Any] = {}
         self.captured: dict[int, tuple[Tensor, Tensor]] = {}
         self._same, self._kept = dict[Any, Name](), list[Any]()
 
@@ -167,21 +168,20 @@ class Recorder(TorchDispatchMode):
         """What stands for an argument in the function."""
         if isinstance(name, Elements):
             x = torch.ones(LENGTH, dtype=x.dtype)
-            self.elements[_memory(x)] = name
         else:
             x = x.detach().clone(memory_format=torch.contiguous_format)
-            self.numbers[_memory(x)] = named(name, x)
+        self.names[_memory(x)] = name if isinstance(name, Elements) else named(name, x)
         self._kept.append(x)
         return x
 
     def _know(self, x: Tensor) -> None:
         """Take note of a tensor that was there before: of all of its memory."""
-        if (memory := _memory(x)) in self.elements or memory in self.numbers:
+        if (memory := _memory(x)) in self.names:
             return
         if type(x) not in (Tensor, torch.nn.Parameter) or x.device.type != "cpu":
             raise Unrecordable(f"{type(x)} on {x.device}")
         flat = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage(), 0, (_size(x),), (1,))
-        self.numbers[memory] = named(f"k{len(self.captured)}", flat)
+        self.names[memory] = named(f"k{len(self.captured)}", flat)
         self.captured[memory] = flat, flat.clone()
 
     def undo(self) -> None:
@@ -193,17 +193,17 @@ class Recorder(TorchDispatchMode):
         """The numbers of a tensor or a number, spread to `shape`, one after the other."""
         if not isinstance(x, Tensor):
             return [x] * math.prod(shape)
-        cells, where = self.numbers[_memory(x)], _positions(x).expand(tuple(shape)).reshape(-1).tolist()
+        cells, where = self.names[_memory(x)], _positions(x).expand(tuple(shape)).reshape(-1).tolist()
         return [cells[i] for i in where]
 
     def _element(self, x: Any) -> Any:
         """The name of elements, or of the one number that is the same for all of them."""
-        if isinstance(x, Tensor) and (name := self.elements.get(_memory(x))) is not None:
+        if not isinstance(x, Tensor):
+            return x
+        if isinstance(name := self.names[_memory(x)], Elements):
             if x.shape != (LENGTH,) or x.stride() != (1,):
                 raise Unrecordable(f"elements in the shape {tuple(x.shape)}")
             return name
-        if not isinstance(x, Tensor):
-            return x
         found = set(self.atoms(x, x.shape))
         if len(found) != 1:
             raise Unrecordable("different numbers for different elements")
@@ -227,30 +227,27 @@ class Recorder(TorchDispatchMode):
             raise Unrecordable(name)
         if schema.is_mutable:
             self._write(args[0], self._value(name.removesuffix("_"), ordered, args[0]))
-        elif not all(_memory(x) in self.numbers or _memory(x) in self.elements for x in made):  # no view
+        elif not all(_memory(x) in self.names for x in made):  # no view
             if not isinstance(out, Tensor):
                 raise Unrecordable(name)
             self._write(out, self._value(name, ordered, out))
         return out
 
     def _write(self, x: Tensor, value: Any) -> None:
-        memory = _memory(x)
+        old = self.names.setdefault(_memory(x), [0.0] * _size(x) if isinstance(value, list) else value)
+        if type(old) is not type(value):
+            raise Unrecordable("numbers become elements, or elements numbers")
         if isinstance(value, list):
-            if memory in self.elements:
-                raise Unrecordable("different numbers for different elements")
-            cells = self.numbers.setdefault(memory, [0.0] * _size(x))
             for i, cell in zip(_positions(x).reshape(-1).tolist(), value, strict=True):
-                cells[i] = cell
-        elif memory in self.numbers:
-            raise Unrecordable("numbers become elements")
+                old[i] = cell
         else:
-            self.elements[memory] = value
+            self.names[_memory(x)] = value
 
     def _value(self, name: str, given: list[Any], out: Tensor) -> Any:
         """What results: the name of elements, or a list of numbers."""
         if name in FACTORIES and out.numel() <= MOST:
             return out.flatten().tolist()
-        if any(isinstance(x, Tensor) and _memory(x) in self.elements for x in _leaves(given)):
+        if any(isinstance(x, Tensor) and isinstance(self.names[_memory(x)], Elements) for x in _leaves(given)):
             return self._of_elements(name, given, out)
         if name in COPIES:
             source = given[name == "copy"]
@@ -288,14 +285,13 @@ class Recorder(TorchDispatchMode):
         text = f"single({text})" if dtype == torch.float32 else text
         if not any(isinstance(x, Name) for x in row):
             return eval(text, dict(FUNCTIONS))
-        return self._line("", (text, *(x for x in row if isinstance(x, Name))), {}, torch.float64)
+        return self._line("", (text, *(x for x in row if isinstance(x, Name))), torch.float64)
 
-    def _line(self, what: str, of: tuple[Any, ...], more: dict[str, Any], dtype: torch.dtype) -> Name:
-        key = what, of, tuple(more.items()), dtype
-        if key not in self._same:
+    def _line(self, what: str, of: tuple[Any, ...], dtype: torch.dtype) -> Name:
+        if (key := (what, of, dtype)) not in self._same:
             kind = Elements if what not in ("", "sum") else Name
-            self._same[key] = kind(f"x{len(self.lines)}")
-            self.lines.append(Line(self._same[key], what, of, more, dtype))
+            self._same[key] = name = kind(f"x{len(self.lines)}")
+            self.lines[name] = Line(name, what, of, dtype)
         return self._same[key]
 
     def _moved(self, name: str, given: list[Any]) -> list[Any]:
@@ -317,13 +313,12 @@ class Recorder(TorchDispatchMode):
     def _summed(self, name: str, given: list[Any], out: Tensor) -> list[Any]:
         x, sign, zero = given[0], *SUMS[name]
         said = [d for y in given[1:2] if isinstance(y, (list, int)) for d in _leaves(y)]
-        dims = {d % x.ndim for d in said or range(x.ndim)}
+        dims = sorted({d % x.ndim for d in said or range(x.ndim)})
         if any(x.shape[d] == LENGTH for d in dims):
             raise Unrecordable("a sum over as many numbers as there are elements")
-        left = torch.arange(out.numel()).view([1 if d in dims else n for d, n in enumerate(x.shape)]).expand(x.shape)
-        rows: list[list[Any]] = [[] for _ in range(out.numel())]
-        for i, cell in zip(left.reshape(-1).tolist(), self.atoms(x, x.shape), strict=True):
-            rows[i].append(cell)
+        cells, last = torch.arange(x.numel()).view(x.shape), range(-len(dims), 0)
+        known, many = self.atoms(x, x.shape), math.prod(x.shape[d] for d in dims)
+        rows = [[known[i] for i in row] for row in cells.movedim(dims, [*last]).reshape(out.numel(), many).tolist()]
         places = [sign.join(f"{{{i}}}" for i in range(len(row))) or zero for row in rows]
         return [row[0] if len(row) == 1 else self._number(text, row) for text, row in zip(places, rows, strict=True)]
 
@@ -332,20 +327,20 @@ class Recorder(TorchDispatchMode):
         if name in COPIES:
             made = self._element(source := given[name == "copy"])
             if isinstance(made, Elements):
-                return made if source.dtype == out.dtype else self._line("convert", (made,), {}, out.dtype)
-            return self._line("full", (first, made), {}, out.dtype)
+                return made if source.dtype == out.dtype else self._line("convert", (made,), out.dtype)
+            return self._line("full", (first, made), out.dtype)
         if name == "sum" and out.numel() == 1 and out.dtype == given[0].dtype:
-            return [self._line("sum", (first,), {}, torch.float64)]
+            return [self._line("sum", (first,), torch.float64)]
         if name in FACTORIES:
-            return self._line("full", (first, out[0].item()), {}, out.dtype)
+            return self._line("full", (first, out[0].item()), out.dtype)
         if name not in NUMBERS or out.shape != (LENGTH,) or any(isinstance(x, str) for x in given):
             raise Unrecordable(name)
-        of, more = [self._element(x) for x in given], {}
-        if (last := FACTORS.get(name)) is not None and (factor := of.pop(last)) != 1:
-            more = {"alpha" if last == 2 else "value": factor}
-        if not (isinstance(first, Elements) or more) and name in ("add", "mul", "sub"):
+        of = [self._element(x) for x in given]
+        if name in FACTORS and of.pop() != 1:
+            raise Unrecordable(f"{name} with a factor")
+        if not isinstance(first, Elements) and name in ("add", "mul", "sub"):
             name, of = "rsub" if name == "sub" else name, of[::-1]
-        return self._line(name, tuple(of), more, out.dtype)
+        return self._line(name, tuple(of), out.dtype)
 
 
 def _leaves(x: Any) -> list[Any]:
@@ -423,10 +418,10 @@ class Program:
         """Begin and end with an argument, for which `x` stood in the function."""
         if isinstance(name, Elements):
             self.dtypes[name] = x.dtype
-            if (value := self.recorder.elements[_memory(x)]) != name:
+            if (value := self.recorder.names[_memory(x)]) != name:
                 self.changed[name] = value
             return
-        cells, mine = self.recorder.numbers[_memory(x)], named(name, x)
+        cells, mine = self.recorder.names[_memory(x)], named(name, x)
         self.head.append((mine, f"{name}.{'tolist()' if x.ndim == 1 else 'reshape(-1).tolist()'}"))
         if cells != mine:
             self.tail.append(f"{name}.copy_({self._tensor(cells, x)})")
@@ -434,7 +429,7 @@ class Program:
     def know(self, name: Name, x: Tensor) -> None:
         """The same of a tensor that the function knew: numbers that it does not write to never change."""
         mine = named(name, x)
-        if self.recorder.numbers[_memory(x)] == mine:
+        if self.recorder.names[_memory(x)] == mine:
             self.known.update(zip(mine, x.tolist(), strict=True))
         else:
             self.known[name] = x
@@ -446,26 +441,39 @@ class Program:
             return f"({''.join(self.result(y) + ', ' for y in x)})"
         if x is None:
             return "None"
-        if not isinstance(x, Tensor) or _memory(x) not in self.recorder.numbers:
+        if not isinstance(x, Tensor) or not isinstance(self.recorder.names.get(_memory(x)), list):
             raise Unrecordable("a result that is not numbers")
         return self._tensor(self.recorder.atoms(x, x.shape), x)
 
     def _tensor(self, cells: Sequence[Any], like: Tensor) -> str:
         """The text that makes a tensor of numbers."""
         self.needed.update(cells)
-        text = f"tensor([{', '.join(map(_said, cells))}], dtype={like.dtype}, device=cpu)"
+        text = f"tensor([{', '.join(map(repr, cells))}], dtype={like.dtype}, device=cpu)"
         return text if like.ndim == 1 else f"{text}.view({tuple(like.shape)})"
 
     def played(self, names: Sequence[Name], result: str) -> Callable[..., Any]:
         """The function that it is."""
-        lines = shortened(self.recorder.lines, {*self.needed, *self.changed.values()})
-        used = {*self.needed, *(x for line in lines for x in line.reads())}
+        all_lines, used, lines = self.recorder.lines.values(), {*self.needed, *self.changed.values()}, list[Line]()
+        uses = Counter([x for line in all_lines for x in line.reads()] + [*used])
+        for line in reversed(all_lines):
+            if line.name in used:
+                lines.insert(0, self._fused(line, uses))
+                used.update(lines[0].reads())
         body = [f"{', '.join(mine)}, = {text}" for mine, text in self.head if used & set(mine)]
         body += self._body(lines) + self.tail
         text = "\n    ".join([f"def played({', '.join(names)}):", *body, f"return {result}"])
         exec(text, self.known)  # of nothing but what stands above
         found: Callable[..., Any] = self.known["played"]
         return found
+
+    def _fused(self, line: Line, uses: Counter[str]) -> Line:
+        """The same in one operation, where what it adds is elements times a number, and serves for nothing else."""
+        swapped = [line.of[::-1]] if line.what == "add" and isinstance(line.of[1], Elements) else []
+        for first, x, *others in [line.of, *swapped] if line.what in ("add", "sub", "addcmul") else ():
+            made = self.recorder.lines.get(x)
+            if made is not None and made.what == "mul" and uses[x] == 1 and not isinstance(made.of[1], Elements):
+                return line._replace(of=(first, made.of[0], *others), more={"value" if others else "alpha": made.of[1]})
+        return line
 
     def _body(self, lines: Sequence[Line]) -> list[str]:
         """The operations; elements that are to change are written at once where nobody reads them any more."""
@@ -481,72 +489,30 @@ class Program:
         last = {x: i for i, line in enumerate(lines) for x in line.reads()}
         made = {line.name: i for i, line in enumerate(lines)}
         into, wanted = dict[str, str](), Counter(self.changed.values())
-
-        def settle(value: str, target: str, dtype: torch.dtype) -> None:
-            i = made[value]
-            if lines[i].what not in INTO or lines[i].dtype != dtype or last.get(target, -1) > i:
-                return
-            into[value] = target
-            for x in lines[i].of:  # what becomes of it on the way may stand there, too
-                if (
-                    x in made
-                    and isinstance(x, Elements)
-                    and last[x] == i
-                    and x not in wanted
-                    and last.get(target, -1) <= made[x]
-                ):
-                    return settle(x, target, dtype)
-
-        for target, value in self.changed.items():
-            if wanted[value] == 1 and target not in wanted and value in made:
-                settle(value, target, self.dtypes[target])
-        for i, line in enumerate(lines):
-            free = [x for x in line.of if isinstance(x, Elements) and last[x] == i and x in made and x not in {*wanted, *into}]
-            free = [x for x in free if lines[made[x]].dtype == line.dtype]
-            if line.what in INTO and line.name not in into and free:
-                into[line.name] = free[0]
+        home = {value: target for target, value in self.changed.items() if wanted[value] == 1 and target not in wanted}
+        for i, line in reversed([*enumerate(lines)]):
+            served = [x for x in line.of if isinstance(x, Elements) and x in made and last[x] == i and x not in wanted]
+            target = home.get(line.name, "")
+            if line.what not in INTO:
+                continue
+            if self.dtypes.get(target) == line.dtype and last.get(target, -1) <= i:
+                into[line.name] = target  # what becomes of it on the way may stand there, too
+                home.update([(x, target) for x in served if last.get(target, -1) <= made[x]][:1])
+            elif alike := [x for x in served if lines[made[x]].dtype == line.dtype]:
+                into[line.name] = alike[0]
         return into
 
     def _operation(self, line: Line, target: str | None) -> str:
         if line.what in WRITTEN:
-            return WRITTEN[line.what].format(line.of[0], *map(_said, line.of[1:]), dtype=line.dtype)
+            return WRITTEN[line.what].format(line.of[0], *map(repr, line.of[1:]), dtype=line.dtype)
         self.known[f"each_{line.what}"] = getattr(torch, line.what, None) or getattr(torch.ops.aten, line.what)
         plain, of = TAKES.get(line.what, ()), list[str]()
         for i, x in enumerate(line.of):
             kind = torch.bool if line.what == "where" and i == 0 else line.dtype
             number = not (isinstance(x, Elements) or i in plain or x is None)
-            of.append(f"tensor({_said(x)}, dtype={kind}, device=cpu)" if number else _said(x))
-        more = [f"{n}={_said(x)}" for n, x in line.more.items()] + ([f"out={target}"] if target else [])
+            of.append(f"tensor({x!r}, dtype={kind}, device=cpu)" if number else repr(x))
+        more = [f"{n}={x!r}" for n, x in line.more.items()] + ([f"out={target}"] if target else [])
         return f"each_{line.what}({', '.join([*of, *more])})"
-
-
-def shortened(lines: Sequence[Line], needed: Iterable[Any]) -> list[Line]:
-    """The same without what nobody needs, and where elements are multiplied by a number and added in one operation."""
-    made = {line.name: line for line in lines}
-    uses = Counter([x for line in lines for x in line.reads()] + list(needed))
-
-    def scaled(x: Any) -> Line | None:
-        """The line of ``elements * number``, if it serves for nothing else."""
-        line = made.get(x)
-        one = line is not None and line.what == "mul" and uses[x] == 1 and not isinstance(line.of[1], Elements)
-        return line if one else None
-
-    for line in lines:
-        new, (first, *others) = line, line.of
-        if line.what in ("add", "sub") and not line.more and isinstance(others[0], Elements):
-            if by := scaled(others[0]):
-                new = line._replace(of=(first, by.of[0]), more={"alpha": by.of[1]})
-            elif line.what == "add" and (by := scaled(first)):
-                new = line._replace(of=(others[0], by.of[0]), more={"alpha": by.of[1]})
-        elif line.what == "addcmul" and not line.more and (by := scaled(others[0])):
-            new = line._replace(of=(first, by.of[0], others[1]), more={"value": by.of[1]})
-        made[line.name] = new
-    wanted, found = set(needed), list[Line]()
-    for line in reversed([made[line.name] for line in lines]):
-        if line.name in wanted:
-            wanted.update(line.reads())
-            found.append(line)
-    return found[::-1]
 
 
 def named(name: str, x: Tensor) -> list[Any]:
@@ -554,7 +520,3 @@ def named(name: str, x: Tensor) -> list[Any]:
     if x.numel() > MOST:
         raise Unrecordable(f"{x.numel()} numbers")
     return [Name(f"{name}_{i}") for i in range(x.numel())]
-
-
-def _said(x: Any) -> str:
-    return str(x) if isinstance(x, Name) else repr(x)
