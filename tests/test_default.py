@@ -25,6 +25,7 @@ from hypergradient import (
     hyperparameter,
     nonnegative,
 )
+from hypergradient.sample import ENOUGH
 
 MOVING = [case for case in RULES if case.rule.multiplier]
 """Those whose lr multiplies all that moves a parameter."""
@@ -217,7 +218,7 @@ def test_of_a_large_parameter_a_sample_is_read():
         x.grad = x.detach().clone()
     optimizer.step()
     kept = optimizer.state[p]["last_movement"], optimizer.state[q]["last_movement"]
-    assert [x.numel() / y.numel() for x, y in zip(kept, (p, q), strict=True)] == pytest.approx([1 / 16, 1 / 16], rel=0.02)
+    assert [x.numel() for x in kept] == [1000 * 512 / 16, ENOUGH]
     for x in (p, q):
         x.grad = x.detach().clone()
     optimizer.step()
@@ -228,15 +229,15 @@ def test_of_a_large_parameter_a_sample_is_read():
 @pytest.mark.parametrize("shape", [(1000, 512), (140_000,), (1, 400_000), (64, 64, 9, 9)], ids=str)
 def test_a_sample_of_any_tower_says_about_the_same(rule, shape):
     found = {}
-    for sample in (1, 4):
+    for every in (1, 4):
         torch.manual_seed(0)
         p = torch.randn(shape).requires_grad_()
-        optimizer = Hyperoptimizer([p], replace(rule, sample=sample) / SGD(lr=0.0))
+        optimizer = Hyperoptimizer([p], replace(rule, sample=every) / SGD(lr=0.0))
         for _ in range(4):
             p.grad = p.detach().clone() + 0.1
             optimizer.step()
-        found[sample] = optimizer.hypergradients()[0]["lr"], p.detach().clone()
-    assert found[4][0] == pytest.approx(found[1][0] / 4, rel=0.05)
+        found[every] = optimizer.hypergradients()[0]["lr"], p.detach().clone()
+    assert found[4][0] == pytest.approx(found[1][0], rel=0.05)
     torch.testing.assert_close(found[1][1], found[4][1], rtol=1e-12, atol=1e-14)
 
 

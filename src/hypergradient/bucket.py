@@ -19,7 +19,8 @@ from torch._utils import _flatten_dense_tensors as flatten
 from .layout import Layout, address
 from .numerics import exact, readable, wide
 from .probe import rehearse
-from .sensitivity import Piece, Step
+from .sample import Samples
+from .sensitivity import Step
 
 Memory = MutableMapping[Tensor, dict[str, Any]]
 """`optimizer.state`."""
@@ -45,7 +46,7 @@ class Bucket:
         steps, told: `count`, for each member: as the user can change it, and as it was left. shape of both: (members,)
         sums: of each number that the rule adds up, the sum, for each member. shape: (members,)
         scalars: those of the last step, where it is replayed, in the dtype to work in. shape: (rows, segments)
-        sample: what is read of the elements, if not all.
+        sample: what is read of the elements, if not all; `samples`: of this and other parameters, side by side.
         clock: `count` in the dtype of hyperparameters, and the sums; the same tensor for buckets with the same history.
             shape: (1 + sums, sets or 1)
         positions: the positions of the members among the parameters of their group.
@@ -58,6 +59,7 @@ class Bucket:
     positions: Sequence[int]
     live = False
     shared = False
+    samples: Samples | None = None
 
     def __init__(self, step: Step, members: Sequence[Tensor], sets: Sequence[int], count: int, memory: Memory) -> None:
         self.step, self.members, self.sets, self.count = step, list(members), list(sets), count
@@ -99,7 +101,7 @@ class Bucket:
         flat = {n: x for n in names if (x := self._adopted(n, known)) is not None}
         if len(flat) < len(names):
             like = self._flat(parts).to(self.dtype)
-            zero = torch.zeros_like(like if self.sample is None else self.sample(like))
+            zero = torch.zeros_like(like if self.sample is None else self.sample.view(like).flatten())
             fresh = self.step.rule.init(like) | {n: zero.clone() for n in self.step.kept}
             taken = {address(like)}
             for n in (n for n in names if n not in flat):
@@ -163,18 +165,6 @@ class Bucket:
         part = flat.view(-1, *self.sample.shape[1:])
         return [self.layout.join(part, torch.empty(self.sample.shape, device="meta"))]
 
-    def sampled(self, grad: Tensor) -> Piece:
-        """Copies of what is read of the elements, with `grad` as their gradient; and what is kept of them.
-
-        Of a parameter whose movement is followed only what is looked up; elsewhere stands the gradient.
-        """
-        assert self.sample is not None
-        names, u = ("param", *self.step.state), self.sample(grad)
-        looks = self.step.looks if self.step.follows else names
-        each = zip(names, (self.param, *self.state), strict=True)
-        param, *state = [self.sample(x) if n in looks else u for n, x in each]
-        return param, u, state, self.kept
-
     def intact(self, memory: Memory) -> bool:
         """Whether the members and what is remembered of them are as this bucket has left them."""
         if not self.untouched() or self.kinds != [_kind(p) for p in self.members]:
@@ -187,10 +177,15 @@ class Bucket:
             return False
         return self.steps.device.type != "cpu" or not readable(self.steps) or torch.equal(self.steps, self.told)
 
+    def summed(self) -> Sequence[Tensor]:
+        """Of each number that the rule adds up, what its sum is by the clock, for each member."""
+        rows = (
+            self.clock[1:].expand(-1, len(self.members)) if self.index is None else self.clock[1:].index_select(1, self.index)
+        )
+        return rows.unbind()
+
     def tick(self) -> None:
         """Know that the steps have been counted."""
-        for sums, rows in zip(self.sums, self.clock[1:], strict=True):
-            sums.copy_(rows.expand(len(sums)) if self.index is None else rows.index_select(0, self.index))
         self.count, self.live, self.versions = self.count + 1, True, self._versions()
         self.version = [x._version for x in (self.steps, *self.sums)]
 
@@ -225,7 +220,10 @@ class Bucket:
         real = [torch.view_as_real(t.resolve_conj()) for t in tensors] if self.complex else tensors
         if len(real) > 1:
             return cast(Tensor, flatten(real))
-        return real[0].detach() if self.order is None else real[0].detach().permute(self.order).reshape(-1)
+        alone = real[0].detach()
+        return (
+            alone if self.order is None else alone.view(-1) if alone.is_contiguous() else alone.permute(self.order).reshape(-1)
+        )
 
     def views(self, flat: Tensor) -> Sequence[Tensor]:
         """What of a flat tensor belongs to each member, in the shape of its part."""
@@ -262,22 +260,27 @@ class Bucket:
             u = self._flat(self.layout.parts([cotangents[p] if p in cotangents else torch.zeros_like(p) for p in self.members]))
             self.cotangents = [-u if maximize else u]
 
+    def elements(self) -> Tensor:
+        """Those of all members as they are now; of a single one no copy."""
+        return self._flat(self.layout.parts(self.members))
+
     def refresh(self) -> None:
         """Read a member again that may have been moved by another, which shares its memory."""
         if self.shared:
-            self.param = self._flat(self.layout.parts(self.members))
+            self.param = self.elements()
 
     def scatter(self) -> None:
         """Write the members, in place: the end of a step."""
         self.cotangents = []
         if len(self.members) > 1:
             torch._foreach_copy_(self.layout.parts(self.members), self.places[: len(self.members)])
-        else:
+            return
+        if self.layout.mesh is not None or not self.param._is_view():  # a copy
             own, (p,) = Layout.of(self.members[0]), self.members
             here = own.local(p)
             if here.untyped_storage()._cdata != self.param.untyped_storage()._cdata:
                 here.copy_(own.local(self.layout.join(self.views(self.param)[0], p)))
-            del self.param, self.grad
+        del self.param, self.grad
 
     def rest(self) -> None:
         """Let a step pass in which these elements did not move."""

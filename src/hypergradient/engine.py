@@ -17,6 +17,7 @@ from .bucket import Bucket
 from .layout import total
 from .level import RAW, UNIT, Ask, Hyperparameters, Levels, scalars
 from .numerics import readable
+from .sample import Samples
 from .sensitivity import Piece
 
 if TYPE_CHECKING:
@@ -70,9 +71,23 @@ class Engine:
         now = dict(zip(clocks, self._each(scalars, asks, learned), strict=True))
         for group, _ in work:
             group.last = {}
+        self._move_all(work, now)
+
+    def _move_all(self, work: Sequence[tuple[Group, Bucket]], now: Mapping[Any, Tensor]) -> None:
+        """Move the buckets, and keep what is read of them next; `now`: the scalars, by group and clock."""
+        used = dict[Any, Tensor]()
         for group, bucket in work:
-            group.last[bucket.count + 1] = rows = now[id(group), id(bucket.clock)]
-            self._move(bucket, rows)
+            key = id(group), id(bucket.clock)
+            group.last[bucket.count + 1] = rows = now[key]
+            alike = (*key, bucket.dtype, *bucket.sets)
+            used[id(bucket)] = used[alike] = used[alike] if alike in used else bucket.use(rows)
+        sampled = [(b, b.samples, used[id(b)]) for _, b in work if b.samples and _reads(b)]
+        for each in sampled:
+            self._begin(*each)
+        for _, bucket in work:
+            self._move(bucket, used[id(bucket)])
+        for each in sampled:
+            self._end(*each)
 
     def _each(self, function: Callable[..., Any], asks: Sequence[Ask], learned: Tensor) -> list[Tensor]:
         """What is asked for. A tape for each serves whichever are asked for together; the compiler takes all at once."""
@@ -100,7 +115,8 @@ class Engine:
     def _read(self, levels: Levels, work: Sequence[tuple[Group, Bucket]], expected: Mapping[Any, Tensor]) -> list[Tensor]:
         """What the last step says of each of the hyperparameters that the first level moves."""
         like, below = levels.memory, levels.levels[0].below
-        each = [(g.owner, b, expected.get((id(g), id(b.clock))) if b.step.metric else None) for g, b in work]
+        reads = [(g, b) for g, b in work if _reads(b)]
+        each = [(g.owner, b, expected.get((id(g), id(b.clock))) if b.step.metric else None) for g, b in reads]
         found = total((owner, b.layout.processes, self._products(b, owner, rows).to(like)) for owner, b, rows in each)
         return [found[h] if h in found else like.new_zeros(len(h.normalization.products), *h.shape) for h in below]
 
@@ -110,38 +126,46 @@ class Engine:
         rows = bucket.scalars if expected is None else bucket.use(expected)
         maps = () if bucket.uniform else (bucket.spread, bucket.total)
         grad = [*bucket.cotangents, bucket.grad][0]
-        pieces = (bucket.sampled(grad),) if bucket.sample else self._pieces(bucket, grad)
-        found = [self._run(bucket, bucket.step.read, piece, rows, *maps) for piece in pieces]
-        return bucket.gathered(found[0] if len(found) == 1 else torch.stack(found).sum(0), owner.sets)
+        piece = bucket.samples.piece(tune=True) if bucket.samples else (bucket.param, grad, bucket.state, bucket.kept)
+        found = [self._run(bucket, bucket.step.read, part, rows, *maps) for part in self._parts(bucket, piece)]
+        products = found[0] if len(found) == 1 else torch.stack(found).sum(0)
+        return bucket.gathered(products if bucket.samples is None else products * bucket.samples.times, owner.sets)
 
-    def _move(self, bucket: Bucket, rows: Tensor) -> None:
-        now = bucket.use(rows)
+    def _move(self, bucket: Bucket, now: Tensor) -> None:
         bucket.refresh()
-        pieces, spread = self._pieces(bucket, bucket.grad), now if bucket.uniform else bucket.spread(now)
-        sample = bucket.sample
-        before = sample(bucket.param) if sample and bucket.step.follows else None
-        if sample and before is None:
-            self._run(bucket, bucket.step.move, bucket.sampled(bucket.grad), now)
-        for piece in pieces:
-            self._run(bucket, bucket.step.move, piece, spread)
-        if sample and before is not None:
-            self._run(bucket, bucket.step.follow, bucket.kept, before, sample(bucket.param), now)
+        spread = now if bucket.uniform else bucket.spread(now)
+        piece = bucket.param, bucket.grad, bucket.state, [] if bucket.samples else bucket.kept
+        for part in self._parts(bucket, piece):
+            self._run(bucket, bucket.step.move, part, spread)
         bucket.scalars = now if bucket.step.replays else bucket.scalars
         bucket.scatter()
+
+    def _begin(self, bucket: Bucket, samples: Samples, now: Tensor) -> None:
+        """Before samples move: note where they are, or take their sensitivities, where movement is not what is kept."""
+        if bucket.step.follows:
+            return samples.note()
+        for part in self._parts(bucket, samples.piece(tune=False)):
+            self._run(bucket, bucket.step.move, part, now)
+        samples.keep()
+
+    def _end(self, bucket: Bucket, samples: Samples, now: Tensor) -> None:
+        """After it: keep how far they have moved."""
+        if bucket.step.follows:
+            for part in self._parts(bucket, samples.movement()):
+                self._run(bucket, bucket.step.follow, part, now)
+            samples.keep()
 
     def _run(self, bucket: Bucket, function: Callable[..., Any], *arguments: Any) -> Any:
         return self(function, *arguments) if bucket.alike else function(*arguments)
 
-    def _pieces(self, bucket: Bucket, grad: Tensor) -> Sequence[Piece]:
-        """The elements, cut into parts to be worked on one after the other; with `grad` as their gradient. What is kept of a
-        sample alone, is not among them.
-        """
-        n, kept = sum(bucket.sizes), [] if bucket.sample else bucket.kept
+    def _parts(self, bucket: Bucket, piece: Piece) -> Sequence[Piece]:
+        """A piece, cut into parts to be worked on one after the other."""
+        (param, grad, state, kept), k = piece, len(piece[2])
+        n = grad.numel()
         parts = 1 if self.compile or not bucket.alike else max(1, round(n / PIECE))
         if parts == 1:
-            return ((bucket.param, grad, bucket.state, kept),)
-        cuts = [t.split(-(-n // parts)) for t in (bucket.param, grad, *bucket.state, *kept)]
-        k = len(bucket.state)
+            return (piece,)
+        cuts = [t.split(-(-n // parts)) for t in (param, grad, *state, *kept)]
         return tuple((param, grad, rest[:k], rest[k:]) for param, grad, *rest in zip(*cuts, strict=True))
 
     # ----------------------------------------------------------------- a function
@@ -180,6 +204,11 @@ class Engine:
             with contextlib.suppress(tape.Unrecordable):
                 self._tapes[key] = tape.record(flat, tensors, many)
         return self._tapes[key](*tensors)
+
+
+def _reads(bucket: Bucket) -> bool:
+    """Whether something is read with it; samples are read with the first of those that they are of."""
+    return bucket.samples is None or bucket.samples.buckets[0] is bucket
 
 
 def whole(levels: Levels, ask: Ask, elements: Any, last: Tensor, leave: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from .layout import Layout
 from .level import Hyperparameters, title
 from .numerics import readable
 from .rule import Rule, check
+from .sample import Samples
 from .sensitivity import Step
 
 ALONE = 1 << 17
@@ -247,6 +248,19 @@ class Group:
             bucket.positions, bucket.shared = positions, any(id(p) in shared for p in bucket.members)
             self.buckets.append(bucket)
         self.last.pop(0, None)
+        self._sample(present)
+
+    def _sample(self, present: Sequence[bool]) -> None:
+        """Put what is read of large parameters side by side."""
+        sampled = defaultdict[Any, list[Bucket]](list)
+        for b in self.buckets:
+            if b.sample:
+                alike = b.dtype, b.steps.device, b.layout.processes, id(b.clock), b.live, tuple(b.sets), present[b.positions[0]]
+                sampled[(b.sample.times, *alike)].append(b)
+        for (times, *_), mine in sampled.items():
+            samples = Samples(mine, times)
+            for b in mine:
+                b.samples = samples
 
     def _alike(self, known: Mapping[int, tuple[Any, ...]], shared: Collection[int]) -> dict[Any, list[int]]:
         """The positions that go together, by what they have in common: last, what is `known` of each."""
@@ -339,5 +353,7 @@ class Group:
         if moved := self.moving:
             self.followed = self.followed + 1 if any(b.live for b in moved) else 1
             torch._foreach_add_([x for b in moved for x in (b.steps, b.told)], 1)
+            if self.step.sums:
+                torch._foreach_copy_([x for b in moved for x in b.sums], [x for b in moved for x in b.summed()])
         for bucket in moved:
             bucket.tick()

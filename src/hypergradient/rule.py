@@ -125,7 +125,7 @@ class Rule(metaclass=Notation):
         normalize: None (default), or ``"cosine"``: the hypergradient in a chart's coordinate is divided by the norms of the
             gradient and of the sensitivity, and so lies in [-1, 1]; ``"metric cosine"``: by their norms in the metric of
             the rule, see `preconditioner` (on levels above the weights the same as ``"cosine"``).
-        sample: of a large parameter, hypergradients are read off one in so many blocks of neighbours. Default 1: off all.
+        sample: of a large parameter, hypergradients are read off one in so many elements, or fewer. Default 1: off all.
 
     Raises:
         ValueError: a value outside its constraint, an unknown name.

@@ -1,55 +1,127 @@
-"""Samples: of a large parameter, a hypergradient can be read off one in so many blocks of neighbouring elements."""
+"""Samples: the hypergradients of a large parameter can be read off a part of its elements."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .layout import Layout
 
+if TYPE_CHECKING:
+    from .bucket import Bucket
+    from .sensitivity import Piece
+
 LARGE = 1 << 17
 """From so many elements on, in all processes together, a parameter is sampled."""
+ENOUGH = 1 << 15
+"""Of a parameter no more elements than about so many are read."""
+LINE = 16
+"""Elements of a cache line: to read a part of one takes as long."""
+LONG = 1 << 12
+"""Elements in a block at the most."""
+
+
+GRAD, PARAM = "0", "1"
+"""Names that no state has."""
 
 
 class Sample(NamedTuple):
-    """Of each row of a tensor (dimension 0), the middle one of every `every` blocks of `size` elements.
+    """Of each row of a tensor (dimension 0), some elements in the middle of each of some equal parts.
 
     Rows stay whole rows: shards of them are cut the same way, on any number of processes.
 
     Args:
         shape: of what is kept of all rows.
         columns: the elements of a row.
-        blocks: how many of it are read.
+        blocks: how many parts of it are read.
+        size: how many elements of each.
+        times: for how many elements each one stands that is read.
     """
 
     shape: tuple[int, ...]
     columns: int
     blocks: int
-    every: int
     size: int
+    times: float
 
     @classmethod
     def of(cls, p: Tensor, every: int) -> Sample | None:
-        """That of a parameter; None where all of it is read."""
+        """That of a parameter, off one in `every` elements or fewer; None where all of it is read."""
         layout = Layout.of(p)
         whole = every == 1 or p.numel() < LARGE or p.is_complex() or not layout.local(p).is_contiguous()
         if whole or not all(x.is_replicate() or (x.is_shard(0) and p.ndim > 1) for x in layout.placements):
             return None
-        columns = prod(p.shape[1:]) if p.ndim > 1 else p.numel()
-        blocks = -(-columns // (4096 * every))  # long ones, so that memory that is left out is not touched
-        size = columns // (blocks * every)
-        if not size:
+        rows, columns = (p.shape[0], prod(p.shape[1:])) if p.ndim > 1 else (1, p.numel())
+        read = min(columns // every, LINE * -(-ENOUGH // (rows * LINE)))
+        if not read:
             return None
-        return cls((*p.shape[: p.ndim > 1], blocks * size), columns, blocks, every, size)
+        blocks = -(-read // LONG)
+        size = read // blocks
+        return cls((*p.shape[: p.ndim > 1], blocks * size), columns, blocks, size, columns / (blocks * size))
 
-    def __call__(self, flat: Tensor) -> Tensor:
-        """A copy of what is read of the elements that are here: to work on them where they lie apart takes longer.
+    def view(self, flat: Tensor) -> Tensor:
+        """What is read of the elements that are here. shape: (elements,) -> (rows, blocks, size)"""
+        part = self.columns // self.blocks
+        begin = (part - self.size) // (2 * LINE) * LINE
+        rows = flat.view(-1, self.columns)[:, : self.blocks * part].view(-1, self.blocks, part)
+        return rows[:, :, begin : begin + self.size]
 
-        shape: (elements,) -> (elements of the sample,)
+
+class Samples:
+    """What is read of some large parameters, side by side: to work on each by itself takes longer, and longer yet where its
+    elements lie apart.
+
+    Args:
+        buckets: of one parameter each; alike in all but their size, and with each element read for as many others.
+        times: for how many.
+    """
+
+    def __init__(self, buckets: Sequence[Bucket], times: float) -> None:
+        self.buckets, self.step, self.times = list(buckets), buckets[0].step, times
+        self._places: dict[str, tuple[Tensor, list[Tensor]]] = {}
+
+    def piece(self, tune: bool) -> Piece:
+        """Copies of what is read; with the gradient to `tune` along, if that is another.
+
+        Of parameters whose movement is followed only what is looked up; elsewhere stands the gradient.
         """
-        rows = flat.view(-1, self.columns)[:, : self.blocks * self.every * self.size]
-        read = rows.view(-1, self.blocks, self.every, self.size).select(2, self.every // 2)
-        return read.clone(memory_format=torch.contiguous_format).view(-1)
+        names = PARAM, *self.step.state
+        looks = self.step.looks if self.step.follows else names
+        u = self._copy(GRAD, [[*(b.cotangents if tune else ()), b.grad][0] for b in self.buckets])
+        each = zip(names, *((b.param, *b.state) for b in self.buckets), strict=True)
+        param, *state = [self._copy(n, mine) if n in looks else u for n, *mine in each]
+        return param, u, state, self._kept()
+
+    def note(self) -> None:
+        """Copy what is read of the parameters, before they move."""
+        self._copy(GRAD, [b.param for b in self.buckets])
+
+    def movement(self) -> Piece:
+        """Copies of the parameters after they have moved; in the place of the gradient they stand as they were before."""
+        before, _ = self._places[GRAD]
+        return self._copy(PARAM, [b.elements() for b in self.buckets]), before, [], self._kept()
+
+    def keep(self) -> None:
+        """Put what is kept of this step where it is remembered."""
+        for n, *mine in zip(self.step.kept, *(b.kept for b in self.buckets), strict=True):
+            torch._foreach_copy_(mine, self._places[n][1])
+
+    def _kept(self) -> list[Tensor]:
+        return [self._put(n, mine) for n, *mine in zip(self.step.kept, *(b.kept for b in self.buckets), strict=True)]
+
+    def _copy(self, name: str, elements: Sequence[Tensor]) -> Tensor:
+        return self._put(name, [b.sample.view(x) for b, x in zip(self.buckets, elements, strict=True) if b.sample])
+
+    def _put(self, name: str, parts: list[Tensor]) -> Tensor:
+        """`parts` side by side, in a place that is kept for them."""
+        if name not in self._places:
+            sizes = [x.numel() for x in parts]
+            flat = parts[0].new_empty(sum(sizes), dtype=self.buckets[0].dtype)
+            self._places[name] = flat, [x.view(part.shape) for x, part in zip(flat.split(sizes), parts, strict=True)]
+        flat, places = self._places[name]
+        torch._foreach_copy_(places, parts)
+        return flat

@@ -295,9 +295,14 @@ class Step:
         for target, x in [(t, x.clone() if any(x is y for y, _ in pairs) else x) for t, x in pairs]:
             target.copy_(x)  # what is handed on from one to the other was read before it is written
 
-    def follow(self, kept: Tensors, before: Tensor, after: Tensor, now: Tensor) -> None:
-        """Keep of one step how far elements have moved, where it `follows` that; see `move`."""
-        self._keep(kept, [after.to(now.dtype) - before.to(now.dtype)], self.scalars(now))
+    def follow(self, piece: Piece, now: Tensor) -> None:
+        """Keep of one step how far elements have moved, where it `follows` that; see `move`.
+
+        Args:
+            piece: after it; in the place of the gradient the parameter before it.
+        """
+        after, before, _, kept = piece
+        self._keep(kept, [after - before], self.scalars(now))
 
     def _keep(self, kept: Tensors, sensitivity: Tensors, scalars: Scalars) -> None:
         for t, slope in zip(kept, sensitivity, strict=False):  # what is not finite would stay for ever
