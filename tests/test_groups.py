@@ -216,3 +216,14 @@ def test_parameters_that_leave_or_join_a_group_take_their_own_set_with_them():
     optimizer.param_groups[0]["params"] = [c]
     optimizer.step()
     assert len(optimizer.hyperparameters()[0]["lr"]) == 1
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (400, 400)], ids=["small", "large"])
+def test_a_parameter_that_is_a_conjugate_moves(shape):
+    p = torch.randn(shape, dtype=torch.complex128).conj().requires_grad_()
+    assert p.is_conj()
+    twin = p.detach().clone().requires_grad_()
+    for q, optimizer in ((p, hg.Hyperoptimizer([p], hg.SGD(lr=0.1))), (twin, torch.optim.SGD([twin], lr=0.1))):
+        q.grad = torch.ones_like(q)
+        optimizer.step()
+    torch.testing.assert_close(p.detach().resolve_conj(), twin.detach().resolve_conj())

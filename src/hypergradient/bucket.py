@@ -66,7 +66,7 @@ class Bucket:
         self.layout = Layout.of(members[0], whole=not step.elementwise)
         self.complex, self.dtype = members[0].is_complex(), wide(members[0].dtype)
         parts = self.layout.parts(self.members)
-        real = [torch.view_as_real(x) for x in parts] if self.complex else parts
+        real = [torch.view_as_real(x.resolve_conj()) for x in parts] if self.complex else parts
         self.shapes, self.sizes = [x.shape for x in real], [x.numel() for x in real]
         apart = len(members) == 1 and step.elementwise
         self.order = sorted(range(real[0].ndim), key=real[0].stride, reverse=True) if apart else None
@@ -275,7 +275,7 @@ class Bucket:
         if len(self.members) > 1:
             torch._foreach_copy_(self.layout.parts(self.members), self.places[: len(self.members)])
             return
-        if self.layout.mesh is not None or not self.param._is_view():  # a copy
+        if self.complex or self.layout.mesh is not None or not self.param._is_view():  # perhaps a copy
             own, (p,) = Layout.of(self.members[0]), self.members
             here = own.local(p)
             if here.untyped_storage()._cdata != self.param.untyped_storage()._cdata:
