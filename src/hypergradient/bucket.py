@@ -179,10 +179,8 @@ class Bucket:
 
     def summed(self) -> Sequence[Tensor]:
         """Of each number that the rule adds up, what its sum is by the clock, for each member."""
-        rows = (
-            self.clock[1:].expand(-1, len(self.members)) if self.index is None else self.clock[1:].index_select(1, self.index)
-        )
-        return rows.unbind()
+        sums = self.clock[1:]
+        return (sums.expand(-1, len(self.members)) if self.index is None else sums.index_select(1, self.index)).unbind()
 
     def tick(self) -> None:
         """Know that the steps have been counted."""
@@ -221,9 +219,9 @@ class Bucket:
         if len(real) > 1:
             return cast(Tensor, flatten(real))
         alone = real[0].detach()
-        return (
-            alone if self.order is None else alone.view(-1) if alone.is_contiguous() else alone.permute(self.order).reshape(-1)
-        )
+        if self.order is None:
+            return alone
+        return alone.view(-1) if alone.is_contiguous() else alone.permute(self.order).reshape(-1)
 
     def views(self, flat: Tensor) -> Sequence[Tensor]:
         """What of a flat tensor belongs to each member, in the shape of its part."""

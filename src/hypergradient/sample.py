@@ -23,8 +23,6 @@ LINE = 16
 """Elements of a cache line: to read a part of one takes as long."""
 LONG = 1 << 12
 """Elements in a block at the most."""
-
-
 GRAD, PARAM = "0", "1"
 """Names that no state has."""
 
