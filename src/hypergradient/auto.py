@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from .charts import POSITIVE
@@ -12,9 +13,17 @@ from .rules.adamw_schedule_free import AdamWScheduleFree
 from .rules.tuner import Tuner
 from .tower import Tower
 
-START = {"lr": 1e-6, "r": 4.0}
-"""What `auto` takes in the place of a rule's defaults: a step size so small that it does no harm and grows from there; and
-averages over about the last fifth of all steps."""
+
+def start(rule: type[Rule]) -> float:
+    """The lr that `auto` takes in the place of a rule's default, so small that it does no harm, and grows from there: a
+    32nd of that; but where steps are as large as gradients, and so perhaps as large as a loss summed over many, 1e-6.
+    """
+    usual: float = rule.hyperparameters()["lr"].default
+    return usual / 32 if rule.preconditioner is not Rule.preconditioner else 1e-6
+
+
+CHOSEN: dict[str, Callable[[type[Rule]], float]] = {"lr": start, "r": lambda rule: 4.0}
+"""What `auto` takes in the place of a rule's defaults; with r, averages are over about the last fifth of all steps."""
 
 
 def auto(rule: Rule | None = None, **arguments: Any) -> Tower:
@@ -27,7 +36,7 @@ def auto(rule: Rule | None = None, **arguments: Any) -> Tower:
 
     Args:
         rule: what moves the parameters; default: ``AdamWScheduleFree(**arguments)``. Its values stay, but for an lr and an
-            r at their defaults, which become 1e-6 and 4.
+            r at their defaults: r becomes 4; lr a 32nd of that, or 1e-6 for a rule without a `Rule.preconditioner`.
         arguments: those of `AdamWScheduleFree`, where no rule is given, such as ``weight_decay=0.1``.
 
     Raises:
@@ -40,8 +49,8 @@ def auto(rule: Rule | None = None, **arguments: Any) -> Tower:
         hint = f"; write auto({rule.__name__}())" if isinstance(rule, type) and issubclass(rule, Rule) else ""
         raise TypeError(f"rule={rule!r} is not allowed; it must be a rule such as SGD(momentum=0.9){hint}")
     rule = AdamWScheduleFree(**arguments) if rule is None else rule
-    defaults = {f.name: f.default for f in fields(rule)}
-    chosen: dict[str, Any] = {n: value for n, value in START.items() if n in defaults and getattr(rule, n) == defaults[n]}
+    left = {n for n, f in rule.hyperparameters().items() if getattr(rule, n) == f.default}
+    chosen: dict[str, Any] = {n: value(type(rule)) for n, value in CHOSEN.items() if n in left}
     return around(replace(rule, **chosen))
 
 
@@ -58,5 +67,7 @@ def usual_lr(rule: Rule) -> float | None:
     """The lr that a group of `rule` shows, which schedules are relative to, where `auto` has it learned from far below; else
     None.
     """
-    usual = {f.name: f.default for f in fields(rule)}.get("lr")
-    return usual if isinstance(usual, float) and isinstance(rule.horizon, Age) and getattr(rule, "lr") == START["lr"] else None  # noqa: B009
+    if not isinstance(rule.horizon, Age) or "lr" not in rule.tunable():
+        return None
+    usual: float = rule.hyperparameters()["lr"].default
+    return usual if getattr(rule, "lr") == start(type(rule)) else None  # noqa: B009

@@ -21,7 +21,7 @@ NOTHING = 2 * REACH.tiny
 """As good as 0."""
 
 EARLY = 12
-"""The steps in which a step size that starts at 1e-6 has hardly been found."""
+"""The steps in which a step size has hardly been found."""
 
 ADVICE = (
     ". Write a smaller lr above, such as … / SGD(lr=1e-9), or a tower that is free of the loss's scale: "
