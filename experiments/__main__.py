@@ -4,6 +4,7 @@ python -m experiments list
 python -m experiments run table1 fig4a [--data DIR] [--seeds N] [--workers N] [--quick] [--device cpu] [--out DIR]
 python -m experiments run sensitivity
 python -m experiments run scripts
+python -m experiments run long
 python -m experiments report [--quick] [--out DIR]
 """
 

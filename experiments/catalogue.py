@@ -6,6 +6,7 @@ from .fig2 import FIG2A, FIG2B
 from .fig3 import FIG3
 from .fig4 import FIG4A, FIG4B, FIG4C, FIG4D, FIG4E
 from .fig4f import FIG4F
+from .long_study import LONG_STUDY
 from .results import Experiment, Study
 from .scripts_study import SCRIPTS_STUDY
 from .sensitivity import SENSITIVITY
@@ -24,4 +25,4 @@ EXPERIMENTS: dict[str, Experiment] = {
     "fig4f": FIG4F,
 }
 
-STUDIES: dict[str, Study] = {"sensitivity": SENSITIVITY, "scripts": SCRIPTS_STUDY}
+STUDIES: dict[str, Study] = {"sensitivity": SENSITIVITY, "scripts": SCRIPTS_STUDY, "long": LONG_STUDY}

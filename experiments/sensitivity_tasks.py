@@ -267,12 +267,12 @@ def reconstruction(device: str) -> Supervised:
     return task
 
 
-def text(build: Callable[[int], nn.Module], device: str) -> Supervised:
-    """War and Peace in pieces of 48 characters; each answer is the next character."""
-    found = data.text()
-    train, held = (part[: len(part) // 49 * 49].view(-1, 49).to(device) for part in (found.train, found.test))
+def text(build: Callable[[int], nn.Module], device: str, length: int = 48, size: int = 32) -> Supervised:
+    """War and Peace in pieces of `length` characters; each answer is the next character."""
+    found, n = data.text(), length + 1
+    train, held = (part[: len(part) // n * n].view(-1, n).to(device) for part in (found.train, found.test))
     pairs = ((rows[:, :-1], rows[:, 1:]) for rows in (train, held[:500]))
-    return Supervised(partial(build, found.vocabulary), *pairs, size=32)
+    return Supervised(partial(build, found.vocabulary), *pairs, size=size)
 
 
 def fine_tuning(device: str) -> Supervised:

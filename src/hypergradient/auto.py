@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from .charts import POSITIVE
 from .evaluation import averages
@@ -18,8 +18,12 @@ def start(rule: type[Rule]) -> float:
     """The lr that `auto` takes in the place of a rule's default, so small that it does no harm, and grows from there: a
     32nd of that; but where steps are as large as gradients, and so perhaps as large as a loss summed over many, 1e-6.
     """
-    usual: float = rule.hyperparameters()["lr"].default
-    return usual / 32 if rule.preconditioner is not Rule.preconditioner else 1e-6
+    return usual(rule) / 32 if rule.preconditioner is not Rule.preconditioner else 1e-6
+
+
+def usual(rule: type[Rule]) -> float:
+    """The lr that a rule has where none is given."""
+    return cast(float, rule.hyperparameters()["lr"].default)
 
 
 CHOSEN: dict[str, Callable[[type[Rule]], float]] = {"lr": start, "r": lambda rule: 4.0}
@@ -69,5 +73,4 @@ def usual_lr(rule: Rule) -> float | None:
     """
     if not isinstance(rule.horizon, Age) or "lr" not in rule.tunable():
         return None
-    usual: float = rule.hyperparameters()["lr"].default
-    return usual if getattr(rule, "lr") == start(type(rule)) else None  # noqa: B009
+    return usual(type(rule)) if getattr(rule, "lr") == start(type(rule)) else None  # noqa: B009

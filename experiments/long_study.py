@@ -1,0 +1,103 @@
+"""How the default does in longer trainings of larger networks, beside what one would take for them with a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+from torch.optim.lr_scheduler import MultiStepLR
+
+from . import models, sensitivity
+from .methods import DEFAULT, METHODS, Made, Params
+from .results import Line, Study, frame, styles, table
+from .runner import Settings, Store
+from .sensitivity_tasks import GPT, Pixels, Supervised, objects, text
+from .tasks import TASKS, Entry
+from .trial import Trial
+
+SEED = 10
+"""Nothing was tuned with it."""
+RESNET, LARGE = "ResNet-20, CIFAR-10", "GPT of 2.7M, War and Peace"
+DROPS = "SGD 0.1, ÷10 twice"
+EPOCHS = 20
+
+
+def dropped(params: Params, steps: int) -> Made:
+    """As He et al. 2016 train it: an epoch is a 20th of all, and after 10 and 15 the step size is a tenth."""
+    optimizer = torch.optim.SGD(params, 0.1, momentum=0.9, weight_decay=1e-4)
+    return optimizer, MultiStepLR(optimizer, [steps // 2, 3 * steps // 4])
+
+
+METHODS[DROPS] = dropped
+PLAN: dict[str, tuple[int, Sequence[str]]] = {
+    RESNET: (EPOCHS * 391, (DEFAULT, DROPS, "Adam 0.003, cosine", "Adam 0.001, cosine")),
+    LARGE: (1000, (DEFAULT, "AdamW 0.001, cosine", "AdamW 0.003, cosine", "Prodigy")),
+}
+"""For how many steps a network is trained, and with what."""
+
+
+def resnet(device: str) -> Supervised:
+    """ResNet-20 on CIFAR-10, with flips."""
+    return objects(lambda: nn.Sequential(Pixels(), models.ResNet20()), device, flips=True, size=128)
+
+
+def gpt(device: str) -> Supervised:
+    """Six blocks of a width of 192, on pieces of 128 characters."""
+    return text(partial(GPT, length=128, width=192, heads=6, blocks=6), device, length=128, size=16)
+
+
+TASKS.update({RESNET: Entry("cifar10", resnet), LARGE: Entry("text", gpt)})
+
+
+def plan(settings: Settings, store: Store) -> list[Trial]:
+    """One seed, method by method; the quick protocol is one step of two."""
+    few = settings.quick
+    ranked = [
+        (i, task, method) for task, (_, methods) in PLAN.items() for i, method in enumerate(methods[: 2 if few else None])
+    ]
+    return [
+        Trial("long", task, method, 1 if few else PLAN[task][0], SEED, {"task": task, "method": method}, noted=10)
+        for _, task, method in sorted(ranked, key=lambda one: one[0])
+    ]
+
+
+def text_of(lines: Sequence[Line], pictures: Mapping[str, str]) -> str:
+    """The page below its head."""
+    parts = [
+        "One seed each. As in [the study of small tasks](sensitivity.md), the default is given nothing and is validated as\n"
+        "trained and, from the same training, at its average; cosine is with a warm-up of 5 %; validation is on 3,000 images or\n"
+        "500 pieces that were not trained on.\n"
+    ]
+    for task, (steps, methods) in PLAN.items():
+        mine = {line["tower"]: line for line in lines if line["task"] == task}
+        rows = [row(name, mine[name]["final"]) for name in methods if name in mine]
+        if DEFAULT in mine:
+            rows.insert(1, row(f"{DEFAULT}, average", mine[DEFAULT]["average"]))
+        header = ["", "training loss", "validation loss", "validation error, %"]
+        parts.append(f"## {task}, {steps:,} steps\n\n{table(header, rows)}")
+    return "\n".join(
+        [*parts, *(f"![Validation loss against steps, a panel per network]({address})\n" for address in pictures.values())]
+    )
+
+
+def row(name: str, found: Mapping[str, Any] | None) -> list[str]:
+    """Of the table."""
+    return [name, *("diverged" if found is None else f"{found[what]:.4g}" for what in ("train", "loss", "error"))]
+
+
+def curves(lines: Sequence[Line], figure: Figure) -> None:
+    """Validation loss on 300 samples along the way."""
+    for axes, task in zip(figure.subplots(1, len(PLAN)), PLAN, strict=True):
+        mine = [line for line in lines if line["task"] == task]
+        for line, style in zip(mine, styles(), strict=False):
+            steps, losses, *_ = zip(*(point[:2] for point in line["curve"]), strict=True)
+            axes.plot(steps, losses, label=line["tower"], **style)
+        frame(axes, title=task, xlabel="step", ylabel="validation loss", yscale="log")
+        axes.legend(frameon=False, fontsize=8)
+
+
+LONG_STUDY = Study("Longer and larger", plan, sensitivity.run, text_of, {"long": (curves, (9.6, 4.0))})
