@@ -26,8 +26,8 @@ SEEDS = range(10, 13)
 """None of those that anything was tuned on."""
 SHORT, MANY = 600, 6000
 """Lengths of a training, in steps."""
-FEW = 300
-"""Of the validation data: what a curve is measured on."""
+ROWS, FEW = 3000, 300
+"""Of the data: what a model is measured on at the end, and for its curve."""
 QUICK = [DEFAULT, *(f"Adam {lr:g}" for lr in (1e-3, 3e-3, 1e-2)), "Adam(1e-3) / SGD(1e-5)", "Prodigy"]
 
 Task = Supervised | Surface
@@ -73,7 +73,9 @@ def run(trial: Trial, task: Task, device: str, folder: Path, tick: Tick) -> Resu
     if hasattr(optimizer, "train"):
         optimizer.train()
     averaged, noting = trial.tower in AVERAGED, due(trial.steps, trial.noted)
-    curve = [[0, short(task.measure(model, FEW).loss)]]
+    rows = trial.at.get("rows", ROWS)
+    few = min(FEW, rows)
+    curve = [[0, short(task.measure(model, few).loss)]]
     for step in range(trial.steps):
         start = time.perf_counter()
         optimizer.zero_grad()
@@ -87,9 +89,9 @@ def run(trial: Trial, task: Task, device: str, folder: Path, tick: Tick) -> Resu
             scheduler.step()
         times.append((time.perf_counter() - start, time.perf_counter() - middle))
         if step + 1 in noting:
-            curve.append([step + 1, *(one["loss"] for one in measured(task, model, optimizer, averaged, trial.seed, FEW))])
+            curve.append([step + 1, *(one["loss"] for one in measured(task, model, optimizer, averaged, trial.seed, few))])
         tick(step + 1)
-    final, *average = measured(task, model, optimizer, averaged, trial.seed)
+    final, *average = measured(task, model, optimizer, averaged, trial.seed, rows)
     diverged = len(times) < trial.steps or None in (final["loss"], final["train"])
     return {
         **about(device),
@@ -104,7 +106,7 @@ def run(trial: Trial, task: Task, device: str, folder: Path, tick: Tick) -> Resu
 
 
 def measured(
-    task: Task, model: nn.Module, optimizer: Optimizer, averaged: bool, seed: int, rows: int = 3000
+    task: Task, model: nn.Module, optimizer: Optimizer, averaged: bool, seed: int, rows: int = ROWS
 ) -> list[dict[str, float | None]]:
     """As trained; then at the average, with batch-norm statistics anew, of 20 batches. All is as it was afterwards."""
     found = [task.measure(model, rows)]
