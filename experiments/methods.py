@@ -15,7 +15,7 @@ from prodigyplus import ProdigyPlusScheduleFree
 from schedulefree import AdamWScheduleFree
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, MultiStepLR
 
 import hypergradient
 from hypergradient import Hyperoptimizer
@@ -63,6 +63,12 @@ def cosine(make: Callable[[Params], Optimizer], params: Params, steps: int) -> M
     )
 
 
+def dropped(params: Params, steps: int) -> Made:
+    """As He et al. 2016 train residual networks: SGD, whose step size is divided by 10 after 50 and 75 % of the steps."""
+    optimizer = torch.optim.SGD(params, 0.1, momentum=0.9, weight_decay=1e-4)
+    return optimizer, MultiStepLR(optimizer, [steps // 2, 3 * steps // 4])
+
+
 def tower(make: Callable[[], object], params: Params, steps: int) -> Made:
     """A tower of the library; `make` is called when it is needed."""
     return Hyperoptimizer(params, make()), None
@@ -73,7 +79,7 @@ def started(lr: float) -> object:
     return hypergradient.auto(hypergradient.AdamWScheduleFree(lr=lr))
 
 
-DEFAULT = "default"
+DEFAULT, DROPS = "default", "SGD 0.1, ÷10 twice"
 STARTS = {f"{DEFAULT} from {lr}": float(lr) for lr in ("1e-8", "1e-4", "1e-2")}
 """The default's step size at the beginning, by the name of the method."""
 OURS: dict[str, Method] = {
@@ -115,6 +121,7 @@ def grid(family: str, schedules: Iterable[str] = tuple(SCHEDULES)) -> list[str]:
 METHODS: dict[str, Method] = {
     DEFAULT: partial(plain, Hyperoptimizer),
     **{name: partial(tower, partial(started, lr)) for name, lr in STARTS.items()},
+    DROPS: dropped,
     **OURS,
     **PEERS,
     **{
