@@ -189,7 +189,7 @@ better. `default` is tested as training leaves it, which is what a script has th
 average, between `eval()` and `train()`; with batch-norm statistics anew from 20 batches where the script tests with those it
 has gathered. Ratios are of means over the seeds; in brackets the least and the greatest of a seed.
 """
-WHY = """**dcgan** has a beta1 of 0.5, the default 0.9, with which Adam fails, too. Below is the default with the author's beta1.
+WHY = """**dcgan** has a beta1 of 0.5, the default 0.9, with which Adam fails, too; below is the default with the author's.
 On **word_language_model** `from_torch` keeps the author's SGD and his step size of 20, which it makes smaller; the default,
 another rule, ends far below both.
 
