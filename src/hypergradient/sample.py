@@ -63,10 +63,10 @@ class Sample(NamedTuple):
 
     def view(self, flat: Tensor) -> Tensor:
         """What is read of the elements that are here. shape: (elements,) -> (rows, blocks, size)"""
-        part = self.columns // self.blocks
-        begin = (part - self.size) // (2 * LINE) * LINE
-        rows = flat.view(-1, self.columns)[:, : self.blocks * part].view(-1, self.blocks, part)
-        return rows[:, :, begin : begin + self.size]
+        part, step = self.columns // self.blocks, flat.stride(0)
+        begin = flat.storage_offset() + (part - self.size) // (2 * LINE) * LINE * step
+        shape = flat.numel() // self.columns, self.blocks, self.size
+        return flat.as_strided(shape, (self.columns * step, part * step, step), begin)
 
 
 class Samples:
