@@ -88,7 +88,8 @@ def curves(lines: Sequence[Line], figure: Figure) -> None:
             steps, losses, *_ = zip(*(point[:2] for point in line["curve"]), strict=True)
             axes.plot(steps, losses, label=line["tower"], **style)
         frame(axes, title=task, xlabel="step", ylabel="validation loss", yscale="log")
-        axes.legend(frameon=False, fontsize=8)
+        if mine:
+            axes.legend(frameon=False, fontsize=8)
 
 
 LONG_STUDY = Study("Longer and larger", plan, run, text_of, {"": (curves, (9.6, 4.0))})

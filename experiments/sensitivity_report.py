@@ -239,12 +239,11 @@ def starts(results: Results) -> str:
 WHY = """Where the default falls behind, as far as is known: on small data that are seen many times (the regression; the MLP for
 6,000 steps) its training loss is among the lowest, and it overfits sooner than smaller steps do. On the quadratic, whose noise
 is as large as its curvature, and where a loss can be driven to nearly nothing (sorting, adding, factorization, sines), to decay
-the step size to 0 is worth more than an average. There the best fixed step sizes, too, are larger than the default's: the path
-so far says hardly anything of what little is left. On Rosenbrock, without noise, the largest step size of the grid is the best
-fixed one. A start at 0.01 moves the weights of some networks far before the first hypergradient is read.
+the step size to 0 is worth more than an average; and there it differs from seed to seed by a factor of two and more. A start
+at 0.01 moves the weights of some networks far before the first hypergradient is read.
 
-The default's numbers (r, its horizon, the gain, the fading and the span of its tuner) were chosen on the tasks without a †,
-with the seeds 0 to 2.
+The default's numbers (its start, r, its horizon, the gain, the fading and the span of its tuner) were chosen on the tasks
+without a †, with the seeds 0 to 2.
 """
 ABOUT = """Each task is trained for 600 steps by every method, and five of them for 6,000 by most. Numbers are medians over the
 seeds, and ratios of the seeds that both were run with. Where several methods or step sizes stand behind a name ("best …"), the
