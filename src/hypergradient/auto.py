@@ -16,7 +16,7 @@ from .tower import Tower
 
 def start(rule: type[Rule]) -> float:
     """The lr that `auto` takes in the place of a rule's default, so small that it does no harm, and grows from there: a
-    32nd of that; but where steps are as large as gradients, and so perhaps as large as a loss summed over many, 1e-6.
+    32nd of that; but without a preconditioner, where steps may be as large as the gradients of a summed loss, 1e-6.
     """
     return usual(rule) / 32 if rule.preconditioner is not Rule.preconditioner else 1e-6
 
