@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from math import cos, pi
 
@@ -82,6 +83,20 @@ def started(lr: float) -> object:
 DEFAULT, DROPS = "default", "SGD 0.1, ÷10 twice"
 STARTS = {f"{DEFAULT} from {lr}": float(lr) for lr in ("1e-8", "1e-4", "1e-2")}
 """The default's step size at the beginning, by the name of the method."""
+
+
+def varied() -> Iterator[tuple[str, hypergradient.Tower]]:
+    """The default with another of its numbers, by what is done to it."""
+    rule, tuner = hypergradient.auto()
+    for words, times in (("× 4", 4.0), ("÷ 4", 1 / 4)):
+        yield f"gain {words}", rule / replace(tuner, lr=times * tuner.lr)
+    for words, times in (("× 2", 2.0), ("÷ 2", 1 / 2)):
+        yield f"horizon {words}", replace(rule, horizon=hypergradient.Age(times * rule.horizon.times)) / tuner
+        yield f"r {words}", replace(rule, r=times * rule.r) / tuner
+
+
+VARIANTS = {f"{DEFAULT}, {what}": each for what, each in varied()}
+"""Such defaults, by the name of the method."""
 OURS: dict[str, Method] = {
     "auto(Adam())": partial(tower, lambda: hypergradient.auto(hypergradient.Adam())),
     "auto(SGD(momentum=0.9))": partial(tower, lambda: hypergradient.auto(hypergradient.SGD(momentum=0.9))),
@@ -99,7 +114,7 @@ PEERS: dict[str, Method] = {
     "Mechanic(AdamW)": partial(plain, partial(mechanize(torch.optim.AdamW), lr=1.0)),
 }
 """Of others, as they are where nothing is set."""
-AVERAGED = {DEFAULT, *STARTS, "schedule-free AdamW", "ProdigyPlusScheduleFree", "DoG"}
+AVERAGED = {DEFAULT, *STARTS, *VARIANTS, "schedule-free AdamW", "ProdigyPlusScheduleFree", "DoG"}
 """What is validated as trained, and at an average too."""
 
 LRS = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
@@ -121,6 +136,7 @@ def grid(family: str, schedules: Iterable[str] = tuple(SCHEDULES)) -> list[str]:
 METHODS: dict[str, Method] = {
     DEFAULT: partial(plain, Hyperoptimizer),
     **{name: partial(tower, partial(started, lr)) for name, lr in STARTS.items()},
+    **{name: partial(tower, lambda each=each: each) for name, each in VARIANTS.items()},
     DROPS: dropped,
     **OURS,
     **PEERS,

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import update_bn
 
 from hypergradient import Hyperoptimizer
 
-from .methods import AVERAGED, DEFAULT, GRIDS, METHODS, OURS, PEERS, STARTS, grid
+from .methods import AVERAGED, DEFAULT, GRIDS, METHODS, OURS, PEERS, STARTS, VARIANTS, grid
 from .results import Study
 from .runner import Settings, Store
 from .sensitivity_report import PICTURES, text
@@ -43,7 +43,7 @@ def trials(tasks: Iterable[str], methods: Iterable[str], seed: int, steps: int =
 
 
 def plan(settings: Settings, store: Store) -> list[Trial]:
-    """Seed by seed, and what matters most first; from other starts with one seed fewer."""
+    """Seed by seed, and what matters most first; from other starts, and with other numbers, with one seed fewer."""
     if settings.quick:
         return list(trials(["mlp-mnist", "quadratic"], QUICK, SEEDS[0], SHORT // 2))
     found: list[Trial] = []
@@ -52,7 +52,7 @@ def plan(settings: Settings, store: Store) -> list[Trial]:
         found += trials(NAMES, [DEFAULT, *grid("Adam")], seed)
         found += trials(NAMES, PEERS, seed)
         found += trials(NAMES, [*OURS, *(name for family in GRIDS if family != "Adam" for name in grid(family))], seed)
-        found += trials(NAMES, STARTS, seed) if seed < last or seed == SEEDS[0] else []
+        found += trials(NAMES, [*STARTS, *VARIANTS], seed) if seed < last or seed == SEEDS[0] else []
         found += trials(LONG, [DEFAULT, *PEERS, *grid("Adam")], seed, MANY)
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from math import inf
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from .methods import AVERAGED, DEFAULT, GRIDS, OURS, PEERS, STARTS, grid
+from .methods import AVERAGED, DEFAULT, GRIDS, OURS, PEERS, STARTS, VARIANTS, grid
 from .results import Line, frame, styles, table
 from .sensitivity_tasks import HELD_OUT, NAMES
 
@@ -42,8 +42,11 @@ CONTESTANTS = {
 """By what the page calls them."""
 TARGETS = {ADAM: 1.03, COSINE: 1.05, PEER: 1.03}
 """How many times their validation loss the default's may be."""
-SPREAD = 1.03
-"""How many times its own it may be from other starts."""
+OTHERS = (
+    (STARTS, 1.03, f"from {', '.join(name.split()[-1] for name in STARTS)}"),
+    (VARIANTS, 1.05, "gain × 4 or ÷ 4, horizon and r × 2 or ÷ 2"),
+)
+"""Other starts and other numbers of the default's: how many times its own loss it may then be."""
 
 
 def contestant(name: str) -> Contestant:
@@ -106,16 +109,16 @@ class Results:
         """Of the tasks where both are known."""
         return {row: x for row in self.rows if (x := self.ratio(row, name, base)) is not None}
 
-    def from_starts(self, where: str) -> dict[Row, dict[str, float]]:
-        """The default's loss from other starts, in times of its loss for the same seeds."""
+    def beside(self, methods: Iterable[str], where: str) -> dict[Row, dict[str, float]]:
+        """The losses of methods in times of the default's, for the same seeds."""
         found: dict[Row, dict[str, float]] = {}
         for row in self.rows:
-            for start in STARTS:
-                theirs = {line["seed"]: value(line, where) for line in self.of(row, start)}
+            for method in methods:
+                theirs = {line["seed"]: value(line, where) for line in self.of(row, method)}
                 ours = {line["seed"]: value(line, where) for line in self.of(row, DEFAULT) if line["seed"] in theirs}
                 above, below = (median([values[seed] for seed in ours]) for values in (theirs, ours))
                 if above is not None and below and below < inf:
-                    found.setdefault(row, {})[start] = above / below
+                    found.setdefault(row, {})[method] = above / below
         return found
 
     def reached(self, row: Row, name: str) -> float | None:
@@ -171,10 +174,10 @@ def targets(results: Results) -> str:
     for base, limit in TARGETS.items():
         cells = [cell for name in (DEFAULT, AVERAGE) for cell in counted(results.ratios(name, base), limit)]
         rows.append([f"at most {limit} × {base}", *cells])
-    cells = []
-    for where in ("final", "average"):
-        cells += counted({row: max(found.values()) for row, found in results.from_starts(where).items()}, SPREAD)
-    rows.append([f"from {', '.join(map(start_of, STARTS))}: at most {SPREAD} × from its own start", *cells])
+    for methods, limit, words in OTHERS:
+        each = [results.beside(methods, where) for where in ("final", "average")]
+        cells = [cell for found in each for cell in counted({row: max(mine.values()) for row, mine in found.items()}, limit)]
+        rows.append([f"{words}: at most {limit} × its own", *cells])
     return table(["validation loss", "as trained", "worst", "at the average", "worst"], rows, left=5)
 
 
@@ -185,7 +188,9 @@ def together(results: Results) -> str:
     """A row per task: three measures side by side."""
     rows = []
     for row in results.rows:
-        counts = sorted({len(lines) for method, lines in results.found[row].items() if method not in STARTS}) or [0]
+        counts = sorted(
+            {len(lines) for method, lines in results.found[row].items() if method not in {**STARTS, **VARIANTS}}
+        ) or [0]
         seeds = "–".join(map(str, counts if len(counts) < 2 else (counts[0], counts[-1])))
         absolute = " / ".join(number(results.best(row, ADAM, what)[0], ".4g") for what in MEASURES)
         ratios = (" / ".join(number(results.ratio(row, *pair, what)) for what in MEASURES) for pair in PAIRS)
@@ -225,15 +230,15 @@ def everything(results: Results, what: str) -> str:
     )
 
 
-def starts(results: Results) -> str:
-    """A row per task, a column per start."""
-    final, average = (results.from_starts(where) for where in ("final", "average"))
+def others(results: Results, methods: Iterable[str]) -> str:
+    """A row per task, a column per method."""
+    final, average = (results.beside(methods, where) for where in ("final", "average"))
     rows = [
-        [label(row), *(" / ".join(number(found[row].get(start), ".3f") for found in (final, average)) for start in STARTS)]
+        [label(row), *(" / ".join(number(found[row].get(name), ".3f") for found in (final, average)) for name in methods)]
         for row in results.rows
         if row in final and row in average
     ]
-    return table(["task", *(f"from {start_of(start)}" for start in STARTS)], rows) if rows else "Not run yet.\n"
+    return table(["task", *(name.removeprefix(DEFAULT).lstrip(", ") for name in methods)], rows) if rows else "Not run yet.\n"
 
 
 WHY = """Where the default falls behind, as far as is known: on small data that are seen many times (the regression; the MLP for
@@ -281,9 +286,9 @@ def text(lines: Sequence[Line], pictures: Mapping[str, str]) -> str:
         METHODS_SAID,
         methods(results),
         f"![Part of the tasks on which a method is within a factor of the best]({pictures['profile']})\n",
-        "## Other starts\n",
-        "The default's validation loss, as trained / at the average, in times of that from its own start.\n",
-        starts(results),
+        "## Other starts, other numbers\n",
+        "The default's validation loss, as trained / at the average, in times of that with its own.\n",
+        *(others(results, methods) for methods, *_ in OTHERS),
         *(part for what in MEASURES for part in (f"## All: {MEASURES[what]} ÷ {ADAM}\n", everything(results, what))),
     ]
     return "\n".join(sections)

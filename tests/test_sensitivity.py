@@ -8,7 +8,7 @@ import torch
 from experiments import data, methods, runner, sensitivity
 from experiments.__main__ import app
 from experiments.data import FOLDER
-from experiments.methods import AVERAGED, DEFAULT, METHODS
+from experiments.methods import AVERAGED, DEFAULT, DROPS, METHODS
 from experiments.runner import Settings, Store, carry_out
 from experiments.sensitivity import QUICK, measured, plan, run, trials
 from experiments.sensitivity_report import ADAM, AVERAGE, Results, text
@@ -106,14 +106,19 @@ def test_there_is_a_page_of_any_part_of_the_results(tmp_path):
     """In the order of the plan, beginning with the default alone."""
     out = tmp_path / "results"
     everything = [trial for trial in plan(Settings(out, seeds=1), None) if trial.task in ("quadratic", "regression")]
-    few = [trial for trial in everything if trial.tower in (*QUICK, *methods.STARTS, "Adam 0.003, cosine", "DoG")]
+    few = [
+        trial
+        for trial in everything
+        if trial.tower in (*QUICK, *methods.STARTS, *methods.VARIANTS, "Adam 0.003, cosine", "DoG")
+    ]
     assert few[0].tower == DEFAULT
     for number in (1, 3, len(few)):
         carried_out(few[:number], out)
         page = page_of(out)
         assert f"{number} trainings of {len(plan(Settings(out, seeds=1), None))}, so far" in page
     assert "| quadratic | 1 |" in page
-    assert "| from 1e-8, 1e-4, 1e-2: at most 1.03 × from its own start | " in page
+    assert "| from 1e-8, 1e-4, 1e-2: at most 1.03 × its own | " in page
+    assert "| gain × 4 or ÷ 4, horizon and r × 2 or ÷ 2: at most 1.05 × its own | " in page
     assert "Not run yet" not in page
 
 
@@ -155,7 +160,9 @@ def test_the_plan_has_every_task_and_no_trial_twice(tmp_path):
     assert [trial.key for trial in one] == keys[: len(one)]
     assert {trial.seed for trial in three} == set(sensitivity.SEEDS)
     for name in NAMES:
-        assert {trial.tower for trial in one if trial.task == name} >= {method for method in METHODS if "AdamW 0" not in method}
+        assert {trial.tower for trial in one if trial.task == name} >= {
+            method for method in METHODS if "AdamW 0" not in method
+        } - {DROPS}
 
 
 def test_fashion_mnist_that_is_not_there_is_asked_for(tmp_path, monkeypatch):
