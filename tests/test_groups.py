@@ -227,3 +227,49 @@ def test_a_parameter_that_is_a_conjugate_moves(shape):
         q.grad = torch.ones_like(q)
         optimizer.step()
     torch.testing.assert_close(p.detach().resolve_conj(), twin.detach().resolve_conj())
+
+
+def laid_out(shape, order):
+    """A tensor whose dimensions lie in memory in another order."""
+    x = torch.randn([shape[d] for d in order])
+    return x.permute([order.index(d) for d in range(len(shape))])
+
+
+LAYOUTS = [((8, 6, 3, 3), (0, 2, 3, 1)), ((8, 6, 3, 3), (1, 0, 2, 3)), ((64, 256, 3, 3), (0, 2, 3, 1)), ((400, 400), (1, 0))]
+
+
+@pytest.mark.parametrize(("shape", "order"), LAYOUTS, ids=str)
+@pytest.mark.parametrize("theirs", [True, False], ids=["gradient in order", "parameter in order"])
+def test_a_gradient_need_not_lie_in_memory_as_its_parameter_does(shape, order, theirs):
+    turned, straight = laid_out(shape, order), torch.randn(shape)
+    start, grad = (turned, straight) if theirs else (straight, turned)
+    found = []
+    for make in (lambda p: hg.Hyperoptimizer([p], AdamW(lr=0.1)), lambda p: torch.optim.AdamW([p], lr=0.1)):
+        p = start.clone().requires_grad_()
+        optimizer = make(p)
+        for factor in (1.0, -3.0):
+            p.grad = grad.clone() * factor
+            optimizer.step()
+        found.append(p.detach())
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize(("shape", "order"), LAYOUTS, ids=str)
+def test_a_checkpoint_goes_on_in_another_memory_format(shape, order):
+    p = torch.randn(shape).requires_grad_()
+    q = laid_out(shape, order).copy_(p.detach()).requires_grad_()
+    optimizer = hg.Hyperoptimizer([p], AdamW(lr=0.1) / SGD(lr=1e-3))
+    grads = torch.randn(4, *shape)
+    for g in grads[:2]:
+        p.grad = g.clone()
+        optimizer.step()
+    with torch.no_grad():
+        q.copy_(p)
+    twin = hg.Hyperoptimizer([q], AdamW(lr=0.1) / SGD(lr=1e-3))
+    twin.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for g in grads[2:]:
+        for x, one in ((p, optimizer), (q, twin)):
+            x.grad = torch.empty_like(x).copy_(g)
+            one.step()
+    torch.testing.assert_close(p.detach(), q.detach())
+    assert twin.hyperparameters()[0]["lr"] == pytest.approx(optimizer.hyperparameters()[0]["lr"])

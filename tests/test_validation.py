@@ -268,7 +268,7 @@ def test_no_memory_of_it_is_left():
     optimizer = Hyperoptimizer(mine, SHORT)
     fit(optimizer, mine, 3)
     assert not optimizer._cotangents
-    assert not any(bucket.cotangents for group in optimizer._groups for bucket in group.buckets)
+    assert not any(hasattr(bucket, "u") for group in optimizer._groups for bucket in group.buckets)
 
 
 # -------------------------------------------------------------------------- parts of a model

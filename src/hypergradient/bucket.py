@@ -46,7 +46,7 @@ class Bucket:
         steps, told: `count`, for each member: as the user can change it, and as it was left. shape of both: (members,)
         sums: of each number that the rule adds up, the sum, for each member. shape: (members,)
         scalars: those of the last step, where it is replayed, in the dtype to work in. shape: (rows, segments)
-        sample: what is read of the elements, if not all; `samples`: of this and other parameters, side by side.
+        sample: what is read of the elements, if not all; `samples`: with the first of some, that of all of them side by side.
         clock: `count` in the dtype of hyperparameters, and the sums; the same tensor for buckets with the same history.
             shape: (1 + sums, sets or 1)
         positions: the positions of the members among the parameters of their group.
@@ -70,6 +70,7 @@ class Bucket:
         self.shapes, self.sizes = [x.shape for x in real], [x.numel() for x in real]
         apart = len(members) == 1 and step.elementwise
         self.order = sorted(range(real[0].ndim), key=real[0].stride, reverse=True) if apart else None
+        self.straight = self.order == [*range(real[0].ndim)]
         self.sample = step.sample(members[0])
         device, self.uniform = real[0].device, not sets or len(members) == 1
         self.alike = self.uniform and step.elementwise
@@ -221,7 +222,7 @@ class Bucket:
         alone = real[0].detach()
         if self.order is None:
             return alone
-        return alone.view(-1) if alone.is_contiguous() else alone.permute(self.order).reshape(-1)
+        return (alone if self.straight else alone.permute(self.order)).reshape(-1)
 
     def views(self, flat: Tensor) -> Sequence[Tensor]:
         """What of a flat tensor belongs to each member, in the shape of its part."""
@@ -253,23 +254,18 @@ class Bucket:
             self.param, grad = self._flat(parts), self._flat(grads)
             grad = grad.clone() if address(grad) == address(self.param) else grad  # somebody has set ``p.grad = p``
             self.grad = -grad if maximize else grad
-        self.cotangents = []
+        self.u = self.grad
         if cotangents:
             u = self._flat(self.layout.parts([cotangents[p] if p in cotangents else torch.zeros_like(p) for p in self.members]))
-            self.cotangents = [-u if maximize else u]
+            self.u = -u if maximize else u
 
     def elements(self) -> Tensor:
         """Those of all members as they are now; of a single one no copy."""
         return self._flat(self.layout.parts(self.members))
 
-    def refresh(self) -> None:
-        """Read a member again that may have been moved by another, which shares its memory."""
-        if self.shared:
-            self.param = self.elements()
-
     def scatter(self) -> None:
         """Write the members, in place: the end of a step."""
-        self.cotangents = []
+        del self.u
         if len(self.members) > 1:
             torch._foreach_copy_(self.layout.parts(self.members), self.places[: len(self.members)])
             return
@@ -290,7 +286,7 @@ class Bucket:
     def forget(self) -> None:
         """What the last step has left behind is no more what a replay would need."""
         if self.step.replays:
-            self.live, self.scalars = False, torch.zeros_like(self.scalars)
+            self.live = False
 
     # ---------------------------------------------------------------- elements and segments
 

@@ -44,7 +44,7 @@ class Engine:
         self.compile = compile
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._plays = False
-        self._tapes: dict[Any, Callable[..., Any]] = {}
+        self.tapes: dict[Any, Callable[..., Any]] = {}
 
     # -------------------------------------------------------------------- a step
 
@@ -55,49 +55,40 @@ class Engine:
             leave: see `Levels.tune`; None where there are no levels.
         """
         self._plays = self._may_play(levels, work)
-        clocks = {(id(g), id(b.clock)): (g.owner, g.step, g.schedule, b.clock) for g, b in work}
+        clocks = {id(b.clock): (g.owner, g.step, g.schedule, b.clock) for g, b in work}
         asks = tuple(clocks.values())
         if len(work) == 1 and leave is not None and self._alone(levels, work[0][1]):
             ((group, bucket),) = work
-            elements = bucket.param, bucket.grad, bucket.state, bucket.kept, bucket.cotangents
+            elements = bucket.param, bucket.grad, bucket.state, bucket.kept, [] if bucket.u is bucket.grad else [bucket.u]
             rows = self(whole, levels, asks[0], elements, bucket.scalars, leave, dynamic=None)
-            group.last, bucket.scalars = {bucket.count + 1: rows[0]}, rows[1] if bucket.step.replays else bucket.scalars
+            group.last[bucket.count + 1], bucket.scalars = rows[0], rows[1] if bucket.step.replays else bucket.scalars
             return bucket.scatter()
         learned = levels.memory[RAW]
         if leave is not None:
-            metric = any(group.step.metric for group, _ in work)
-            found = self._each(levels.expected, asks, levels.memory[: UNIT + 1]) if metric else ()
-            learned = self(levels.tune, self._read(levels, work, dict(zip(clocks, found, strict=False))), leave, dynamic=False)
+            ahead = {k: ask for k, ask in clocks.items() if ask[1].metric}
+            found = self._each(levels.expected, tuple(ahead.values()), levels.memory[: UNIT + 1]) if ahead else ()
+            learned = self(levels.tune, self._read(levels, work, dict(zip(ahead, found, strict=True))), leave, dynamic=False)
         now = dict(zip(clocks, self._each(scalars, asks, learned), strict=True))
-        for group, _ in work:
-            group.last = {}
         self._move_all(work, now)
 
     def _move_all(self, work: Sequence[tuple[Group, Bucket]], now: Mapping[Any, Tensor]) -> None:
-        """Move the buckets, and keep what is read of them next; `now`: the scalars, by group and clock."""
+        """Move the buckets, and keep what is read of them next; `now`: the scalars, by clock."""
         used = dict[Any, Tensor]()
         for group, bucket in work:
-            key = id(group), id(bucket.clock)
-            group.last[bucket.count + 1] = rows = now[key]
-            alike = (*key, bucket.dtype, *bucket.sets)
+            group.last[bucket.count + 1] = rows = now[id(bucket.clock)]
+            alike = id(bucket.clock), bucket.dtype, *bucket.sets
             used[id(bucket)] = used[alike] = used[alike] if alike in used else bucket.use(rows)
-        sampled = [(b, b.samples, used[id(b)]) for _, b in work if b.samples and _reads(b)]
-        for each in sampled:
-            self._begin(*each)
+        sampled = [(b, b.samples, b.samples.before()) for _, b in work if b.samples]
         for _, bucket in work:
             self._move(bucket, used[id(bucket)])
-        for each in sampled:
-            self._end(*each)
+        for bucket, samples, before in sampled:
+            self._keep(bucket, samples, before, used[id(bucket)])
 
     def _each(self, function: Callable[..., Any], asks: Sequence[Ask], learned: Tensor) -> list[Tensor]:
         """What is asked for. A tape for each serves whichever are asked for together; the compiler takes all at once."""
         if not self._plays:
             return cast(list[Tensor], self(function, asks, learned, dynamic=False))
         return [self(function, (ask,), learned, dynamic=False)[0] for ask in asks]
-
-    def forget(self) -> None:
-        """Drop the tapes: they belong to levels that are no more."""
-        self._tapes.clear()
 
     def _may_play(self, levels: Levels, work: Sequence[tuple[Group, Bucket]]) -> bool:
         """Whether a step can be played from tapes: on the CPU, and by rules that are known to do nothing but to operate on
@@ -115,9 +106,8 @@ class Engine:
     def _read(self, levels: Levels, work: Sequence[tuple[Group, Bucket]], expected: Mapping[Any, Tensor]) -> list[Tensor]:
         """What the last step says of each of the hyperparameters that the first level moves."""
         like, below = levels.memory, levels.levels[0].below
-        reads = [(g, b) for g, b in work if _reads(b)]
-        each = [(g.owner, b, expected.get((id(g), id(b.clock))) if b.step.metric else None) for g, b in reads]
-        found = total((owner, b.layout.processes, self._products(b, owner, rows).to(like)) for owner, b, rows in each)
+        reads = ((g.owner, b, expected.get(id(b.clock))) for g, b in work if b.samples or not b.sample)
+        found = total((owner, b.layout.processes, self._products(b, owner, rows).to(like)) for owner, b, rows in reads)
         return [found[h] if h in found else like.new_zeros(len(h.normalization.products), *h.shape) for h in below]
 
     def _products(self, bucket: Bucket, owner: Hyperparameters, expected: Tensor | None) -> Tensor:
@@ -125,48 +115,35 @@ class Engine:
             return bucket.scalars.new_zeros(len(owner.normalization.products), *owner.shape)
         rows = bucket.scalars if expected is None else bucket.use(expected)
         maps = () if bucket.uniform else (bucket.spread, bucket.total)
-        grad = [*bucket.cotangents, bucket.grad][0]
-        piece = bucket.samples.piece(tune=True) if bucket.samples else (bucket.param, grad, bucket.state, bucket.kept)
-        found = [self._run(bucket, bucket.step.read, part, rows, *maps) for part in self._parts(bucket, piece)]
+        piece = bucket.samples.piece(tune=True) if bucket.samples else (bucket.param, bucket.u, bucket.state, bucket.kept)
+        found = self._run(bucket, bucket.step.read, piece, rows, *maps)
         products = found[0] if len(found) == 1 else torch.stack(found).sum(0)
-        return bucket.gathered(products if bucket.samples is None else products * bucket.samples.times, owner.sets)
+        return bucket.gathered(products * bucket.sample.times if bucket.sample else products, owner.sets)
 
     def _move(self, bucket: Bucket, now: Tensor) -> None:
-        bucket.refresh()
+        if bucket.shared:  # another may have moved what it reads
+            bucket.param = bucket.elements()
         spread = now if bucket.uniform else bucket.spread(now)
-        piece = bucket.param, bucket.grad, bucket.state, [] if bucket.samples else bucket.kept
-        for part in self._parts(bucket, piece):
-            self._run(bucket, bucket.step.move, part, spread)
+        piece = bucket.param, bucket.grad, bucket.state, [] if bucket.sample else bucket.kept
+        self._run(bucket, bucket.step.move, piece, spread)
         bucket.scalars = now if bucket.step.replays else bucket.scalars
         bucket.scatter()
 
-    def _begin(self, bucket: Bucket, samples: Samples, now: Tensor) -> None:
-        """Before samples move: note where they are, or take their sensitivities, where movement is not what is kept."""
-        if bucket.step.follows:
-            return samples.note()
-        for part in self._parts(bucket, samples.piece(tune=False)):
-            self._run(bucket, bucket.step.move, part, now)
+    def _keep(self, bucket: Bucket, samples: Samples, before: Piece | None, now: Tensor) -> None:
+        """Keep of this step what is read of samples: their sensitivities, or how far they have moved."""
+        function, piece = (bucket.step.move, before) if before else (bucket.step.follow, samples.movement())
+        self._run(bucket, function, piece, now)
         samples.keep()
 
-    def _end(self, bucket: Bucket, samples: Samples, now: Tensor) -> None:
-        """After it: keep how far they have moved."""
-        if bucket.step.follows:
-            for part in self._parts(bucket, samples.movement()):
-                self._run(bucket, bucket.step.follow, part, now)
-            samples.keep()
-
-    def _run(self, bucket: Bucket, function: Callable[..., Any], *arguments: Any) -> Any:
-        return self(function, *arguments) if bucket.alike else function(*arguments)
-
-    def _parts(self, bucket: Bucket, piece: Piece) -> Sequence[Piece]:
-        """A piece, cut into parts to be worked on one after the other."""
-        (param, grad, state, kept), k = piece, len(piece[2])
-        n = grad.numel()
-        parts = 1 if self.compile or not bucket.alike else max(1, round(n / PIECE))
-        if parts == 1:
-            return (piece,)
-        cuts = [t.split(-(-n // parts)) for t in (param, grad, *state, *kept)]
-        return tuple((param, grad, rest[:k], rest[k:]) for param, grad, *rest in zip(*cuts, strict=True))
+    def _run(self, bucket: Bucket, function: Callable[..., Any], piece: Piece, *more: Any) -> list[Any]:
+        """`function` of a piece, of large ones part after part."""
+        if not bucket.alike:
+            return [function(piece, *more)]
+        (param, grad, state, kept), k, n = piece, len(piece[2]), piece[1].numel()
+        if self.compile or (parts := round(n / PIECE)) < 2:
+            return [self(function, piece, *more)]
+        cuts = zip(*(t.split(-(-n // parts)) for t in (param, grad, *state, *kept)), strict=True)
+        return [self(function, (param, grad, rest[:k], rest[k:]), *more) for param, grad, *rest in cuts]
 
     # ----------------------------------------------------------------- a function
 
@@ -199,16 +176,11 @@ class Engine:
         """The same, from a tape where there can be one; `elements`: whether tensors of one dimension are elements."""
         many = [elements and x.ndim == 1 and x.is_floating_point() for x in tensors]
         key = function, form, *(x.dtype for x, is_many in zip(tensors, many, strict=True) if is_many)
-        if key not in self._tapes:
-            self._tapes[key] = flat = _flat(function, form)
+        if key not in self.tapes:
+            self.tapes[key] = flat = _flat(function, form)
             with contextlib.suppress(tape.Unrecordable):
-                self._tapes[key] = tape.record(flat, tensors, many)
-        return self._tapes[key](*tensors)
-
-
-def _reads(bucket: Bucket) -> bool:
-    """Whether something is read with it; samples are read with the first of those that they are of."""
-    return bucket.samples is None or bucket.samples.buckets[0] is bucket
+                self.tapes[key] = tape.record(flat, tensors, many)
+        return self.tapes[key](*tensors)
 
 
 def whole(levels: Levels, ask: Ask, elements: Any, last: Tensor, leave: Tensor) -> tuple[Tensor, Tensor]:
@@ -225,8 +197,6 @@ def whole(levels: Levels, ask: Ask, elements: Any, last: Tensor, leave: Tensor) 
     (_, step, *_), (param, grad, state, kept, instead) = ask, elements
     rows = last if not step.metric else levels.expected([ask], levels.memory)[0].to(last.dtype)
     found = step.read((param, (instead or [grad])[0], state, kept), rows)
-    if step.replays:
-        found = torch.where(last[0] > 0, found, 0.0)  # of no step, nothing
     (now,) = scalars([ask], levels.tune([found.to(levels.memory)], leave))
     used = now.to(last.dtype)
     step.move((param, grad, state, kept), used)

@@ -76,7 +76,7 @@ class Group:
         owner: the hyperparameters that the parameters are moved with.
         step: what is done with them.
         buckets: where they are; `moving`: those that move in this step.
-        anew: whether the hyperparameters have to be made anew; `fresh`: which of those that are tuned begin anew.
+        fresh: which of the hyperparameters that are tuned begin anew.
         followed: how many steps have been made, one after the other, each with something to be read of the one before.
         last: the scalars of the last step, by the number of steps made with it; those of a checkpoint under 0.
             shape of each: (rows, sets)
@@ -110,7 +110,6 @@ class Group:
         self.resting = {i for i, rests in enumerate(self.saved.get("resting", ())) if rests}
         self.learned = entry[LEARNED]
         self.last: dict[int, Tensor] = {}
-        self.anew = True
 
     # ------------------------------------------------------------ what the user says
 
@@ -131,13 +130,12 @@ class Group:
         for n in fresh:
             rule.check_chart(where, n, said[n])
         self.rule, self.said = settled(rule, entry), said
-        self.anew = self.anew or bool(fresh) or self.rule is not rule
         self.bases.update({n: said[n] for n in fresh})
         self.fresh |= fresh
         if pair and said != old:
             entry["betas"] = said["beta1"], said["beta2"]
             entry.update({n: said[n] for n in ("beta1", "beta2") if said[n] != entry[n]})
-        if said != old and not self.anew:
+        if said != old and hasattr(self, "owner"):
             self._schedule()
 
     def _schedule(self) -> None:
@@ -208,7 +206,7 @@ class Group:
         self.params = list(self.entry["params"])
         if self.saved.get("last") and any(self.saved["last"][0]):
             self.last = {0: owner.given.new_tensor(self.saved["last"])}
-        self.owner, self.fresh, self.saved, self.anew = owner, set(), {}, False
+        self.owner, self.fresh, self.saved = owner, set(), {}
         self._schedule()
 
     def _columns(self, params: Sequence[Tensor]) -> Iterator[int | None]:
@@ -254,13 +252,12 @@ class Group:
         """Put what is read of large parameters side by side."""
         sampled = defaultdict[Any, list[Bucket]](list)
         for b in self.buckets:
+            b.samples = None
             if b.sample:
                 alike = b.dtype, b.steps.device, b.layout.processes, id(b.clock), b.live, tuple(b.sets), present[b.positions[0]]
                 sampled[(b.sample.times, *alike)].append(b)
-        for (times, *_), mine in sampled.items():
-            samples = Samples(mine, times)
-            for b in mine:
-                b.samples = samples
+        for mine in sampled.values():
+            mine[0].samples = Samples(mine)
 
     def _alike(self, known: Mapping[int, tuple[Any, ...]], shared: Collection[int]) -> dict[Any, list[int]]:
         """The positions that go together, by what they have in common: last, what is `known` of each."""
@@ -342,7 +339,7 @@ class Group:
 
     def gather(self, grads: Sequence[Tensor | None], cotangents: Mapping[Tensor, Tensor]) -> list[Bucket]:
         """Read the parameters that have a gradient. Returns their buckets."""
-        self.moving = [b for b in self.buckets if grads[b.positions[0]] is not None]
+        self.last, self.moving = {}, [b for b in self.buckets if grads[b.positions[0]] is not None]
         for bucket in self.moving:
             bucket.gather([grads[i] for i in bucket.positions], self.entry["maximize"], cotangents)  # type: ignore[misc]
         return self.moving

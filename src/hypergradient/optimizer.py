@@ -196,8 +196,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
             group.listen(f"group {i}")
         device = self._device()
         sets = [list(map(id, group.entry["params"])) for group in groups] if self.per == "tensor" else []
-        built = device, list(map(id, groups)), sets
-        if any(group.anew for group in groups) or built != self._built:
+        built = device, [*groups], self.rules, sets
+        if any(group.fresh for group in groups) or built != self._built:
             self._build(torch.empty((), dtype=exact(device), device=device))
             self._built = built
         return groups
@@ -227,7 +227,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             above.append(Level(own, below))
             below = [own]
         self._levels, self._basis = Levels(above, like), (None, [], address, [])
-        self._engine.forget()
+        self._engine.tapes.clear()  # they belong to levels that are no more
 
     # -------------------------------------------------------------------- step
 
@@ -272,7 +272,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._fill(groups, [[g is not None for g in mine] for mine in grads])
         pairs = zip(groups, grads, strict=True)
         work = [(group, bucket) for group, mine in pairs for bucket in group.gather(mine, self._cotangents)]
-        for bucket in (b for group in groups for b in group.buckets if b not in group.moving):
+        for bucket in {b for group in groups for b in group.buckets} - {b for _, b in work}:
             bucket.rest()
         if self._rehearsal(work):
             return

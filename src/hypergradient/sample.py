@@ -75,11 +75,10 @@ class Samples:
 
     Args:
         buckets: of one parameter each; alike in all but their size, and with each element read for as many others.
-        times: for how many.
     """
 
-    def __init__(self, buckets: Sequence[Bucket], times: float) -> None:
-        self.buckets, self.step, self.times = list(buckets), buckets[0].step, times
+    def __init__(self, buckets: Sequence[Bucket]) -> None:
+        self.buckets, self.step = list(buckets), buckets[0].step
         self._places: dict[str, tuple[Tensor, list[Tensor]]] = {}
 
     def piece(self, tune: bool) -> Piece:
@@ -89,14 +88,17 @@ class Samples:
         """
         names = PARAM, *self.step.state
         looks = self.step.looks if self.step.follows else names
-        u = self._copy(GRAD, [[*(b.cotangents if tune else ()), b.grad][0] for b in self.buckets])
+        u = self._copy(GRAD, [b.u if tune else b.grad for b in self.buckets])
         each = zip(names, *((b.param, *b.state) for b in self.buckets), strict=True)
         param, *state = [self._copy(n, mine) if n in looks else u for n, *mine in each]
         return param, u, state, self._kept()
 
-    def note(self) -> None:
-        """Copy what is read of the parameters, before they move."""
+    def before(self) -> Piece | None:
+        """Copies of what a step is made of, before it; None where movement is followed: then of the parameters alone."""
+        if not self.step.follows:
+            return self.piece(tune=False)
         self._copy(GRAD, [b.param for b in self.buckets])
+        return None
 
     def movement(self) -> Piece:
         """Copies of the parameters after they have moved; in the place of the gradient they stand as they were before."""
