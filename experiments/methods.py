@@ -92,6 +92,7 @@ def varied() -> Iterator[tuple[str, hypergradient.Tower]]:
         yield f"gain {words}", rule / replace(tuner, lr=times * tuner.lr)
     for words, times in (("× 2", 2.0), ("÷ 2", 1 / 2)):
         yield f"horizon {words}", replace(rule, horizon=hypergradient.Age(times * rule.horizon.times)) / tuner
+    for words, times in (("× 2", 2.0), ("÷ 2", 1 / 2)):
         yield f"r {words}", replace(rule, r=times * rule.r) / tuner
 
 
