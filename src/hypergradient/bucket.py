@@ -70,7 +70,6 @@ class Bucket:
         self.shapes, self.sizes = [x.shape for x in real], [x.numel() for x in real]
         apart = len(members) == 1 and step.elementwise
         self.order = sorted(range(real[0].ndim), key=real[0].stride, reverse=True) if apart else None
-        self.straight = self.order == [*range(real[0].ndim)]
         self.sample = step.sample(members[0])
         device, self.uniform = real[0].device, not sets or len(members) == 1
         self.alike = self.uniform and step.elementwise
@@ -222,7 +221,7 @@ class Bucket:
         alone = real[0].detach()
         if self.order is None:
             return alone
-        return (alone if self.straight else alone.permute(self.order)).reshape(-1)
+        return (alone if self.order == [*range(alone.ndim)] else alone.permute(self.order)).reshape(-1)
 
     def views(self, flat: Tensor) -> Sequence[Tensor]:
         """What of a flat tensor belongs to each member, in the shape of its part."""
