@@ -1,6 +1,8 @@
 """compile=True: the same steps, compiled once."""
 
+import gc
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from helpers import TOWER, clones, compiler
 from torch._dynamo.testing import CompileCounter
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from hypergradient import POSITIVE, SGD, Adagrad, Adam, Hyperoptimizer, Muon, RMSprop, auto
+from hypergradient import POSITIVE, SGD, Adagrad, Adam, Hyperoptimizer, Muon, RMSprop, auto, engine
 
 pytestmark = [compiler, pytest.mark.usefixtures("fresh_compiler")]
 
@@ -144,3 +146,18 @@ def test_an_optimizer_compiles_for_its_own_sizes(monkeypatch):
             optimizer.step()
     assert len(made) >= 2
     assert not [name for shapes in made for name in shapes.var_to_range if str(name).startswith("s")]  # sizes that vary
+
+
+@pytest.mark.parametrize("per", ["group", "tensor"])
+def test_levels_that_are_no_more_are_let_go(per, monkeypatch):
+    """With all that was compiled of them. (Nothing is, here: it would take long.)"""
+    monkeypatch.setattr(engine, "_compiled", lambda function, form, dynamic: engine._flat(function, form))
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, TOWER, per=per, compile=True)
+    train(optimizer, mine, 3)
+    levels, known = weakref.ref(optimizer._levels), len(optimizer._engine._compiled)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
+    train(optimizer, mine, 3)
+    gc.collect()
+    assert known
+    assert levels() is None

@@ -90,6 +90,11 @@ class Engine:
             return cast(list[Tensor], self(function, asks, learned, dynamic=False))
         return [self(function, (ask,), learned, dynamic=False)[0] for ask in asks]
 
+    def forget(self, levels: Levels) -> None:
+        """Drop what belongs to `levels`, which are no more."""
+        self.tapes.clear()
+        self._compiled = {k: f for k, f in self._compiled.items() if levels not in (getattr(k[0], "__self__", None), *k[1])}
+
     def _may_play(self, levels: Levels, work: Sequence[tuple[Group, Bucket]]) -> bool:
         """Whether a step can be played from tapes: on the CPU, and by rules that are known to do nothing but to operate on
         tensors.

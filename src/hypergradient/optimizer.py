@@ -226,8 +226,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for own in self._above if below else ():
             above.append(Level(own, below))
             below = [own]
+        self._engine.forget(self._levels)
         self._levels, self._basis = Levels(above, like), (None, [], address, [])
-        self._engine.tapes.clear()  # they belong to levels that are no more
 
     # -------------------------------------------------------------------- step
 
