@@ -234,3 +234,35 @@ def test_a_bucket_of_one_element_and_none():
     for _ in range(3):
         optimizer.step()
     assert optimizer.hyperparameters()[0]["lr"][0] != 0.1
+
+
+def test_what_is_in_force_can_be_looked_at_after_a_checkpoint_and_when_a_group_has_come():
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine)
+    train(optimizer, mine, 3)
+    before = optimizer.snapshot().hyperparameters(0)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert optimizer.snapshot().hyperparameters(0) == before
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
+    assert optimizer.snapshot().hyperparameters(1)[0]["lr"] == optimizer.tower.rules[0].lr
+
+
+def test_a_horizon_prints_all_its_digits():
+    assert [repr(hg.Age(x)) for x in (4, 1 / 3)] == ["Age(4)", f"Age({1 / 3!r})"]
+
+
+def test_another_loss_may_have_sparse_gradients_of_what_others_move():
+    embedding, head = torch.nn.Embedding(5, 3, sparse=True), torch.nn.Linear(3, 1)
+    optimizer = Hyperoptimizer(head.parameters(), SGD(lr=0.1) / SGD(lr=1e-3))
+    other = torch.optim.SparseAdam(embedding.parameters())
+    for _ in range(3):
+        loss_of = head(embedding(torch.tensor([1, 2]))).sum()
+        loss_of.backward()
+        kept = embedding.weight.grad
+        optimizer.tune_on(head(embedding(torch.tensor([1, 3]))).sum())
+        assert embedding.weight.grad is kept
+        optimizer.step()
+        other.step()
+        optimizer.zero_grad()
+        other.zero_grad()
+    assert optimizer.hypergradients()[0]["lr"] != 0

@@ -121,3 +121,18 @@ def test_a_preconditioner_may_look_its_state_up_as_it_likes(look):
             optimizer.step()
         found.append(optimizer.hyperparameters()[0]["lr"])
     assert found[0] == found[1] != 1e-3
+
+
+def test_a_rule_that_needs_a_second_dimension_is_run_parameter_by_parameter():
+    @dataclass(frozen=True)
+    class Rows(Rule):
+        lr: float = hyperparameter(0.1, nonnegative)
+
+        def update(self, param, grad, state, c):
+            return param - self.lr * grad / grad.norm(dim=1, keepdim=True), state
+
+    p = torch.nn.Parameter(torch.ones(2, 4))
+    optimizer = Hyperoptimizer([p], Rows())
+    p.grad = torch.ones(2, 4)
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.full((2, 4), 0.95))

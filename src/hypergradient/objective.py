@@ -52,5 +52,6 @@ def _leaves(loss: Tensor) -> list[Tensor]:
 def _held(grad: Tensor | None) -> Tensor | None:
     """`grad`; a copy where it lies in a larger piece of memory, such as a bucket of DDP that the next backward pass fills."""
     here = getattr(grad, "_local_tensor", grad)
-    viewed = here is not None and here.untyped_storage().nbytes() > here.numel() * here.element_size()
-    return grad.clone() if grad is not None and viewed else grad
+    if grad is None or here is None or here.layout != torch.strided:
+        return grad
+    return grad.clone() if here.untyped_storage().nbytes() > here.numel() * here.element_size() else grad

@@ -426,6 +426,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def snapshot(self) -> Snapshot:
         """What the last step was made with and what was read in it, to be looked at later; does not wait for the device."""
+        if not all(hasattr(group, "owner") for group in self._groups):  # one has come since; after a checkpoint, all
+            self._assemble()
         groups = [(group.owner, group.schedule, group.said) for group in self._groups]
         return Snapshot(self.per, groups, self._levels, self._levels.memory[:COUNT].clone())
 

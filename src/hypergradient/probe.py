@@ -88,8 +88,8 @@ def _moves_apart(rule: Rule) -> bool:
                 )
         return torch.stack([param, *state.values()])
 
-    apart = torch.cat([walk(p, g) for p, g in zip(params.split(1), grads.split(1), strict=True)], dim=1)
     try:
+        apart = torch.cat([walk(p, g) for p, g in zip(params.split(1), grads.split(1), strict=True)], dim=1)
         return torch.allclose(walk(params, grads), apart, rtol=1e-9, atol=0, equal_nan=True)
     except (RuntimeError, IndexError):  # it needs a shape
         return False
@@ -146,8 +146,8 @@ def looks(rule: Rule, values: dict[str, Tensor], c: tuple[Tensor, ...]) -> set[s
             found.add(name)
             return super().__getitem__(name)
 
-    found, one = set[str](), torch.ones(1, dtype=torch.float64)
-    rule.at(values).preconditioner(one, cast(State, Watched(rule.init(one))), 2 * one, c)
+    found, one = set[str](), torch.ones((1, 1), dtype=torch.float64)
+    rule.at(values).preconditioner(one, cast(State, Watched(rule.init(one))), 2 * one.sum(), c)
     return found
 
 
@@ -182,7 +182,7 @@ def keeps(rule: Rule, names: Sequence[str], values: dict[str, Tensor], c: tuple[
 
 def _weights(rule: Rule, values: dict[str, Tensor], c: tuple[Tensor, ...]) -> dict[str, int] | None:
     """See `keeps`; None where the state depends on what is tuned otherwise."""
-    at, one = cast(Averages, rule.at(values)), torch.ones((), dtype=torch.float64)
+    at, one = cast(Averages, rule.at(values)), torch.ones((1, 1), dtype=torch.float64)
     averages = at.averages(gradient := at.gradient(one, one), c)
     tuned = {n: w for n, (_, w, *_) in averages.items() if isinstance(w, Tensor) and w.requires_grad}
     weights = {n: i for n, w in tuned.items() for i, x in enumerate(c) if w is x}

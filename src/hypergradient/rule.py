@@ -60,7 +60,7 @@ class Age:
         object.__setattr__(self, "times", check("Age", "times", self.times, positive))
 
     def __repr__(self) -> str:
-        return f"Age({self.times:g})"
+        return f"Age({repr(self.times).removesuffix('.0')})"
 
 
 def hyperparameter(default: float, constraint: Constraint, tuned: bool | None = True) -> Any:
