@@ -369,8 +369,6 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     # -------------------------------------------------------------- evaluation
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def eval(self) -> None:
         """Put the averages into the parameters, if the rule averages; others stay as they are. Again does nothing.
 
@@ -379,8 +377,6 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """
         self._exchange(evaluation.enter)
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def train(self) -> None:
         """Put the parameters of training back, to the bit. `step` does it by itself."""
         self._exchange(evaluation.leave)
@@ -388,6 +384,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def _evaluating(self) -> bool:
         return any(isinstance(entry, dict) and evaluation.TRAINING in entry for entry in self.state.values())
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def _exchange(self, move: Callable[[Rule, Tensor, dict[str, Any]], None]) -> None:
         """Have `move` exchange parameters and averages, where a rule averages."""
         if not any(map(evaluation.averages, self.rules)):

@@ -336,8 +336,6 @@ def slopes(function: Function, inputs: Tensors, cotangents: Tensors = ()) -> tup
 
     Plain autograd, for `torch.func` costs twice as much in dispatch; but the compiler takes `torch.func` alone.
     """
-    if not inputs:
-        return *function(), ()
     if torch.compiler.is_compiling():
         values, pull, second = vjp(function, *inputs, has_aux=True)  # type: ignore[misc]
         return values, second, pull(tuple(cotangents or [torch.ones_like(x) for x in values]))
