@@ -80,7 +80,7 @@ def started(lr: float) -> object:
     return hypergradient.auto(hypergradient.AdamWScheduleFree(lr=lr))
 
 
-DEFAULT, DROPS = "default", "SGD 0.1, ÷10 twice"
+DEFAULT, TUNED, DROPS = "default", "default, tune_on", "SGD 0.1, ÷10 twice"
 STARTS = {f"{DEFAULT} from {lr}": float(lr) for lr in ("1e-8", "1e-4", "1e-2")}
 """The default's step size at the beginning, by the name of the method."""
 
@@ -115,7 +115,7 @@ PEERS: dict[str, Method] = {
     "Mechanic(AdamW)": partial(plain, partial(mechanize(torch.optim.AdamW), lr=1.0)),
 }
 """Of others, as they are where nothing is set."""
-AVERAGED = {DEFAULT, *STARTS, *VARIANTS, "schedule-free AdamW", "ProdigyPlusScheduleFree", "DoG"}
+AVERAGED = {DEFAULT, TUNED, *STARTS, *VARIANTS, "schedule-free AdamW", "ProdigyPlusScheduleFree", "DoG"}
 """What is validated as trained, and at an average too."""
 
 LRS = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
@@ -135,7 +135,7 @@ def grid(family: str, schedules: Iterable[str] = tuple(SCHEDULES)) -> list[str]:
 
 
 METHODS: dict[str, Method] = {
-    DEFAULT: partial(plain, Hyperoptimizer),
+    **dict.fromkeys((DEFAULT, TUNED), partial(plain, Hyperoptimizer)),
     **{name: partial(tower, partial(started, lr)) for name, lr in STARTS.items()},
     **{name: partial(tower, lambda each=each: each) for name, each in VARIANTS.items()},
     DROPS: dropped,

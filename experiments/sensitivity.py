@@ -15,11 +15,11 @@ from torch.optim.swa_utils import update_bn
 
 from hypergradient import Hyperoptimizer
 
-from .methods import AVERAGED, DEFAULT, GRIDS, METHODS, OURS, PEERS, STARTS, VARIANTS, grid
+from .methods import AVERAGED, DEFAULT, GRIDS, METHODS, OURS, PEERS, STARTS, TUNED, VARIANTS, grid
 from .results import Study
 from .runner import Settings, Store
 from .sensitivity_report import PICTURES, text
-from .sensitivity_tasks import LONG, NAMES, Measure, Supervised, Surface
+from .sensitivity_tasks import LONG, NAMES, SMALL, Measure, Supervised, Surface
 from .trial import Result, Tick, Trial, about, due, learned, short
 
 SEEDS = range(10, 13)
@@ -50,15 +50,16 @@ def plan(settings: Settings, store: Store) -> list[Trial]:
     last = SEEDS[0] + (len(SEEDS) if settings.seeds is None else settings.seeds) - 1
     for seed in range(SEEDS[0], last + 1):
         found += trials(NAMES, [DEFAULT, *grid("Adam")], seed)
-        found += trials(NAMES, PEERS, seed)
+        found += [*trials(NAMES, PEERS, seed), *trials(SMALL, [TUNED], seed)]
         found += trials(NAMES, [*OURS, *(name for family in GRIDS if family != "Adam" for name in grid(family))], seed)
         found += trials(NAMES, [*STARTS, *VARIANTS], seed) if seed < last or seed == SEEDS[0] else []
         found += trials(LONG, [DEFAULT, *PEERS, *grid("Adam")], seed, MANY)
+        found += trials((name for name in LONG if name in SMALL), [TUNED], seed, MANY)
     return found
 
 
 def run(trial: Trial, task: Task, device: str, folder: Path, tick: Tick) -> Result:
-    """Train from beginning to end.
+    """Train from beginning to end; where the default is tuned on other data, they are a fifth of those to train on.
 
     Returns:
         `final`: training loss, validation loss and error as trained; `average`: the same at the average, if there is one;
@@ -75,14 +76,17 @@ def run(trial: Trial, task: Task, device: str, folder: Path, tick: Tick) -> Resu
     averaged, noting = trial.tower in AVERAGED, due(trial.steps, trial.noted)
     rows = trial.at.get("rows", ROWS)
     few = min(FEW, rows)
+    source, other = task.parted() if trial.tower == TUNED else (task, None)
     curve = [[0, short(task.measure(model, few).loss)]]
     for step in range(trial.steps):
         start = time.perf_counter()
         optimizer.zero_grad()
-        loss = task.loss(model, task.batch(trial.seed, step))
+        loss = task.loss(model, source.batch(trial.seed, step))
         if not isfinite(loss.item()):
             break
         loss.backward()
+        if other is not None:
+            optimizer.tune_on(task.loss(model, other.batch(trial.seed, step)))
         middle = time.perf_counter()
         optimizer.step()
         if scheduler is not None:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from .methods import AVERAGED, DEFAULT, GRIDS, OURS, PEERS, STARTS, VARIANTS, grid
+from .methods import AVERAGED, DEFAULT, GRIDS, OURS, PEERS, STARTS, TUNED, VARIANTS, grid
 from .results import Line, frame, styles, table
 from .sensitivity_tasks import HELD_OUT, NAMES
 
@@ -31,7 +31,7 @@ AVERAGE = f"{DEFAULT}, average"
 ADAM, COSINE, PEER = "best fixed Adam", "best Adam, cosine", "best peer"
 CONTESTANTS = {
     f"{name}{', average' * (where == 'average')}": Contestant([name], where)
-    for name in (DEFAULT, *OURS, *PEERS)
+    for name in (DEFAULT, TUNED, *OURS, *PEERS)
     for where in ("final", "average")
     if where == "final" or name in AVERAGED
 } | {
@@ -260,11 +260,12 @@ least median counts, for each measure by itself: what is called best has been ch
 not. The training loss is that of 3,000 samples at the end. † nothing was tuned on these.
 
 `default` is `Hyperoptimizer(model.parameters())`, validated as trained and, from the same training, at its average
-(`optimizer.eval()`, batch-norm statistics anew from 20 batches), as are all methods that average. Fixed step sizes are every
-half decade, from 1e-4 to 0.1 for Adam and AdamW (weight decay 0.01; on gpt-text and lstm-text alone), from 1e-3 to 1 for SGD
-with momentum 0.9. "cosine" is, over the same step sizes, a linear warm-up in 5 % of the steps and half a cosine to 0. Peers are
-as they are where nothing is set: Prodigy, D-Adaptation, schedule-free AdamW, ProdigyPlusScheduleFree, DoG (with its authors'
-averaging) and Mechanic around AdamW.
+(`optimizer.eval()`, batch-norm statistics anew from 20 batches), as are all methods that average. `tune_on`: where data are
+few or seen many times, the same with a fifth of the training data set aside, which its step size follows. Fixed step sizes are
+every half decade, from 1e-4 to 0.1 for Adam and AdamW (weight decay 0.01; on gpt-text and lstm-text alone), from 1e-3 to 1 for
+SGD with momentum 0.9. "cosine" is, over the same step sizes, a linear warm-up in 5 % of the steps and half a cosine to 0.
+Peers are as they are where nothing is set: Prodigy, D-Adaptation, schedule-free AdamW, ProdigyPlusScheduleFree, DoG (with its
+authors' averaging) and Mechanic around AdamW.
 """
 
 

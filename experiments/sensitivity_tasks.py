@@ -6,7 +6,7 @@ As in `tasks`, the batch of a step depends on the seed and the step alone; in th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -21,6 +21,8 @@ from .tasks import TASKS, Batch, Entry, generator, shuffled
 
 HELD_OUT = ("cnn-fashion", "lstm-text", "vit-cifar10")
 """What nothing was tuned on."""
+SMALL = ("regression", "mlp-mnist", "finetune-cifar10")
+"""Data that are few, or seen many times: on these the default is tuned on a part of them, too."""
 LONG = ("mlp-mnist", "gpt-text", "cnn-cifar10", "logistic-mnist", "autoencoder-mnist")
 """What is trained for 6000 steps, too."""
 
@@ -65,6 +67,12 @@ class Supervised:
             mirrored = torch.rand(len(x), 1, 1, 1, generator=generator(seed, step, 1)) < 0.5
             x = torch.where(mirrored.to(x.device), x.flip(-1), x)
         return x, y
+
+    def parted(self) -> tuple[Supervised, Supervised]:
+        """Of what there is to train on, four fifths and one."""
+        fifth = torch.arange(len(self.train[0]), device=self.train[0].device) % 5 == 4
+        first, second = (replace(self, train=(self.train[0][rows], self.train[1][rows])) for rows in (~fifth, fifth))
+        return first, second
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.criterion(model(batch[0]), batch[1])
