@@ -69,10 +69,11 @@ class Supervised:
         return x, y
 
     def parted(self) -> tuple[Supervised, Supervised]:
-        """Of what there is to train on, four fifths and one."""
-        fifth = torch.arange(len(self.train[0]), device=self.train[0].device) % 5 == 4
-        first, second = (replace(self, train=(self.train[0][rows], self.train[1][rows])) for rows in (~fifth, fifth))
-        return first, second
+        """Of what there is to train on, a fifth, chosen at random, and the rest before it."""
+        x, y = self.train
+        rows = torch.randperm(len(x), generator=generator(0)).to(x.device)
+        rest, fifth = (replace(self, train=(x[part], y[part])) for part in (rows[len(x) // 5 :], rows[: len(x) // 5]))
+        return rest, fifth
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.criterion(model(batch[0]), batch[1])

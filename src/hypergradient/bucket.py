@@ -80,18 +80,11 @@ class Bucket:
         self.entries: list[dict[str, Any]] = [{} for _ in members]
         self._recall(parts, [memory.get(p, {}) for p in members])
         if not step.elementwise:
-            self._rehearse(parts)
+            rehearse(step.rule, members[0], self._flat(parts).to(self.dtype), dict(zip(step.state, self.state, strict=True)))
         self.kinds, self.versions = [_kind(p) for p in members], self._versions()
         self.given = [(list(entry.items()), list(map(_place, entry.values()))) for entry in self.entries]
         for p, entry in zip(members, self.entries, strict=True):
             memory.setdefault(p, {}).update(entry)
-
-    def _rehearse(self, parts: Sequence[Tensor]) -> None:
-        """Raise an error now where the rule cannot move this parameter: later, others would have moved."""
-        step, (p,) = self.step, self.members
-        if (why := step.rule.accepts(p)) is not None:
-            raise ValueError(f"a parameter has shape {tuple(p.shape)}: {why}")
-        rehearse(step.rule, self._flat(parts).to(self.dtype), dict(zip(step.state, self.state, strict=True)))
 
     # ------------------------------------------------------------------ what is remembered
 

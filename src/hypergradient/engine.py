@@ -65,7 +65,7 @@ class Engine:
             return bucket.scatter()
         learned = levels.memory[RAW]
         if leave is not None:
-            ahead = {k: ask for k, ask in clocks.items() if ask[1].metric}
+            ahead = {k: ask for k, ask in clocks.items() if ask[1].normalization.metric}
             found = self._each(levels.expected, tuple(ahead.values()), levels.memory[: UNIT + 1]) if ahead else ()
             learned = self(levels.tune, self._read(levels, work, dict(zip(ahead, found, strict=True))), leave, dynamic=False)
         now = dict(zip(clocks, self._each(scalars, asks, learned), strict=True))
@@ -116,7 +116,7 @@ class Engine:
         return [found[h] if h in found else like.new_zeros(len(h.normalization.products), *h.shape) for h in below]
 
     def _products(self, bucket: Bucket, owner: Hyperparameters, expected: Tensor | None) -> Tensor:
-        if not bucket.live and (bucket.step.replays or bucket.step.metric):
+        if not bucket.live and (bucket.step.replays or bucket.step.normalization.metric):
             return bucket.scalars.new_zeros(len(owner.normalization.products), *owner.shape)
         rows = bucket.scalars if expected is None else bucket.use(expected)
         maps = () if bucket.uniform else (bucket.spread, bucket.total)
@@ -200,7 +200,7 @@ def whole(levels: Levels, ask: Ask, elements: Any, last: Tensor, leave: Tensor) 
         the scalars of this step, as they are and in the dtype of `last`.
     """
     (_, step, *_), (param, grad, state, kept, instead) = ask, elements
-    rows = last if not step.metric else levels.expected([ask], levels.memory)[0].to(last.dtype)
+    rows = last if not step.normalization.metric else levels.expected([ask], levels.memory)[0].to(last.dtype)
     found = step.read((param, (instead or [grad])[0], state, kept), rows)
     (now,) = scalars([ask], levels.tune([found.to(levels.memory)], leave))
     used = now.to(last.dtype)

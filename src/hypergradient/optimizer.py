@@ -105,16 +105,18 @@ class Hyperoptimizer(torch.optim.Optimizer):
         if not isinstance(param_group, dict) or "params" not in param_group:
             raise TypeError(f"{where}: a group is a dict with 'params', got {param_group!r}")
         entry = {**param_group, LEARNED: {}}
-        rule, params = entry.pop("rule", self.tower.rules[0]), entry["params"]
+        rules, params = [entry.pop("rule", self.tower.rules[0])], entry["params"]
         entry["params"] = [params] if isinstance(params, Tensor) else params if isinstance(params, set) else list(params)
-        group, known = self._group(entry, rule, where), set(entry)
+        group, known = self._group(entry, rules, where), set(entry)
         super().add_param_group(entry)
         for n in self.defaults.keys() - known:  # of the leftmost rule, where this group has one of its own
             del entry[n]
         self._groups.append(group)
 
-    def _group(self, entry: dict[str, Any], rule: Rule, where: str) -> Group:
-        """The group of a dict, which is completed."""
+    def _group(self, entry: dict[str, Any], rules: Sequence[Rule], where: str) -> Group:
+        """The group of a dict, which is completed: with its own rule, or the first of `rules` that it may be one of."""
+        saved = entry.setdefault(LEARNED, {})
+        rule = entry.pop("rule", None) or next((r for r in rules if type(r).__name__ in saved.get("said", ())), rules[0])
         self._check(entry["params"], rule, where)
         entry.setdefault("maximize", self.defaults["maximize"])
         return Group(entry, *self._settle(entry, rule, where), self._steps)
@@ -168,7 +170,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             if any(entries[i].get(LEARNED) is g.learned for g in before):  # a copy of the dict of another
                 entries[i][LEARNED] = {}
             own = [g.rule for g in before if g.entry is entries[i]]
-            self._groups.insert(i, self._revive(entries[i], own or rules, f"group {i}"))
+            self._groups.insert(i, self._group(entries[i], own or rules, f"group {i}"))
 
     def _found(self, entry: dict[str, Any], own: list[Group], gone: list[Group]) -> Group | None:
         """The group that goes on in `entry`: its own, or one of those that are gone, of whose dict this is a copy."""
@@ -180,12 +182,6 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 group.entry, entry[LEARNED] = entry, group.learned
                 return group
         return None
-
-    def _revive(self, entry: dict[str, Any], rules: Sequence[Rule], where: str) -> Group:
-        """The group of a dict that was saved, or written by hand: with the first of `rules` that it may be one of."""
-        saved = entry.setdefault(LEARNED, {})
-        given = entry.pop("rule", None) or next((r for r in rules if type(r).__name__ in saved.get("said", ())), rules[0])
-        return self._group(entry, given, where)
 
     @torch.inference_mode(False)  # what is made in a validation loop is used in training
     def _assemble(self) -> list[Group]:
@@ -210,9 +206,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def _build(self, like: Tensor) -> None:
         """Make the hyperparameters of all groups and the levels anew; all that has been learned goes on."""
-        saved = next((group.saved for group in self._groups if group.saved.get("levels")), {})
-        levels = list(saved.get("levels", {}).values())
-        known = [h.memory for h in self._above] or [like.new_tensor(level["memory"]) for level in levels[1:]]
+        saved = next((list(group.saved["levels"].values()) for group in self._groups if group.saved.get("levels")), [])
+        known = [h.memory for h in self._above] or [like.new_tensor(level["memory"]) for level in saved[1:]]
         self._above = list(upper(self.tower, like))
         for h, rows in zip(self._above, known, strict=False):
             h.memory = rows
@@ -434,8 +429,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         return self._made
 
     def __repr__(self) -> str:
-        self._assemble()
-        lines = [printed((rule, *self.tower.rules[1:]), self.hyperparameters(i)) for i, rule in enumerate(self.rules)]
+        lines = [printed((g.rule, *self.tower.rules[1:]), self.hyperparameters(i)) for i, g in enumerate(self._assemble())]
         return lines[0] if len(lines) == 1 else "\n".join(f"group {i}: {line}" for i, line in enumerate(lines))
 
     # ------------------------------------------------------------- checkpoints
@@ -498,8 +492,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         memory.refresh(self, self._assemble())
-        mine = {"tower": self.tower, "per": self.per, "compile": self.compile, "rules": self.rules, "_made": self._made}
-        return {**super().__getstate__(), **mine}
+        return {**super().__getstate__(), "tower": self.tower, "per": self.per, "compile": self.compile, "rules": self.rules}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also what `load_state_dict` ends with."""
@@ -509,7 +502,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             self.instead_of.param_groups = self.param_groups
         self._begin()
         for i, (entry, rule) in enumerate(zip(self.param_groups, rules, strict=True)):
-            self._groups.append(self._revive(entry, [rule], f"group {i}"))
+            self._groups.append(self._group(entry, [rule], f"group {i}"))
         saved = next((group.saved for group in self._groups if group.saved.get("levels")), {})
         self.tower = memory.recalled(self.tower, saved)
         self._made = max((group.saved.get("made", 0) for group in self._groups), default=0)

@@ -95,12 +95,14 @@ def _moves_apart(rule: Rule) -> bool:
         return False
 
 
-def rehearse(rule: Rule, param: Tensor, state: State) -> None:
-    """Make a step along a gradient of 0 that nobody sees, of a rule that needs the shape of a parameter.
+def rehearse(rule: Rule, p: Tensor, param: Tensor, state: State) -> None:
+    """Make a step of `p` along a gradient of 0 that nobody sees, of a rule that needs its shape; `param`: its elements.
 
     Raises:
-        ValueError: another shape comes out of it, or another state; besides what `rule` itself raises.
+        ValueError: `rule` does not accept it; another shape comes out, or another state; besides what `rule` itself raises.
     """
+    if (why := rule.accepts(p)) is not None:
+        raise ValueError(f"a parameter has shape {tuple(p.shape)}: {why}")
     at = rule.at({n: param.new_tensor(next(each(getattr(rule, n)))) for n in rule.hyperparameters()})
     at, c, _ = prepared(at, param.new_ones(()), {})
     moved, after = at.update(param, torch.zeros_like(param), state, c)

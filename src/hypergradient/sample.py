@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LARGE = 1 << 17
 """From so many elements on, in all processes together, a parameter is sampled."""
 ENOUGH = 1 << 15
-"""Of a parameter no more elements than about so many are read."""
+"""Of a parameter no more elements than so many are read, but a line of each row."""
 LINE = 16
 """Elements of a cache line: to read a part of one takes as long."""
 LONG = 1 << 12
@@ -54,7 +54,7 @@ class Sample(NamedTuple):
         if whole or not all(x.is_replicate() or (x.is_shard(0) and p.ndim > 1) for x in layout.placements):
             return None
         rows, columns = (p.shape[0], prod(p.shape[1:])) if p.ndim > 1 else (1, p.numel())
-        read = min(columns // every, LINE * -(-ENOUGH // (rows * LINE)))
+        read = min(columns // every, LINE * max(1, ENOUGH // (rows * LINE)))
         if not read:
             return None
         blocks = -(-read // LONG)

@@ -33,13 +33,9 @@ class ScheduleFree(Rule):
         """How near to the average the gradient is taken."""
 
     def summed(self, step: Tensor) -> dict[str, Tensor]:
-        highest = self._highest()
-        return {"lr_max": highest - self.lr_max, "weight_sum": self._weight(step, highest)}
-
-    def _highest(self) -> Tensor:
         own: Any = self
-        highest: Tensor = own.lr.clamp_min(own.lr_max)
-        return highest
+        highest = own.lr.clamp_min(own.lr_max)
+        return {"lr_max": highest - own.lr_max, "weight_sum": own._weight(step, highest)}
 
     def _weight(self, step: Tensor, highest: Tensor) -> Tensor:
         own: Any = self

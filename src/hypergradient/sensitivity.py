@@ -70,13 +70,12 @@ class Step:
         order: all hyperparameters, the tuned ones first.
         rows: where in what `prepare` returns there is each field of `Scalars`.
         coefficients: how many there are.
-        links: which of them depends on which tuned hyperparameter; `linked`: which on any.
+        links: which of them depends on which tuned hyperparameter, where that is needed; `linked`: which on any.
         looks: the names of the state that its preconditioner looks up.
         kept: under which names is remembered what is kept of each step until its hypergradient is read.
         replays: whether that is read by a replay.
         weights: for that, of which averages the weight depends on what is tuned; which coefficient it is.
         follows: whether what is kept is the movement of the elements.
-        metric: whether the scalars of the step that comes are needed to read the last one.
     """
 
     def __init__(self, rule: Rule, names: tuple[str, ...], off: frozenset[str] = frozenset()) -> None:
@@ -87,8 +86,9 @@ class Step:
             self.state, self.sums = probe.remembered(self.rule), probe.sums(self.rule)
             self.elementwise, self.ours = probe.elementwise(self.rule), probe.ours(self.rule)
             values, c = probe.scalars(self.rule, names)
-            self.links, self.looks = probe.links(values, c, names), probe.looks(self.rule, values, c)
             keeps, self.weights = probe.keeps(self.rule, names, values, c)
+            self.links = probe.links(values, c, names) if keeps != "movement" else []
+            self.looks = probe.looks(self.rule, values, c)
         t, k = len(names), len(c)
         ends = accumulate((1, len(self.sums), len(self.order), t, k, t * k), initial=0)
         self.rows = dict(zip(Scalars._fields, (slice(*ends) for ends in pairwise(ends)), strict=True))
@@ -96,7 +96,6 @@ class Step:
         self.kept = tuple(KEPT + n for n in {"sensitivity": names, "nothing": ()}.get(keeps, (keeps,)))
         self.replays = keeps in ("gradient", "nothing")
         self.follows = keeps == "movement"
-        self.metric = self.normalization.metric and bool(names)
 
     def sample(self, p: Tensor) -> Sample | None:
         """What is read of a parameter; None: all."""
@@ -252,7 +251,7 @@ class Step:
             shape: (products, tuned, segments)
         """
         spread, total = maps or (lambda x: x, lambda x: (x.sum() if x.ndim else x).view(1))
-        scalars = self.scalars(spread(rows)) if self.replays or self.metric else None
+        scalars = self.scalars(spread(rows)) if self.replays or self.normalization.metric else None
         param, u, state, kept = piece
         u, old = u.to(rows.dtype), dict(zip(self.state, state, strict=True))
         if scalars and self.replays:
@@ -282,14 +281,11 @@ class Step:
         """
         scalars, (param, grad, state, kept) = self.scalars(now), piece
         old, p, g = dict(zip(self.state, state, strict=True)), param.to(now.dtype), grad.to(now.dtype)
-        sensitivity: Tensors = ()
-        if kept and not (self.replays or self.follows):
+        if not kept or self.replays or self.follows:
+            new, new_state, sensitivity = self._moved(scalars, p, g, old, kept)
+        else:
             advance = self.advance if self.elementwise else self._advance_any
             new, new_state, sensitivity = advance(scalars, p, g, old)
-        else:
-            new, new_state = self._moved_only(scalars, p, g, old, kept if self.replays else ())
-            if kept and not self.replays:
-                sensitivity = (new - p,)
         self._keep(kept, sensitivity, scalars)
         pairs = [(t, x) for t, x in ((param, new), *((old[n], x) for n, x in new_state.items())) if x is not t]
         for target, x in [(t, x.clone() if any(x is y for y, _ in pairs) else x) for t, x in pairs]:
@@ -320,15 +316,15 @@ class Step:
         after = {n: x.detach() for n, x in after.items()}
         return new.detach(), after, [t * scalars.scale[n] for n, t in zip(self.names, found, strict=True)]
 
-    def _moved_only(self, scalars: Scalars, param: Tensor, grad: Tensor, state: State, kept: Tensors) -> tuple[Tensor, State]:
-        """One step without its derivative; its gradient is kept where the replay needs it."""
+    def _moved(self, scalars: Scalars, p: Tensor, g: Tensor, state: State, kept: Tensors) -> tuple[Tensor, State, Tensors]:
+        """One step without its derivative. Its gradient is kept where the replay needs it; else, how far it went."""
         at, c = cast(Any, self.rule.at(scalars.values)), scalars.c
-        if not kept:
-            moved: tuple[Tensor, State] = at.update(param, grad, state, c)  # the compiler takes no `cast` to this
-            return moved
-        kept[0].copy_(at.gradient(param, grad))
+        if not (kept and self.replays):
+            new, after = at.update(p, g, state, c)
+            return new, after, [new - p] if kept else []
+        kept[0].copy_(at.gradient(p, g))
         state = at.advance(kept[0], state, c)
-        return at.apply(param, state, c), state
+        return at.apply(p, state, c), state, ()
 
 
 def slopes(function: Function, inputs: Tensors, cotangents: Tensors = ()) -> tuple[Tensors, Any, Sequence[Tensor | None]]:

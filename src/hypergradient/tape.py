@@ -116,6 +116,7 @@ class Elements(Name):
 WRITTEN = {
     "": "{0}",
     "sum": "{0}.sum().item()",
+    "dot": "torch.dot({0}, {1}).item()",
     "convert": "{0}.to({dtype})",
     "full": "torch.full_like({0}, {1}, dtype={dtype})",
 }
@@ -166,11 +167,9 @@ class Recorder(TorchDispatchMode):
 
     def take(self, x: Tensor, name: Name) -> Tensor:
         """What stands for an argument in the function."""
-        if isinstance(name, Elements):
-            x = torch.ones(LENGTH, dtype=x.dtype)
-        else:
-            x = x.detach().clone(memory_format=torch.contiguous_format)
-        self.names[_memory(x)] = name if isinstance(name, Elements) else named(name, x)
+        many = isinstance(name, Elements)
+        x = torch.ones(LENGTH, dtype=x.dtype) if many else x.detach().clone(memory_format=torch.contiguous_format)
+        self.names[_memory(x)] = name if many else named(name, x)
         self._kept.append(x)
         return x
 
@@ -288,11 +287,10 @@ class Recorder(TorchDispatchMode):
         return self._line("", (text, *(x for x in row if isinstance(x, Name))), torch.float64)
 
     def _line(self, what: str, of: tuple[Any, ...], dtype: torch.dtype) -> Name:
-        if (key := (what, of, dtype)) not in self._same:
-            kind = Elements if what not in ("", "sum") else Name
-            self._same[key] = name = kind(f"x{len(self.lines)}")
-            self.lines[name] = Line(name, what, of, dtype)
-        return self._same[key]
+        kind = Elements if what not in ("", "sum") else Name
+        name = self._same.setdefault((what, of, dtype), kind(f"x{len(self.lines)}"))
+        self.lines.setdefault(name, Line(name, what, of, dtype))
+        return name
 
     def _moved(self, name: str, given: list[Any]) -> list[Any]:
         """The numbers of an operation that moves them: it is asked where it takes each from."""
@@ -467,12 +465,17 @@ class Program:
         return found
 
     def _fused(self, line: Line, uses: Counter[str]) -> Line:
-        """The same in one operation, where what it adds is elements times a number, and serves for nothing else."""
-        swapped = [line.of[::-1]] if line.what == "add" and isinstance(line.of[1], Elements) else []
+        """The same in one operation, where what it adds is elements times a number, or what it sums is elements times
+        elements, and serves for nothing else.
+        """
+        made = [known for x in line.reads() if uses[x] == 1 and (known := self.recorder.lines.get(Name(x))) is not None]
+        products = {known.name: known.of for known in made if known.what == "mul"}
+        if line.what == "sum" and (of := products.get(line.of[0])) and isinstance(of[1], Elements):
+            return line._replace(what="dot", of=of)
+        swapped = [line.of[::-1]] if line.what == "add" else []
         for first, x, *others in [line.of, *swapped] if line.what in ("add", "sub", "addcmul") else ():
-            made = self.recorder.lines.get(x)
-            if made is not None and made.what == "mul" and uses[x] == 1 and not isinstance(made.of[1], Elements):
-                return line._replace(of=(first, made.of[0], *others), more={"value" if others else "alpha": made.of[1]})
+            if x in products and not isinstance(products[x][1], Elements):
+                return line._replace(of=(first, products[x][0], *others), more={"value" if others else "alpha": products[x][1]})
         return line
 
     def _body(self, lines: Sequence[Line]) -> list[str]:

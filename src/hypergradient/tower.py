@@ -45,8 +45,8 @@ class Tower:
         """How many rules tune: 0 for a rule alone."""
         return len(self.rules) - 1
 
-    def __truediv__(self, above: Rule | Tower) -> Tower:
-        return Tower(self.rules + Tower.of(above).rules)
+    def __truediv__(self: Rule | Tower, above: Rule | Tower) -> Tower:
+        return Tower(Tower.of(self).rules + Tower.of(above).rules)
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self.rules)
@@ -73,8 +73,4 @@ def _check(below: Rule, rule: Rule) -> None:
             )
 
 
-def _over(rule: Rule, above: Rule | Tower) -> Tower:
-    return Tower((rule,)) / above
-
-
-Rule.__truediv__ = _over  # type: ignore[method-assign]
+Rule.__truediv__ = Tower.__truediv__  # type: ignore[method-assign]

@@ -52,7 +52,7 @@ class AdamWScheduleFree(ScheduleFree):
         return {"z": param.clone(), "exp_avg_sq": torch.zeros_like(param)}
 
     def coefficients(self, step: Tensor) -> tuple[Tensor, ...]:
-        return (1 - self.beta2**step).sqrt(), 1 - self.beta2, self.new(step)
+        return (1 - self.beta2**step).sqrt().reciprocal(), 1 - self.beta2, self.new(step)
 
     def square(self, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor:
         """The average of squares after a step."""
@@ -60,7 +60,7 @@ class AdamWScheduleFree(ScheduleFree):
 
     def size(self, square: Tensor, c: tuple[Tensor, ...]) -> Tensor:
         """Its root, without the bias of the beginning."""
-        size: Tensor = sqrt(square) / c[0] + self.eps
+        size: Tensor = sqrt(square) * c[0] + self.eps
         return size
 
     def preconditioner(self, grad: Tensor, state: State, step: Tensor, c: tuple[Tensor, ...]) -> Tensor:

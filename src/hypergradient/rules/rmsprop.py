@@ -52,7 +52,7 @@ class RMSprop(Rule):
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
         g = self.penalized(param, grad)
-        variance = s = self.alpha * state["square_avg"] + c[0] * g * g
+        variance = s = torch.addcmul(self.alpha * state["square_avg"], c[0] * g, g)
         new = {"square_avg": s}
         if self.centered:
             new["grad_avg"] = self.alpha * state["grad_avg"] + c[0] * g
