@@ -116,7 +116,6 @@ class Elements(Name):
 WRITTEN = {
     "": "{0}",
     "sum": "{0}.sum().item()",
-    "dot": "torch.dot({0}, {1}).item()",
     "convert": "{0}.to({dtype})",
     "full": "torch.full_like({0}, {1}, dtype={dtype})",
 }
@@ -465,17 +464,14 @@ class Program:
         return found
 
     def _fused(self, line: Line, uses: Counter[str]) -> Line:
-        """The same in one operation, where what it adds is elements times a number, or what it sums is elements times
-        elements, and serves for nothing else.
+        """The same in one operation, where what it adds is elements times a number, and serves for nothing else. (The sum of a
+        product stays two: a dot product depends on where in memory its vectors begin.)
         """
-        made = [known for x in line.reads() if uses[x] == 1 and (known := self.recorder.lines.get(Name(x))) is not None]
-        products = {known.name: known.of for known in made if known.what == "mul"}
-        if line.what == "sum" and (of := products.get(line.of[0])) and isinstance(of[1], Elements):
-            return line._replace(what="dot", of=of)
         swapped = [line.of[::-1]] if line.what == "add" else []
         for first, x, *others in [line.of, *swapped] if line.what in ("add", "sub", "addcmul") else ():
-            if x in products and not isinstance(products[x][1], Elements):
-                return line._replace(of=(first, products[x][0], *others), more={"value" if others else "alpha": products[x][1]})
+            made = self.recorder.lines.get(x)
+            if made is not None and made.what == "mul" and uses[x] == 1 and not isinstance(made.of[1], Elements):
+                return line._replace(of=(first, made.of[0], *others), more={"value" if others else "alpha": made.of[1]})
         return line
 
     def _body(self, lines: Sequence[Line]) -> list[str]:
