@@ -273,3 +273,83 @@ def test_a_checkpoint_goes_on_in_another_memory_format(shape, order):
             one.step()
     torch.testing.assert_close(p.detach(), q.detach())
     assert twin.hyperparameters()[0]["lr"] == pytest.approx(optimizer.hyperparameters()[0]["lr"])
+
+
+def two_rules(*rules):
+    mine = [torch.ones(4, requires_grad=True) for _ in range(3)]
+    first, second = rules
+    optimizer = Hyperoptimizer([{"params": mine[:1]}, {"params": mine[1:2], "rule": second}], first)
+    return mine, optimizer
+
+
+def step_all(optimizer):
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones(4)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("meanwhile", [step_all, repr, lambda o: None], ids=["step", "repr", "nothing"])
+@pytest.mark.parametrize(
+    "rules",
+    [(SGD(lr=0.1), AdamW(lr=0.01)), (Adam(lr=0.1) / SGD(lr=1e-5), Adam(lr=0.01, tune="beta1"))],
+    ids=["alone", "tower"],
+)
+def test_a_group_that_comes_back_has_its_rule(rules, meanwhile, steps):
+    mine, optimizer = two_rules(*rules)
+    for _ in range(steps):
+        step_all(optimizer)
+    before = optimizer.rules
+    group = optimizer.param_groups.pop()
+    meanwhile(optimizer)
+    optimizer.param_groups.append(group)
+    step_all(optimizer)
+    assert optimizer.rules == before
+    assert set(optimizer.state[mine[1]]) >= {"exp_avg", "exp_avg_sq"}
+
+
+@pytest.mark.parametrize("away", [False, True])
+@pytest.mark.parametrize("how", ["append", "add_param_group"])
+def test_a_copy_of_a_group_has_its_rule(how, away):
+    mine, optimizer = two_rules(SGD(lr=0.1), AdamW(lr=0.01))
+    step_all(optimizer)
+    group = optimizer.param_groups.pop() if away else optimizer.param_groups[1]
+    if away:
+        step_all(optimizer)
+    copied = {**group, "params": mine[2:]}
+    (optimizer.param_groups.append if how == "append" else optimizer.add_param_group)(copied)
+    step_all(optimizer)
+    assert optimizer.rules[-1] == AdamW(lr=0.01)
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_an_lr_that_is_edited_is_a_factor_also_while_the_group_is_away(away):
+    mine, optimizer = two_rules(Adam(lr=0.01) / SGD(lr=1e-3), Adam(lr=0.01))
+    for _ in range(5):
+        step_all(optimizer)
+    learned = optimizer.hyperparameters(1)[0]["lr"]
+    group = optimizer.param_groups.pop() if away else optimizer.param_groups[1]
+    mine[1].grad = None
+    if away:
+        step_all(optimizer)
+    group["lr"] *= 0.1
+    if away:
+        optimizer.param_groups.append(group)
+    assert learned > 0.02
+    assert optimizer.hyperparameters(1)[0]["lr"] == pytest.approx(0.1 * learned)
+
+
+def test_a_parameter_that_goes_after_a_load_takes_nothing_of_the_others():
+    torch.manual_seed(0)
+    mine = [torch.randn(5, requires_grad=True) for _ in range(3)]
+    make = lambda: Hyperoptimizer(mine, Adam(lr=0.01) / SGD(lr=1e-3), per="tensor")  # noqa: E731
+    optimizer = make()
+    for _ in range(10):
+        for i, p in enumerate(mine):
+            p.grad = (-1) ** i * (p.detach() + 0.1 * torch.randn(5))
+        optimizer.step()
+    other = make()
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    del other.param_groups[0]["params"][0]
+    assert other.hyperparameters()[0]["lr"] == optimizer.hyperparameters()[0]["lr"][1:]

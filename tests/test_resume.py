@@ -160,3 +160,96 @@ def test_deepcopy_and_pickle(duplicate):
     assert copies[0] is not mine[0]
     assert train(twin, copies, 4, 4) == train(optimizer, mine, 4, 4)
     assert repr(twin) == repr(optimizer)
+
+
+def scheduled_and_resumed(make, schedule, at, steps=60):
+    """The gradient is that of a bowl, with noise; `at`: the steps after which all is saved and goes on elsewhere."""
+    torch.manual_seed(0)
+    optimizer, scheduler = (made := make()), schedule(made)
+    for t in range(steps):
+        for p in optimizer.param_groups[0]["params"]:
+            p.grad = p.detach() + torch.randn(p.shape, dtype=p.dtype)
+        optimizer.step()
+        scheduler.step()
+        if t in at:
+            saved = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict()))
+            with torch.random.fork_rng():
+                optimizer, scheduler = (made := make()), schedule(made)
+            optimizer.load_state_dict(saved[0])
+            scheduler.load_state_dict(saved[1])
+
+
+@pytest.mark.parametrize(("steps", "lr"), [(50, 0.0025), (30, 1e-3), (50, 3e-4)])
+def test_a_warm_up_is_resumed_exactly(steps, lr):
+    """Of these, some go on from a factor that is no sum of powers of two."""
+
+    def ends(at):
+        p = torch.ones(50, dtype=torch.float64, requires_grad=True)
+        rising = lambda t: min(1, (t + 1) / steps)  # noqa: E731
+        scheduled_and_resumed(
+            lambda: Hyperoptimizer([{"params": [p], "lr": lr}]), lambda o: torch.optim.lr_scheduler.LambdaLR(o, rising), at
+        )
+        return p.detach()
+
+    expected = ends(())
+    for k in (0, 13, 16, 17, 21, 22, 28, 29):
+        torch.testing.assert_close(ends((k,)), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("how", ["load", "copy"])
+def test_a_layer_that_is_freed_after_a_resume_learns_from_where_it_would_have(how):
+    """Its schedule is relative to what the group was given at first, not when it was loaded."""
+
+    def learned(resume):
+        torch.manual_seed(0)
+        body, head = (torch.ones(50, requires_grad=True) for _ in range(2))
+        make = lambda: Hyperoptimizer([{"params": [body]}, {"params": [head]}])  # noqa: E731
+        cycle = lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=2.5e-3, total_steps=100)  # noqa: E731
+        optimizer, scheduler = (made := make()), cycle(made)
+        for t in range(40):
+            body.requires_grad_(t >= 30)
+            for p in (body, head):
+                p.grad = p.detach() + torch.randn(50) if p.requires_grad else None
+            optimizer.step()
+            scheduler.step()
+            if resume and t == 25 and how == "load":
+                saved = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict()))
+                optimizer, scheduler = (made := make()), cycle(made)
+                optimizer.load_state_dict(saved[0])
+                scheduler.load_state_dict(saved[1])
+            elif resume and t == 25:
+                body, head, optimizer, scheduler = copy.deepcopy((body, head, optimizer, scheduler))
+        return [optimizer.hyperparameters(i) for i in (0, 1)]
+
+    assert learned(True) == learned(False)
+
+
+@pytest.mark.parametrize("rule", [None, SGD(), Adam()], ids=repr)
+def test_a_warm_up_from_0_by_hand_is_resumed_exactly(rule):
+    def learned(resume):
+        p = torch.ones(4, requires_grad=True)
+        make = lambda: Hyperoptimizer([p], rule and hg.auto(rule))  # noqa: E731
+        optimizer, found = make(), []
+        for t in range(8):
+            optimizer.param_groups[0]["lr"] = 0.01 * t / 8
+            p.grad = torch.ones(4)
+            optimizer.step()
+            found.append(optimizer.hyperparameters())
+            if resume and t == 0:
+                saved = stored(optimizer.state_dict())
+                optimizer = make()
+                optimizer.load_state_dict(saved)
+        return found
+
+    assert learned(True) == learned(False)
+
+
+def test_values_of_groups_are_not_taken_for_those_of_all():
+    def make(per):
+        mine = parameters()
+        return mine, Hyperoptimizer([{"params": mine[:1]}, {"params": mine[1:]}], Adam(lr=0.01) / SGD(lr=1e-3), per=per)
+
+    mine, optimizer = make("group")
+    train(optimizer, mine, 5)
+    with pytest.raises(ValueError, match="another `per`: group 1 has learned other values"):
+        make("all")[1].load_state_dict(optimizer.state_dict())

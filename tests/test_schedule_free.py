@@ -230,3 +230,65 @@ def test_state_goes_to_the_device_of_the_parameter():
     twin = Hyperoptimizer(elsewhere, AdamWScheduleFree(lr=0.01))
     twin.load_state_dict(stored(optimizer.state_dict()))
     assert {x.device.type for p in elsewhere for n, x in twin.state[p].items() if x.ndim or n == "z"} == {"meta"}
+
+
+@pytest.mark.parametrize("make", [lambda p: Hyperoptimizer([p]), lambda p: Hyperoptimizer([p], SGDScheduleFree(lr=0.1))])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("first", ["eval", "convert"])
+def test_parameters_that_become_of_another_dtype_go_there_and_back(make, dtype, first):
+    """While the average is in their place, or before."""
+    torch.manual_seed(0)
+    p = torch.randn(50, dtype=torch.float32, requires_grad=True)
+    optimizer = make(p)
+    train_a_bowl(optimizer, p, 20)
+    before = p.detach().clone().to(dtype)
+    if first == "eval":
+        optimizer.eval()
+    p.data = p.data.to(dtype)
+    if first == "convert":
+        optimizer.eval()
+    assert not torch.equal(p, before)
+    optimizer.train()
+    torch.testing.assert_close(p.detach(), before, rtol=0, atol=0)
+    train_a_bowl(optimizer, p, 1)
+
+
+def test_a_float32_checkpoint_is_evaluated_in_a_model_of_doubles():
+    p = torch.randn(5, dtype=torch.float32, requires_grad=True)
+    optimizer = Hyperoptimizer([p])
+    train_a_bowl(optimizer, p, 3)
+    q = p.detach().double().requires_grad_()
+    other = Hyperoptimizer([q])
+    other.load_state_dict(stored(optimizer.state_dict()))
+    optimizer.eval(), other.eval()
+    torch.testing.assert_close(q.detach(), p.detach().double(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("rule", "values"),
+    [(None, {"betas": (0.85, 0.999)}), (SGDScheduleFree(lr=0.1), {"momentum": 0.85})],
+    ids=["AdamW", "SGD"],
+)
+def test_a_beta_that_is_scheduled_in_evaluation_moves_nothing(rule, values):
+    """As OneCycleLR does when it steps after validation."""
+    torch.manual_seed(0)
+    p = torch.randn(50, dtype=torch.float32, requires_grad=True)
+    optimizer = Hyperoptimizer([p], rule)
+    train_a_bowl(optimizer, p, 10)
+    before = p.detach().clone()
+    optimizer.eval()
+    optimizer.param_groups[0].update(values)
+    optimizer.eval()
+    optimizer.train()
+    torch.testing.assert_close(p.detach(), before, rtol=0, atol=0)
+    optimizer.eval()  # from here on with the new one
+    after = p.detach().clone()
+    optimizer.train()
+    optimizer.eval()
+    torch.testing.assert_close(p.detach(), after, rtol=0, atol=0)
+
+
+def train_a_bowl(optimizer, p, steps):
+    for _ in range(steps):
+        p.grad = p.detach() + 0.1 * torch.randn_like(p)
+        optimizer.step()

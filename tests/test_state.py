@@ -850,3 +850,51 @@ def test_to_see_whether_the_state_is_as_it_was_left_takes_as_long_as_there_are_p
     optimizer.state[mine[0]]["exp_avg"] = torch.zeros(3, dtype=mine[0].dtype)
     optimizer.state_dict()
     assert len(calls) < len(mine)
+
+
+def test_what_is_written_to_one_of_many_costs_the_last_step_of_that_one_alone():
+    """In place, as where a tensor is put in its place: the others are in one bucket with it."""
+
+    def learned(edit):
+        mine = [torch.ones(3, requires_grad=True) for _ in range(4)]
+        optimizer = Hyperoptimizer(mine, Adam(lr=0.01) / SGD(lr=1e-4))
+        for _ in range(6):
+            for p in mine:
+                p.grad = torch.ones(3)
+            optimizer.step()
+            edit(optimizer.state[mine[0]])
+        return optimizer.hypergradients(), optimizer.hyperparameters(), [p.detach() for p in mine]
+
+    replaced = learned(lambda entry: entry.update(exp_avg=torch.zeros(3)))
+    torch.testing.assert_close(learned(lambda entry: entry["exp_avg"].zero_()), replaced)
+    assert replaced[1][0]["lr"] > 0.0105
+
+
+def test_another_in_the_place_of_one_that_rests_says_nothing_of_an_old_step():
+    def learned(replace):
+        a, b = (torch.ones(3, requires_grad=True) for _ in range(2))
+        optimizer = Hyperoptimizer([a, b], Adam(lr=0.01) / SGD(lr=1e-4))
+        for slopes in ((1, None), (1, 1), (1, 1), (None, 1), (5, None)):
+            if replace and slopes[0] == 5:
+                other = a.detach().clone().requires_grad_()
+                optimizer.state[other] = optimizer.state.pop(a)
+                optimizer.param_groups[0]["params"][0] = a = other
+            for p, slope in zip((a, b), slopes, strict=True):
+                p.grad = None if slope is None else torch.full((3,), float(slope))
+            optimizer.step()
+        return optimizer.hypergradients(), optimizer.hyperparameters()
+
+    assert repr(learned(True)) == repr(learned(False))
+    assert "nan" in repr(learned(True))
+
+
+def test_an_option_that_chooses_a_rule_is_in_the_checkpoint():
+    """A checkpoint of ours is for an optimizer of torch to go on with."""
+    p = torch.ones(3, requires_grad=True)
+    make = lambda: torch.optim.Adam([p], lr=0.01, weight_decay=0.1, decoupled_weight_decay=True)  # noqa: E731
+    optimizer = from_torch(make(), above=None)
+    p.grad = torch.ones(3)
+    optimizer.step()
+    twin = make()
+    twin.load_state_dict(optimizer.state_dict())
+    assert twin.param_groups[0]["decoupled_weight_decay"] is True

@@ -52,7 +52,7 @@ class Bucket:
         positions: the positions of the members among the parameters of their group.
         live: whether what the last step has left behind can be read.
         shared: whether others share memory with the member: these move one after the other.
-        entries: what `memory` holds of each member, by name.
+        entries: what `memory` holds of each member, by name; `watched`: that of them whose versions tell of writing.
     """
 
     clock: Tensor
@@ -81,6 +81,8 @@ class Bucket:
         self._recall(parts, [memory.get(p, {}) for p in members])
         if not step.elementwise:
             rehearse(step.rule, members[0], self._flat(parts).to(self.dtype), dict(zip(step.state, self.state, strict=True)))
+        names = (*step.state, *step.kept)
+        self.watched = [[Layout.of(x).local(x) for n, x in entry.items() if n in names] for entry in self.entries]
         self.kinds, self.versions = [_kind(p) for p in members], self._versions()
         self.given = [(list(entry.items()), list(map(_place, entry.values()))) for entry in self.entries]
         for p, entry in zip(members, self.entries, strict=True):
@@ -154,7 +156,8 @@ class Bucket:
     def _views(self, name: str, flat: Tensor) -> list[Tensor]:
         """Of what is remembered under this name, that of each member."""
         if self.sample is None or name not in self.step.kept:
-            return [self.layout.join(view, p) for view, p in zip(self.views(flat), self.members, strict=True)]
+            views = self.views(flat) if len(self.members) == 1 else [x.data for x in self.views(flat)]  # with own versions
+            return [self.layout.join(view, p) for view, p in zip(views, self.members, strict=True)]
         part = flat.view(-1, *self.sample.shape[1:])
         return [self.layout.join(part, torch.empty(self.sample.shape, device="meta"))]
 
@@ -180,12 +183,14 @@ class Bucket:
         self.count, self.live, self.versions = self.count + 1, True, self._versions()
         self.version = [x._version for x in (self.steps, *self.sums)]
 
-    def _versions(self) -> list[int]:
-        return [x._version for x in (*self.state, *self.kept)]
+    def _versions(self) -> list[list[int]]:
+        return [[x._version for x in mine] for mine in self.watched]
 
-    def written(self) -> bool:
-        """Whether somebody has written to what the last step has left behind."""
-        return self._versions() != self.versions
+    def written(self) -> list[Tensor]:
+        """The members of which somebody has written to what the last step has left behind."""
+        if (now := self._versions()) == self.versions:
+            return []
+        return [p for p, mine, left in zip(self.members, now, self.versions, strict=True) if mine != left]
 
     def own(self, i: int, memory: Memory) -> bool:
         """Whether `memory` holds of the member `i` what this bucket has put there."""

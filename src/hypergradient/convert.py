@@ -13,8 +13,8 @@ from .optimizer import Hyperoptimizer
 from .rule import Rule
 from .tower import Tower
 
-ENGINE = {"foreach", "fused", "capturable", "differentiable", "decoupled_weight_decay"}
-"""Options of torch that choose an implementation, of which there is one here, and one that chooses a rule."""
+ENGINE = {"foreach", "fused", "capturable", "differentiable"}
+"""Options of torch that choose an implementation, of which there is one here."""
 TUNING = {"tune", "charts", "horizon", "normalize", "sample"}
 
 

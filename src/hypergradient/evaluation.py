@@ -17,25 +17,27 @@ TRAINING = "training"
 
 def enter(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
     """Put the average into `p`; `entry`: what is remembered of it."""
-    here, state = _parts(p, entry)
+    here, state = _parts(p, entry, wide(p.dtype))
     if TRAINING in entry or not _known(rule, state):
         return
+    average = rule.evaluated(here.to(wide(p.dtype), copy=True), state)
     entry[TRAINING] = p.detach().clone()
-    here.copy_(rule.evaluated(here.to(wide(p.dtype), copy=True), state))
+    here.copy_(average)
 
 
 def leave(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
     """Put back what `p` was in training, to the bit; where somebody has changed it since, what belongs to that average."""
     if TRAINING not in entry:
         return
-    here, state = _parts(p, entry)
-    old = _real(Layout.of(p).local(entry.pop(TRAINING)))
-    if not _known(rule, state):
-        here.copy_(old)
-        return
-    average = rule.evaluated(old.to(wide(p.dtype), copy=True), state).to(here.dtype)
-    changed = rule.trained(here.to(wide(p.dtype), copy=True), state).to(here.dtype)
-    here.copy_(torch.where(here == average, old, changed))
+    old = _real(Layout.of(p).local(entry[TRAINING]))
+    dtype = wide(old.dtype)  # of the average as it was made; `p` may have become another since
+    here, state = _parts(p, entry, dtype)
+    if _known(rule, state):
+        average = rule.evaluated(old.to(dtype, copy=True), state).to(old.dtype).to(here.dtype)
+        changed = rule.trained(here.to(dtype, copy=True), state).to(here.dtype)
+        old = torch.where(here == average, old.to(here.dtype), changed)
+    here.copy_(old)
+    del entry[TRAINING]
 
 
 def averages(rule: Rule) -> bool:
@@ -48,12 +50,11 @@ def _known(rule: Rule, state: State) -> bool:
     return set(rule.init(torch.zeros((1,)))) <= state.keys()
 
 
-def _parts(p: Tensor, entry: dict[str, Any]) -> tuple[Tensor, State]:
-    """What is here of a parameter and of its state, in real numbers."""
+def _parts(p: Tensor, entry: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, State]:
+    """What is here of a parameter, and of its state in `dtype`, in real numbers."""
     own = Layout.of(p)
     same = {n: x for n, x in entry.items() if n != TRAINING and isinstance(x, Tensor) and x.shape == p.shape and n != "step"}
-    real = {n: _real(own.local(x)) for n, x in {"": p, **same}.items()}
-    return real.pop(""), real
+    return _real(own.local(p)), {n: _real(own.local(x)).to(dtype) for n, x in same.items()}
 
 
 def _real(x: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ class Group:
         self, entry: dict[str, Any], rule: Rule, bases: dict[str, float], begins: dict[str, float], steps: dict[Any, Step]
     ) -> None:
         self.entry, self.rule, self.bases, self.begins, self.steps = entry, rule, bases, begins, steps
-        self.params: list[Tensor] = []
+        self.params: list[Tensor] = list(entry["params"])
         self.said = {n: float(entry[n]) for n in rule.hyperparameters()}
         self.buckets: list[Bucket] = []
         self.moving: list[Bucket] = []
@@ -106,7 +106,7 @@ class Group:
         self.saved: dict[str, Any] = dict(entry.get(LEARNED) or {})
         self.followed: int = self.saved.get("followed", 0)
         self.highest, self.rise = self.heights = self.saved.get("highest", (0.0, 1.0))
-        self.start: float = entry.get("initial_lr", entry.get("lr", 0.0))
+        self.start: float = self.saved.get("start", entry.get("initial_lr", entry.get("lr", 0.0)))
         self.resting = {i for i, rests in enumerate(self.saved.get("resting", ())) if rests}
         self.learned = entry[LEARNED]
         self.last: dict[int, Tensor] = {}
@@ -186,6 +186,7 @@ class Group:
         columns: Sequence[int | None] = range(sets)
         if self.saved.get("levels"):
             owner.memory = like.new_tensor(next(iter(self.saved["levels"].values()))["memory"])
+            columns = [*self._columns(params)] if tensor else columns
         elif old is not None and old.names == owner.names:
             owner.memory = old.memory
             if tensor:
@@ -237,9 +238,8 @@ class Group:
         for (*_, count, live, _, sums), positions in alike.items():
             members, sets = [self.params[i] for i in positions], positions if self.owner.sets > 1 else []
             bucket = known.get(key := (self.step, count, *sets, *map(id, members)))
-            if bucket is None:
-                bucket = Bucket(self.step, members, sets, count, memory)
-                bucket.live = live
+            bucket = Bucket(self.step, members, sets, count, memory) if bucket is None else bucket
+            bucket.live = live
             bucket.clock = clocks[count, sums] = self._clock(bucket, clocks.get((count, sums)))
             if key not in known and live and self.step.replays:
                 bucket.scalars = bucket.use(self._scalars(bucket))
@@ -312,18 +312,19 @@ class Group:
         """Of each parameter that has moved before: how many steps it has made, and whether the last can be read."""
         found: dict[int, tuple[int, bool]] = {}
         lost: set[int] = set()
+        resting = self.resting.union(*(b.positions for b in self.buckets if not b.live))
         for bucket in self.buckets:
-            if bucket.written():
-                bucket.forget()
+            written = set(map(id, bucket.written() if self.step.replays else ()))
+            lost |= written
             if bucket.intact(memory):
-                found.update((id(p), (bucket.count, bucket.live)) for p in bucket.members)
+                found.update((id(p), (bucket.count, bucket.live and id(p) not in written)) for p in bucket.members)
             else:
                 lost.update(map(id, bucket.changed(memory) if bucket.live else bucket.members))
         times: Counter[int] = Counter()
         for i, p in enumerate(self.entry["params"]):
             times[id(p)] += 1
             if (entry := memory.get(p)) and id(p) not in found:
-                found[id(p)] = self._remembered(p, entry, i in self.resting or id(p) in lost)
+                found[id(p)] = self._remembered(p, entry, i in resting or id(p) in lost)
             count, live = found.get(id(p), (0, False))
             count += times[id(p)] - 1  # one parameter twice moves twice
             if id(p) in found or count:

@@ -46,7 +46,7 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
     """All that belongs to `group` and stands neither in its dict nor in `state`; numbers, lists and dicts.
 
     Returns:
-        `made`: how many steps the optimizer has made. `followed`, `highest` (and `rise`), `resting`: see `Group`.
+        `made`: how many steps the optimizer has made. `followed`, `highest` (and `rise`), `start`, `resting`: see `Group`.
         `said`: under the name of the rule, of each hyperparameter its base, what the user says, what is learned, what is in
         force. `levels`: under the signature of each, its own hyperparameters and its memory. `last`: the scalars
         of the last step.
@@ -60,6 +60,7 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
         "made": optimizer.made(),
         "followed": group.followed,
         "highest": [group.highest, group.rise],
+        "start": group.start,
         "resting": [int(i in past and not past[i][1]) for i in range(len(group.entry["params"]))],
         "said": {type(group.rule).__name__: said},
         "levels": {
@@ -99,7 +100,7 @@ def packed(state_dict: dict[str, Any]) -> dict[str, Any]:
     return state_dict
 
 
-def words(entry: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+def words(entry: Mapping[str, Any]) -> dict[str, list[float]]:
     """What the dict of a group has kept under `said`."""
     return next(iter((entry.get(LEARNED) or {}).get("said", {}).values()), {})
 
@@ -121,7 +122,7 @@ def restore(entry: dict[str, Any]) -> dict[str, float]:
     for n, (base, old, known, force) in said.items():
         now = float(entry.get(n, force))
         entry[n] = old if now in (old, force) else now * base * rise / known if known else now
-        if n == "lr" and old:
+        if n == "lr" and old and entry[n] != old:
             entry[LEARNED] = {**entry[LEARNED], "highest": [highest * entry[n] / old, rise]}
     entry.pop("betas", None)
     return {n: base for n, (base, *_) in said.items()}

@@ -83,6 +83,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._engine, self._watch = Engine(self.compile), Watch()
         self._steps: dict[Any, Step] = {}
         self._above: list[Hyperparameters] = []
+        self._gone: list[tuple[Any, Any, Rule]] = []
+        self._entered: dict[Tensor, Rule] = {}
         self._levels = Levels([], torch.empty(0, device="cpu"))
         self._basis: tuple[Any, list[Any], Callable[[Any], int], list[int]] = None, [], address, []
         self._built: Any = None
@@ -105,7 +107,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         if not isinstance(param_group, dict) or "params" not in param_group:
             raise TypeError(f"{where}: a group is a dict with 'params', got {param_group!r}")
         entry = {**param_group, LEARNED: {}}
-        rules, params = [entry.pop("rule", self.tower.rules[0])], entry["params"]
+        rules, params = [*self._rules_of(param_group), self.tower.rules[0]], entry["params"]
         entry["params"] = [params] if isinstance(params, Tensor) else params if isinstance(params, set) else list(params)
         group, known = self._group(entry, rules, where), set(entry)
         super().add_param_group(entry)
@@ -164,13 +166,21 @@ class Hyperoptimizer(torch.optim.Optimizer):
         memory.refresh(self, [g for g in gone if hasattr(g, "owner")])
         for lost in gone:
             lost.learned["last"] = []  # by the time that one comes back, the last step will be another
-        rules = [self.tower.rules[0], *self.rules]
+        rules, own = [self.tower.rules[0], *self.rules], [self._rules_of(e) for e in entries]
+        self._gone = [x for x in self._gone if not any(x[0] is e for e in entries)]
+        self._gone += [(g.entry, g.learned, g.rule) for g in gone]
         self._groups = [g for g in found if g is not None]
         for i in (i for i, g in enumerate(found) if g is None):
             if any(entries[i].get(LEARNED) is g.learned for g in before):  # a copy of the dict of another
                 entries[i][LEARNED] = {}
-            own = [g.rule for g in before if g.entry is entries[i]]
-            self._groups.insert(i, self._group(entries[i], own or rules, f"group {i}"))
+            for n, said in memory.words(entries[i]).items() if own[i] else ():
+                said[1] = float(entries[i][n])  # the user's: not what was in force
+            self._groups.insert(i, self._group(entries[i], own[i] or rules, f"group {i}"))
+
+    def _rules_of(self, entry: dict[str, Any]) -> list[Rule]:
+        """That of the group whose dict, or a copy of whose dict, `entry` is: also of one that has been taken away."""
+        known = [(g.entry, g.learned, g.rule) for g in self._groups] + self._gone
+        return [rule for mine, learned, rule in known if mine is entry or learned is entry.get(LEARNED)][:1]
 
     def _found(self, entry: dict[str, Any], own: list[Group], gone: list[Group]) -> Group | None:
         """The group that goes on in `entry`: its own, or one of those that are gone, of whose dict this is a copy."""
@@ -392,7 +402,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 if entry := self.state.get(p):
                     moves.append((group.rule.at({n: x[k] if isinstance(x, list) else x for n, x in values.items()}), p, entry))
         for rule, p, entry in moves if move is evaluation.enter else reversed(moves):  # some may share memory
-            move(rule, p, entry)
+            move(self._entered.setdefault(p, rule), p, entry)
+        if move is evaluation.leave:
+            self._entered.clear()
 
     # ------------------------------------------------------------ what it does
 
@@ -482,6 +494,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._assemble()
         if (there := len(saved)) != (here := len(self._groups)):
             raise ValueError(f"state_dict has a different number of parameter groups: {there}, this optimizer {here}")
+        first = dict[Hyperparameters, str]()
         for i, (group, entry) in enumerate(zip(self._groups, saved, strict=True)):
             copied = deepcopy({n: x for n, x in entry.items() if n != "params"})
             rule, *_ = self._settle(copied, group.rule, where := f"group {i}")
@@ -489,6 +502,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
             if "levels" in learned and readable(self._levels.memory):
                 memory.check(self.tower, rule, group.owner.sets, where, learned)
                 memory.recalled(self.tower, learned)
+                mine = repr([*learned["levels"].values()][:1])
+                if first.setdefault(group.owner, mine) != mine:
+                    raise ValueError(f"state_dict of another `per`: {where} has learned other values than those it shares here")
 
     def __getstate__(self) -> dict[str, Any]:
         memory.refresh(self, self._assemble())
