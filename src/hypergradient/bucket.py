@@ -81,8 +81,6 @@ class Bucket:
         self._recall(parts, [memory.get(p, {}) for p in members])
         if not step.elementwise:
             rehearse(step.rule, members[0], self._flat(parts).to(self.dtype), dict(zip(step.state, self.state, strict=True)))
-        names = (*step.state, *step.kept)
-        self.watched = [[Layout.of(x).local(x) for n, x in entry.items() if n in names] for entry in self.entries]
         self.kinds, self.versions = [_kind(p) for p in members], self._versions()
         self.given = [(list(entry.items()), list(map(_place, entry.values()))) for entry in self.entries]
         for p, entry in zip(members, self.entries, strict=True):
@@ -105,6 +103,7 @@ class Bucket:
                 self._fill(n, flat[n], known)
         self.state = [flat[n] for n in self.step.state]
         self.kept = [flat[n] for n in self.step.kept]
+        self.watched = [[Layout.of(x).local(x) for x in entry.values()] for entry in self.entries]
         self._recall_numbers(known, parts[0].device)
 
     def _recall_numbers(self, known: Sequence[Mapping[str, Any]], here: torch.device) -> None:
