@@ -274,15 +274,10 @@ class Bucket:
 
     def rest(self) -> None:
         """Let a step pass in which these elements did not move."""
-        self.forget()
+        self.live = self.live and not self.step.replays  # what it has left behind is no more what a replay would need
         for kept in self.kept:
             kept.mul_(self.step.rule.fading(max(self.count, 1)))
         self.versions = self._versions()
-
-    def forget(self) -> None:
-        """What the last step has left behind is no more what a replay would need."""
-        if self.step.replays:
-            self.live = False
 
     # ---------------------------------------------------------------- elements and segments
 
