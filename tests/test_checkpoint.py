@@ -10,11 +10,19 @@ import time
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 import workers
 from helpers import EXACT
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from workers import PLANS, SAME, SAMPLED, assert_same, context, launch
 
-from hypergradient import SGD, Adam, AdamW
+from hypergradient import SGD, Adam, AdamW, Hyperoptimizer
 
 FORMS = ["nested", "flattened", "full"]
 SOME = {name: PLANS[name] for name in ("a set per tensor", "the default", "Muon")}
@@ -75,6 +83,45 @@ def test_dcp_keeps_the_precision_of_what_is_known_of_half_precision(tmp_path):
         assert_same({"": resumed}, {"": whole}, EXACT)
         assert resumed["weights"]["0.weight"].dtype == torch.bfloat16
         assert resumed["state"]["0.weight"]["exp_avg"].dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("flat", [False, True], ids=["nested", "flattened"])
+def test_dcp_resumes_from_between_eval_and_train(flat, tmp_path):
+    """It loads no more than what is there before: the weights of training, which it leaves out, follow from the average."""
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+
+    def parts(model, optimizer):
+        return {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer, options=options)}
+
+    def make():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(6, 3)
+        return model, Hyperoptimizer(model.parameters())
+
+    def go(model, optimizer, steps):
+        for t in steps:
+            x = torch.randn(8, 6, generator=torch.Generator().manual_seed(t))
+            optimizer.zero_grad()
+            (model(x) - x[:, :3].sin()).square().mean().backward()
+            optimizer.step()
+
+    model, optimizer = make()
+    go(model, optimizer, range(20))
+    optimizer.eval()
+    dcp.save(parts(model, optimizer), checkpoint_id=tmp_path, no_dist=True)
+    again, other = make()
+    dcp.load(saved := parts(again, other), checkpoint_id=tmp_path, no_dist=True)
+    set_model_state_dict(again, saved["model"])
+    set_optimizer_state_dict(again, other, saved["optimizer"], options=options)
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), **EXACT)
+    optimizer.train()
+    other.train()
+    torch.testing.assert_close(again.state_dict(), model.state_dict())
+    for mine in ((model, optimizer), (again, other)):
+        go(*mine, range(20, 30))
+    torch.testing.assert_close(again.state_dict(), model.state_dict())
+    assert other.hyperparameters()[0]["lr"] == pytest.approx(optimizer.hyperparameters()[0]["lr"])
 
 
 def test_zero_redundancy_optimizer_resumes_from_what_one_process_has_learned():

@@ -55,6 +55,13 @@ def test_samples_are_the_same_in_many_processes(how, ranks):
         assert_same(result, one)
 
 
+def test_a_pass_in_evaluation_sees_the_average_and_one_in_training_does_not():
+    expected = workers.looked_at(False)
+    assert expected[0] == expected[2] != pytest.approx(expected[1], rel=1e-4)
+    for result in launch(workers.looked_at, 2, True):
+        assert result == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize(("how", "ranks"), [("ddp", 2), ("sharded", 4)])
 def test_evaluation_equals_that_of_one_process(how, ranks):
     plan = PLANS["the default"]

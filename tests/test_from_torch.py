@@ -95,3 +95,33 @@ def test_from_torch_of_groups_that_decay_differently():
     optimizer, twin = from_torch(adam(mine), above=None), adam(theirs)
     assert [type(rule) for rule in optimizer.rules] == [Adam, AdamW]
     torch.testing.assert_close(train(optimizer, mine, 10), train(twin, theirs, 10), rtol=1e-10, atol=1e-10)
+
+
+def test_hooks_go_on():
+    """Of steps and of checkpoints; a handle takes its own away."""
+    calls, mine = [], parameters()
+    optimizer = torch.optim.SGD(mine, lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: calls.append("step"))
+    handle = optimizer.register_state_dict_post_hook(lambda *_: calls.append("state_dict"))
+    ours = from_torch(optimizer)
+    calls.clear()
+    train(ours, mine, 1)
+    ours.state_dict()
+    assert calls == ["step", "state_dict"]
+    handle.remove()
+    ours.state_dict()
+    assert calls == ["step", "state_dict"]
+
+
+@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")  # as of every copy of a scheduler
+def test_a_copy_and_its_scheduler_go_on_after_a_load():
+    mine = parameters()
+    optimizer = torch.optim.SGD(mine, lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    ours = from_torch(optimizer, above=None)
+    train(ours, mine, 1)
+    mine, ours, scheduler = copy.deepcopy((mine, ours, scheduler))
+    ours.load_state_dict(ours.state_dict())
+    scheduler.step()
+    assert ours.param_groups[0]["lr"] == 0.05
+    train(ours, mine, 1)

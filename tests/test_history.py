@@ -383,3 +383,48 @@ def test_hugging_face(tmp_path, lines):
     tag = "hyperparameters/0.AdamW.lr"
     values = {r["step"]: r["value"] for r in history.records() if (r["level"], r["name"]) == (0, "lr")}
     assert [(e["step"], e[tag]) for e in log if tag in e] == [(k, pytest.approx(values[k - 1])) for k in (5, 10)]
+
+
+def test_a_group_that_was_recorded_and_has_gone_is_plotted():
+    mine, optimizer, history = recorded(Adam(lr=1e-3) / SGD(lr=1e-4), steps=2)
+    del optimizer.param_groups[1]
+    train(optimizer, mine, 2)
+    assert len(history.plot().axes) == 2
+    _, _, other = recorded(SGD(lr=0.1) / SGD(lr=1e-3), steps=1)
+    other.load_state_dict(history.state_dict())
+    assert len(other.plot().axes) == 2
+
+
+def test_what_is_learned_is_logged_by_the_trainer_at_the_end_of_epochs(tmp_path, lines, float32):
+    model = llama()
+    optimizer = Hyperoptimizer(model.parameters(), FINE)
+    run = trainer(tmp_path, lines, model, optimizers=(optimizer, None), logging_strategy="epoch")
+    run.add_callback(for_trainer(run))
+    run.train()
+    told = [entry for entry in run.state.log_history if any("hyperparameters" in name for name in entry)]
+    assert told
+    assert told[-1]["step"] == run.state.global_step
+
+
+@lightning_advises
+def test_of_several_optimizers_that_step_now_and_then_all_are_logged(tmp_path, float32):
+    """The trainer counts the steps of both: here it is odd after each batch."""
+
+    class Two(Module):
+        def configure_optimizers(self):
+            return [Hyperoptimizer(self.net[i].parameters(), TOWER) for i in (0, 2)]
+
+        def training_step(self, batch, i):
+            self.log("loss", 0.0)
+            for k, optimizer in enumerate(self.optimizers()):
+                if i or self.current_epoch or not k:
+                    optimizer.zero_grad()
+                    self.manual_backward((self.net(batch[0]) - batch[1]).square().mean())
+                    optimizer.step()
+
+    logger = CSVLogger(tmp_path)
+    fit(Two(TOWER, manual=True), tmp_path, logger=logger, callbacks=[for_lightning()], log_every_n_steps=4)
+    with open(logger.experiment.metrics_file_path) as file:
+        rows = list(csv.DictReader(file))
+    for name in ("hyperparameters/0.Adam.lr", "hyperparameters/0.Adam.lr.optimizer1"):
+        assert [int(row["step"]) for row in rows if row.get(name)] == list(range(5, 46, 4))

@@ -898,3 +898,13 @@ def test_an_option_that_chooses_a_rule_is_in_the_checkpoint():
     twin = make()
     twin.load_state_dict(optimizer.state_dict())
     assert twin.param_groups[0]["decoupled_weight_decay"] is True
+
+
+def test_hooks_of_a_checkpoint_see_what_is_in_force_and_may_wrap_it():
+    mine, seen = parameters(), []
+    optimizer = Hyperoptimizer(mine, Adam(lr=0.1) / Adam(lr=0.01))
+    train(optimizer, mine, 5)
+    optimizer.register_state_dict_post_hook(lambda _, found: seen.append(found["param_groups"][0]["lr"]))
+    optimizer.register_state_dict_post_hook(lambda _, found: {"optimizer": found})
+    found = optimizer.state_dict()["optimizer"]
+    assert seen == [found["param_groups"][0]["lr"]] == [optimizer.hyperparameters()[0]["lr"]]

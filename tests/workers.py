@@ -223,6 +223,30 @@ def evaluated(how: str, plan: Plan) -> list[dict[str, Any]]:
     return [*found, run.go(1).result()]
 
 
+def looked_at(sharded: bool) -> tuple[float, ...]:
+    """Outputs at the average and in training, after a training with passes in evaluation and none backward. Of a model whose
+    root has parameters of its own, which FSDP2 keeps gathered after such a pass.
+    """
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    if sharded:
+        fully_shard(model)
+    optimizer, chance = Hyperoptimizer(model.parameters()), torch.Generator().manual_seed(1)
+    for t in range(12):
+        x = torch.randn(8, 6, generator=chance)
+        optimizer.zero_grad()
+        (model(x) - x[:, :3].sin()).square().mean().backward()
+        optimizer.step()
+        if t % 4 == 3:
+            with torch.no_grad():
+                outputs = [model(x).sum().item()]
+                optimizer.eval()
+                outputs.append(model(x).sum().item())
+                optimizer.train()
+                outputs.append(model(x).sum().item())
+    return *outputs, optimizer.hyperparameters()[0]["lr"]
+
+
 # ----------------------------------------------------------------- what is sent
 
 

@@ -48,8 +48,8 @@ def for_lightning(every: int | None = None) -> Any:
         logged = 0
 
         def on_train_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
-            step = trainer.global_step
-            if step == self.logged or step % (every or trainer.log_every_n_steps):
+            step, often = trainer.global_step, every or trainer.log_every_n_steps
+            if step // often == self.logged // often:  # with several optimizers it counts the steps of all
                 return
             self.logged = step
             mine = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, Hyperoptimizer)]
@@ -85,5 +85,7 @@ def for_trainer(trainer: Any) -> Any:
             if control.should_log:
                 trainer.log(current(kwargs["optimizer"]))
                 control.should_log = True  # what the trainer has to log itself is still to come
+
+        on_epoch_end = on_step_end
 
     return LogHyperparameters()

@@ -54,7 +54,9 @@ def from_torch(
         theirs.clear()
         theirs.update({n: x for n, x in mine.items() if n not in ENGINE or n in result.rules[i].settings()})
         result.param_groups[i] = result._groups[i].entry = theirs
-    optimizer.param_groups, result.instead_of = result.param_groups, optimizer
+    for hooks in (n for n in vars(optimizer) if n.startswith("_optimizer_") and n.endswith("_hooks")):
+        setattr(result, hooks, getattr(optimizer, hooks))
+    optimizer.param_groups, optimizer.state, result.instead_of = result.param_groups, result.state, optimizer
     optimizer._opt_called = True  # type: ignore[attr-defined]  # what a scheduler asks, which warns where no step was made
     return result
 

@@ -40,6 +40,12 @@ def leave(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
     del entry[TRAINING]
 
 
+def resume(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
+    """Know that the average is in the place of `p`, where a checkpoint has left out what that was in training."""
+    if _known(rule, _parts(p, entry, wide(p.dtype))[1]):
+        entry.setdefault(TRAINING, torch.full_like(p.detach(), torch.nan))  # no average of anything: see `leave`
+
+
 def averages(rule: Rule) -> bool:
     """Whether a rule averages."""
     return type(rule).evaluated is not Rule.evaluated

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .optimizer import Hyperoptimizer
 from .report import Snapshot
+from .rule import Rule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -123,10 +124,10 @@ class History:
             RuntimeError: nothing has been recorded.
             ImportError: matplotlib is not installed.
         """
+        bounds = {rule.__name__: {n for n in rule.hyperparameters() if _most(rule, n) <= 1} for rule in _kinds(Rule)}
         rows: dict[int, dict[bool, dict[Any, dict[int, list[float]]]]] = {}
         for r in self._curves():
-            rule = self.optimizer.tower.rules[r["level"]] if r["level"] else self.optimizer.rules[r["group"]]
-            bounded = getattr(rule.constraint(r["name"].split(".")[0]), "upper_bound", math.inf) <= 1
+            bounded = r["name"].split(".")[0] in bounds.get(r["rule"], ())
             curve = rows.setdefault(r["level"], {}).setdefault(bounded, {}).setdefault((r["group"], r["rule"], r["name"]), {})
             curve[r["step"]] = _listed(r["value"])
         figure = _figure(len(rows))
@@ -280,3 +281,14 @@ def _finite(x: Any) -> Any:
     if isinstance(x, list):
         return [_finite(v) for v in x]
     return None if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def _kinds(rule: Any) -> list[type[Rule]]:
+    """All classes of rules: also of groups that have been taken away since."""
+    return [kind for each in rule.__subclasses__() for kind in (each, *_kinds(each))]
+
+
+def _most(rule: type[Rule], name: str) -> float:
+    """The upper bound of a hyperparameter."""
+    most: float = getattr(rule.constraint(name), "upper_bound", math.inf)
+    return most

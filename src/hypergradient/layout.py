@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributed import _composable_state
 
 Key = TypeVar("Key")
 Processes = tuple[Any, ...]
@@ -107,3 +108,10 @@ def overlapping(tensors: Iterable[Any]) -> set[int]:
         if stop > end:
             last, end = name, stop
     return found
+
+
+def reshard() -> None:
+    """Have FSDP2 let go of what it has gathered for a forward pass, as it keeps that of the root until a backward pass."""
+    for module in [*getattr(_composable_state, "_module_state_mapping", ())]:
+        if hasattr(module, "reshard"):
+            module.reshard()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .evaluation import TRAINING
 from .group import LEARNED, Group
 from .level import title
 from .numerics import readable
@@ -47,9 +48,9 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
 
     Returns:
         `made`: how many steps the optimizer has made. `followed`, `highest` (and `rise`), `start`, `resting`: see `Group`.
-        `said`: under the name of the rule, of each hyperparameter its base, what the user says, what is learned, what is in
-        force. `levels`: under the signature of each, its own hyperparameters and its memory. `last`: the scalars
-        of the last step.
+        `evaluating`: whether averages are in the place of its parameters. `said`: under the name of the rule, of each
+        hyperparameter its base, what the user says, what is learned, what is in force. `levels`: under the signature of
+        each, its own hyperparameters and its memory. `last`: the scalars of the last step.
     """
     owners, learned = [group.owner, *(level.own for level in optimizer._levels.levels)], values(optimizer, group)
     tower, bases = optimizer.tower, group.bases
@@ -61,6 +62,7 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
         "followed": group.followed,
         "highest": [group.highest, group.rise],
         "start": group.start,
+        "evaluating": int(any(TRAINING in (optimizer.state.get(p) or {}) for p in group.entry["params"])),
         "resting": [int(i in past and not past[i][1]) for i in range(len(group.entry["params"]))],
         "said": {type(group.rule).__name__: said},
         "levels": {

@@ -17,7 +17,7 @@ from .auto import auto, usual_lr
 from .bucket import Bucket
 from .engine import Engine
 from .group import LEARNED, Group, settled, values_of
-from .layout import address, overlapping, total
+from .layout import Layout, address, overlapping, reshard, total
 from .level import COUNT, Hyperparameters, Level, Levels, upper
 from .numerics import exact, plain, readable
 from .objective import gradients
@@ -405,6 +405,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
             move(self._entered.setdefault(p, rule), p, entry)
         if move is evaluation.leave:
             self._entered.clear()
+        if any(Layout.of(p).mesh is not None for _, p, _ in moves):
+            reshard()
 
     # ------------------------------------------------------------ what it does
 
@@ -451,7 +453,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
         with; what has been learned stands beside them under "learned".
         """
         memory.refresh(self, self._assemble())
-        return memory.packed(super().state_dict())
+        hook = self.register_state_dict_post_hook(lambda _, found: memory.packed(found), prepend=True)  # others see all
+        try:
+            return super().state_dict()
+        finally:
+            hook.remove()
 
     @torch.inference_mode(False)
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -486,6 +492,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
                     for n, x in theirs.items()
                     if x is not None
                 }
+        for group, p in [(g, p) for g in self._groups if g.saved.get("evaluating") for p in g.entry["params"]]:
+            evaluation.resume(group.rule, p, self.state.get(p) or {})
         if not any("made" in group.get(LEARNED, {}) for group in adapted["param_groups"]):  # one of torch
             self._made = max((int(mine.get("step", 1)) for mine in self.state.values() if isinstance(mine, dict)), default=0)
 
@@ -508,7 +516,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         memory.refresh(self, self._assemble())
-        return {**super().__getstate__(), "tower": self.tower, "per": self.per, "compile": self.compile, "rules": self.rules}
+        mine = {n: getattr(self, n) for n in ("tower", "per", "compile", "rules", "instead_of")}
+        return {**super().__getstate__(), **mine}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also what `load_state_dict` ends with."""
