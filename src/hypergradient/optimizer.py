@@ -524,7 +524,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         rules = state.get("rules") or self.rules
         super().__setstate__({n: x for n, x in state.items() if n != "rules"})
         if self.instead_of is not None:
-            self.instead_of.param_groups = self.param_groups
+            self.instead_of.param_groups, self.instead_of.state = self.param_groups, self.state
         self._begin()
         for i, (entry, rule) in enumerate(zip(self.param_groups, rules, strict=True)):
             self._groups.append(self._group(entry, [rule], f"group {i}"))
