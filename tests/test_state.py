@@ -852,24 +852,6 @@ def test_to_see_whether_the_state_is_as_it_was_left_takes_as_long_as_there_are_p
     assert len(calls) < len(mine)
 
 
-def test_what_is_written_to_one_of_many_costs_the_last_step_of_that_one_alone():
-    """In place, as where a tensor is put in its place: the others are in one bucket with it."""
-
-    def learned(edit):
-        mine = [torch.ones(3, requires_grad=True) for _ in range(4)]
-        optimizer = Hyperoptimizer(mine, Adam(lr=0.01) / SGD(lr=1e-4))
-        for _ in range(6):
-            for p in mine:
-                p.grad = torch.ones(3)
-            optimizer.step()
-            edit(optimizer.state[mine[0]])
-        return optimizer.hypergradients(), optimizer.hyperparameters(), [p.detach() for p in mine]
-
-    replaced = learned(lambda entry: entry.update(exp_avg=torch.zeros(3)))
-    torch.testing.assert_close(learned(lambda entry: entry["exp_avg"].zero_()), replaced)
-    assert replaced[1][0]["lr"] > 0.0105
-
-
 def test_another_in_the_place_of_one_that_rests_says_nothing_of_an_old_step():
     def learned(replace):
         a, b = (torch.ones(3, requires_grad=True) for _ in range(2))

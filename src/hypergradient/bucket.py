@@ -52,7 +52,7 @@ class Bucket:
         positions: the positions of the members among the parameters of their group.
         live: whether what the last step has left behind can be read.
         shared: whether others share memory with the member: these move one after the other.
-        entries: what `memory` holds of each member, by name; `watched`: that of them whose versions tell of writing.
+        entries: what `memory` holds of each member, by name.
     """
 
     clock: Tensor
@@ -103,7 +103,6 @@ class Bucket:
                 self._fill(n, flat[n], known)
         self.state = [flat[n] for n in self.step.state]
         self.kept = [flat[n] for n in self.step.kept]
-        self.watched = [[Layout.of(x).local(x) for x in entry.values()] for entry in self.entries]
         self._recall_numbers(known, parts[0].device)
 
     def _recall_numbers(self, known: Sequence[Mapping[str, Any]], here: torch.device) -> None:
@@ -155,8 +154,7 @@ class Bucket:
     def _views(self, name: str, flat: Tensor) -> list[Tensor]:
         """Of what is remembered under this name, that of each member."""
         if self.sample is None or name not in self.step.kept:
-            views = self.views(flat) if len(self.members) == 1 else [x.data for x in self.views(flat)]  # with own versions
-            return [self.layout.join(view, p) for view, p in zip(views, self.members, strict=True)]
+            return [self.layout.join(view, p) for view, p in zip(self.views(flat), self.members, strict=True)]
         part = flat.view(-1, *self.sample.shape[1:])
         return [self.layout.join(part, torch.empty(self.sample.shape, device="meta"))]
 
@@ -182,14 +180,12 @@ class Bucket:
         self.count, self.live, self.versions = self.count + 1, True, self._versions()
         self.version = [x._version for x in (self.steps, *self.sums)]
 
-    def _versions(self) -> list[list[int]]:
-        return [[x._version for x in mine] for mine in self.watched]
+    def _versions(self) -> list[int]:
+        return [x._version for x in (*self.state, *self.kept)]
 
-    def written(self) -> list[Tensor]:
-        """The members of which somebody has written to what the last step has left behind."""
-        if (now := self._versions()) == self.versions:
-            return []
-        return [p for p, mine, left in zip(self.members, now, self.versions, strict=True) if mine != left]
+    def written(self) -> bool:
+        """Whether somebody has written to what the last step has left behind, of any member: views have one counter."""
+        return self._versions() != self.versions
 
     def own(self, i: int, memory: Memory) -> bool:
         """Whether `memory` holds of the member `i` what this bucket has put there."""

@@ -314,10 +314,10 @@ class Group:
         lost: set[int] = set()
         resting = self.resting.union(*(b.positions for b in self.buckets if not b.live))
         for bucket in self.buckets:
-            written = set(map(id, bucket.written() if self.step.replays else ()))
-            lost |= written
+            if self.step.replays and bucket.written():
+                bucket.live = False
             if bucket.intact(memory):
-                found.update((id(p), (bucket.count, bucket.live and id(p) not in written)) for p in bucket.members)
+                found.update((id(p), (bucket.count, bucket.live)) for p in bucket.members)
             else:
                 lost.update(map(id, bucket.changed(memory) if bucket.live else bucket.members))
         times: Counter[int] = Counter()
