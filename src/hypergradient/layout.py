@@ -6,13 +6,13 @@ all, and the products that a hypergradient is made of are sums over all elements
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed import _composable_state
 
 Key = TypeVar("Key")
 Processes = tuple[Any, ...]
@@ -112,6 +112,7 @@ def overlapping(tensors: Iterable[Any]) -> set[int]:
 
 def reshard() -> None:
     """Have FSDP2 let go of what it has gathered for a forward pass, as it keeps that of the root until a backward pass."""
-    for module in [*getattr(_composable_state, "_module_state_mapping", ())]:
+    known = sys.modules.get("torch.distributed._composable_state")  # there, where FSDP2 is
+    for module in [*getattr(known, "_module_state_mapping", ())]:
         if hasattr(module, "reshard"):
             module.reshard()
