@@ -151,7 +151,9 @@ def test_an_optimizer_compiles_for_its_own_sizes(monkeypatch):
 @pytest.mark.parametrize("per", ["group", "tensor"])
 def test_levels_that_are_no_more_are_let_go(per, monkeypatch):
     """With all that was compiled of them. (Nothing is, here: it would take long.)"""
-    monkeypatch.setattr(engine, "_compiled", lambda function, form, dynamic: engine._flat(function, form))
+    monkeypatch.setattr(
+        engine, "Compiled", lambda function, form, dynamic: lambda tensors: engine.of_tensors(function, form)(*tensors)
+    )
     mine = parameters()
     optimizer = Hyperoptimizer(mine, TOWER, per=per, compile=True)
     train(optimizer, mine, 3)

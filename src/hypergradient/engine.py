@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FunctionType
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from . import tape
 from .bucket import Bucket
+from .compiled import Compiled, of_tensors, taken_apart
 from .layout import total
 from .level import RAW, UNIT, Ask, Hyperparameters, Levels, scalars
 from .numerics import readable
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 PIECE = 1 << 18
 """Elements worked on at a time, about: enough for dispatch not to matter, few enough for a cache."""
-_count = itertools.count()
 
 # The allocator of glibc gives freed memory back to the system beyond a bound that follows the largest block it has seen
 # freed. Where that is small, as in the training of a small network, a step spends most of its time on page faults.
@@ -163,13 +161,13 @@ class Engine:
         if not (self.compile or self._plays):
             return function(*arguments)
         tensors: list[Tensor] = []
-        form = _form(arguments, tensors)
+        form = taken_apart(arguments, tensors)
         if not self.compile:
             return self._played(function, form, tensors, dynamic is not False)
         if (function, form) not in self._compiled:
-            self._compiled[function, form] = _compiled(function, form, dynamic)
+            self._compiled[function, form] = Compiled(function, form, dynamic)
         try:
-            return self._compiled[function, form](*tensors)
+            return self._compiled[function, form](tensors)
         except (torch._dynamo.exc.BackendCompilerFailed, torch._dynamo.exc.Unsupported) as error:
             self.compile = False  # before anything has run, so nothing is done twice
             inner = getattr(error, "inner_exception", error)
@@ -182,7 +180,7 @@ class Engine:
         many = [elements and x.ndim == 1 and x.is_floating_point() for x in tensors]
         key = function, form, *(x.dtype for x, is_many in zip(tensors, many, strict=True) if is_many)
         if key not in self.tapes:
-            self.tapes[key] = flat = _flat(function, form)
+            self.tapes[key] = flat = of_tensors(function, form)
             with contextlib.suppress(tape.Unrecordable):
                 self.tapes[key] = tape.record(flat, tensors, many)
         return self.tapes[key](*tensors)
@@ -206,47 +204,3 @@ def whole(levels: Levels, ask: Ask, elements: Any, last: Tensor, leave: Tensor) 
     used = now.to(last.dtype)
     step.move((param, grad, state, kept), used)
     return now, used
-
-
-def _form(x: Any, tensors: list[Tensor]) -> Any:
-    """`x` without its tensors, which go to `tensors`: for a function of tensors alone is called in half the time."""
-    if isinstance(x, tuple):
-        return tuple([_form(y, tensors) for y in x])
-    if isinstance(x, list):  # of tensors alone
-        tensors += x
-        return (None,) * len(x)
-    return tensors.append(x) if isinstance(x, Tensor) else x
-
-
-def _filled(form: Any, tensors: Iterator[Tensor]) -> Any:
-    """What `_form` has taken apart."""
-    if form is None:
-        return next(tensors)
-    return [_filled(y, tensors) for y in form] if isinstance(form, tuple) else form
-
-
-def _flat(function: Callable[..., Any], form: Any) -> FunctionType:
-    """`function` of the tensors alone that `_form` has found."""
-
-    def flat(*tensors: Tensor) -> Any:
-        return function(*_filled(form, iter(tensors)))
-
-    return cast(FunctionType, flat)
-
-
-def _compiled(function: Callable[..., Any], form: Any, dynamic: bool | None) -> Callable[..., Any]:
-    flat = _flat(function, form)
-    # The compiler keeps what it has compiled with the code object. Since it checks nothing but tensors before it uses that
-    # again, no two functions may share one. By its name it remembers which sizes vary: those of another optimizer do not.
-    name = f"{function.__name__}_{next(_count)}"
-    own = FunctionType(flat.__code__.replace(co_name=name), flat.__globals__, name, None, flat.__closure__)
-    options: Any = {"guard_filter_fn": _tensors} if hasattr(torch.compiler, "keep_tensor_guards_unsafe") else None
-    compiled: Callable[..., Any] = torch.compile(own, fullgraph=True, dynamic=dynamic, options=options)
-    return compiled
-
-
-def _tensors(guards: Sequence[Any]) -> list[bool]:
-    """Which of its checks before each call the compiler needs: those of what tensors look like, and which are
-    the same. All else stays as it is, and checking it takes longer than a small step. (In torch since 2.8.)
-    """
-    return [guard.guard_type in ("TENSOR_MATCH", "SHAPE_ENV", "DUPLICATE_INPUT") for guard in guards]

@@ -1,0 +1,122 @@
+"""Functions of tensors, compiled, and called without what the compiler does before each call."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from types import FunctionType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+_count = itertools.count()
+
+
+class Compiled:
+    """A function, compiled by `torch.compile` when it is first called.
+
+    To look up what it has compiled, and to check whether it may be used, takes the compiler four times as long as to run it on
+    a small model. So a program is called by itself where tensors look as they did when the compiler chose it.
+
+    Args:
+        function: one that depends on nothing else that changes, but for the values of tensors.
+        form: its arguments, without the tensors; see `taken_apart`.
+        dynamic: whether the sizes of the tensors vary from call to call; None: perhaps, found out when they do.
+    """
+
+    def __init__(self, function: Callable[..., Any], form: Any, dynamic: bool | None) -> None:
+        flat = of_tensors(function, form)
+        # The compiler keeps what it has compiled with the code object. Since it checks nothing but tensors before it uses that
+        # again, no two functions may share one. By its name it remembers which sizes vary: those of another do not.
+        name = f"{function.__name__}_{next(_count)}"
+        own = FunctionType(flat.__code__.replace(co_name=name), flat.__globals__, name, None, flat.__closure__)
+        options: Any = {"guard_filter_fn": _tensors} if hasattr(torch.compiler, "keep_tensor_guards_unsafe") else None
+        self._function = torch.compile(own, fullgraph=True, dynamic=dynamic, backend=self._backend, options=options)
+        self._programs: dict[Any, Callable[..., Any] | None] = {}
+        self._ran: list[tuple[Callable[..., Any], Sequence[Any], Sequence[Any]]] = []
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Any:
+        names = [*map(id, tensors)]
+        looks = tuple([(x.shape, x.stride(), x.dtype, x.device, names.index(id(x))) for x in tensors])
+        if program := self._programs.get(looks):
+            return program(tensors)
+        self._ran.clear()
+        try:
+            found = self._function(*tensors)
+            self._programs[looks] = self._program(tensors, found)
+        finally:
+            self._ran.clear()
+        return found
+
+    def _backend(self, graph: Any, inputs: Sequence[Any], **options: Any) -> Callable[..., Any]:
+        """That of torch, which notes what it runs."""
+        program = torch._dynamo.lookup_backend("inductor")(graph, inputs, **options)
+
+        def noted(*given: Any) -> Any:
+            made = program(*given)
+            self._ran.append((program, given, made))
+            return made
+
+        return noted
+
+    def _program(self, tensors: Sequence[Tensor], found: Any) -> Callable[..., Any] | None:
+        """What has just been run of the tensors, to be called by itself; None where that is not all that was done.
+
+        Args:
+            found: what was returned.
+        """
+        leaves = list[Tensor]()
+        form = taken_apart(found, leaves)
+        if len(self._ran) != 1:
+            return None
+        ((program, given, made),) = self._ran
+        others = [x for x in given if not any(x is y for y in tensors)]  # sizes, and what the function knew
+        places = {id(x): i for i, x in enumerate((*tensors, *others))}
+        results = {id(x): i for i, x in enumerate(made)}
+        if not all(id(x) in results for x in leaves):
+            return None
+        order, back = [places[id(x)] for x in given], [results[id(x)] for x in leaves]
+
+        def alone(tensors: Sequence[Tensor]) -> Any:
+            known = *tensors, *others
+            made = program(*[known[i] for i in order])
+            return put_together(form, iter([made[i] for i in back]))
+
+        return alone
+
+
+def taken_apart(x: Any, tensors: list[Tensor]) -> Any:
+    """`x` without its tensors, which go to `tensors`: for a function of tensors alone is called in half the time."""
+    if isinstance(x, tuple):
+        return tuple([taken_apart(y, tensors) for y in x])
+    if isinstance(x, list):  # of tensors alone
+        tensors += x
+        return (Tensor,) * len(x)
+    if isinstance(x, Tensor):
+        tensors.append(x)
+        return Tensor
+    return x
+
+
+def put_together(form: Any, tensors: Iterator[Tensor]) -> Any:
+    """What has been taken apart, with these `tensors`."""
+    if form is Tensor:
+        return next(tensors)
+    return [put_together(y, tensors) for y in form] if isinstance(form, tuple) else form
+
+
+def of_tensors(function: Callable[..., Any], form: Any) -> FunctionType:
+    """`function` of the tensors alone that are in its arguments."""
+
+    def flat(*tensors: Tensor) -> Any:
+        return function(*put_together(form, iter(tensors)))
+
+    return cast(FunctionType, flat)
+
+
+def _tensors(guards: Sequence[Any]) -> list[bool]:
+    """Which of its checks before each call the compiler needs: those of what tensors look like, and which are
+    the same. All else stays as it is. (In torch since 2.8.)
+    """
+    return [guard.guard_type in ("TENSOR_MATCH", "SHAPE_ENV", "DUPLICATE_INPUT") for guard in guards]
