@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from hypergradient import POSITIVE, SGD, Adagrad, Adam, Hyperoptimizer, Muon, RMSprop, auto, engine
+from hypergradient.compiled import Compiled, taken_apart
 
 pytestmark = [compiler, pytest.mark.usefixtures("fresh_compiler")]
 
@@ -163,3 +164,53 @@ def test_levels_that_are_no_more_are_let_go(per, monkeypatch):
     gc.collect()
     assert known
     assert levels() is None
+
+
+class Known:
+    """Functions of tensors, that know another."""
+
+    def __init__(self):
+        self.memory = torch.tensor([1.0, 2.0])
+
+    def sums(self, x, others):
+        self.memory.add_(1)
+        others[0].mul_(2)
+        return x.sum() + self.memory, [others[0] + x, x * 2], None
+
+    def same(self, x, others):
+        return x, others[0] + 1
+
+
+def test_a_program_called_by_itself_does_what_the_compiler_would():
+    """Of other sizes, strides and dtypes too, and with what the function knows as it is now."""
+    plain, known = Known(), Known()
+    compiled = Compiled(known.sums, taken_apart((torch.ones(1), [torch.ones(1)]), []), True)
+    calls, through = [], compiled._function
+    compiled._function = lambda *tensors: (calls.append(len(tensors)), through(*tensors))[1]
+    kinds = [
+        lambda: torch.rand(5),
+        lambda: torch.rand(7),
+        lambda: torch.rand(5, dtype=torch.float32),
+        lambda: torch.rand(10)[::2],
+        lambda: torch.rand(1),
+    ]
+    for _ in range(3):
+        for make in kinds:
+            x, y = make(), make()
+            twins = x.clone(), y.clone()
+            expected = plain.sums(twins[0], [twins[1]])
+            found = compiled([x, y])
+            torch.testing.assert_close([found[0], *found[1]], [expected[0], *expected[1]])
+            assert found[2] is None
+            torch.testing.assert_close([x, y, known.memory], [*twins, plain.memory])
+    assert len(calls) == len(kinds)
+
+
+def test_what_a_program_alone_would_not_do_is_left_to_the_compiler():
+    """It returns what it was given."""
+    compiled = Compiled(Known().same, taken_apart((torch.ones(1), [torch.ones(1)]), []), True)
+    for _ in range(3):
+        x, y = torch.rand(4), torch.rand(4)
+        same, more = compiled([x, y])
+        assert same is x
+        torch.testing.assert_close(more, y + 1)

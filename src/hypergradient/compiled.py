@@ -37,8 +37,7 @@ class Compiled:
         self._ran: list[tuple[Callable[..., Any], Sequence[Any], Sequence[Any]]] = []
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
-        names = [*map(id, tensors)]
-        looks = tuple([(x.shape, x.stride(), x.dtype, x.device, names.index(id(x))) for x in tensors])
+        looks = len({*map(id, tensors)}), tensors[0].device, *[(x.shape, x.stride(), x.dtype) for x in tensors]
         if program := self._programs.get(looks):
             return program(tensors)
         self._ran.clear()
@@ -49,7 +48,7 @@ class Compiled:
             self._ran.clear()
         return found
 
-    def _backend(self, graph: Any, inputs: Sequence[Any], **options: Any) -> Callable[..., Any]:
+    def _backend(self, graph: Any, inputs: Any, **options: Any) -> Callable[..., Any]:
         """That of torch, which notes what it runs."""
         program = torch._dynamo.lookup_backend("inductor")(graph, inputs, **options)
 
@@ -74,7 +73,8 @@ class Compiled:
         others = [x for x in given if not any(x is y for y in tensors)]  # sizes, and what the function knew
         places = {id(x): i for i, x in enumerate((*tensors, *others))}
         results = {id(x): i for i, x in enumerate(made)}
-        if not all(id(x) in results for x in leaves):
+        mine, theirs = ({_memory(x) for x in some if isinstance(x, Tensor)} for some in (tensors, others))
+        if mine & theirs or not all(id(x) in results for x in leaves):
             return None
         order, back = [places[id(x)] for x in given], [results[id(x)] for x in leaves]
 
@@ -113,6 +113,10 @@ def of_tensors(function: Callable[..., Any], form: Any) -> FunctionType:
         return function(*put_together(form, iter(tensors)))
 
     return cast(FunctionType, flat)
+
+
+def _memory(x: Tensor) -> int:
+    return cast(int, x.untyped_storage()._cdata)
 
 
 def _tensors(guards: Sequence[Any]) -> list[bool]:

@@ -80,30 +80,33 @@ class Samples:
     def __init__(self, buckets: Sequence[Bucket]) -> None:
         self.buckets, self.step = list(buckets), buckets[0].step
         self._places: dict[str, tuple[Tensor, list[Tensor]]] = {}
+        self._params: list[Tensor] = []
+        looks = self.step.looks if self.step.follows else self.step.state
+        each = zip(self.step.state, *(b.state for b in self.buckets), strict=True)
+        self._state = {n: self._views(mine) if n in looks else [] for n, *mine in each}
 
     def piece(self, tune: bool) -> Piece:
         """Copies of what is read; with the gradient to `tune` along, if that is another.
 
         Of parameters whose movement is followed only what is looked up; elsewhere stands the gradient.
         """
-        names = PARAM, *self.step.state
-        looks = self.step.looks if self.step.follows else names
-        u = self._copy(GRAD, [b.u if tune else b.grad for b in self.buckets])
-        each = zip(names, *((b.param, *b.state) for b in self.buckets), strict=True)
-        param, *state = [self._copy(n, mine) if n in looks else u for n, *mine in each]
-        return param, u, state, self._kept()
+        u = self._put(GRAD, self._views([b.u if tune else b.grad for b in self.buckets]))
+        param = u if self.step.follows else self._put(PARAM, self._views([b.param for b in self.buckets]))
+        return param, u, [self._put(n, views) if views else u for n, views in self._state.items()], self._kept()
 
     def before(self) -> Piece | None:
         """Copies of what a step is made of, before it; None where movement is followed: then of the parameters alone."""
         if not self.step.follows:
             return self.piece(tune=False)
-        self._copy(GRAD, [b.param for b in self.buckets])
+        self._params = self._views([b.param for b in self.buckets])
+        self._put(GRAD, self._params)
         return None
 
     def movement(self) -> Piece:
         """Copies of the parameters after they have moved; in the place of the gradient they stand as they were before."""
         before, _ = self._places[GRAD]
-        return self._copy(PARAM, [b.elements() for b in self.buckets]), before, [], self._kept()
+        params, self._params = self._params, []
+        return self._put(PARAM, params), before, [], self._kept()
 
     def keep(self) -> None:
         """Put what is kept of this step where it is remembered."""
@@ -113,8 +116,8 @@ class Samples:
     def _kept(self) -> list[Tensor]:
         return [self._put(n, mine) for n, *mine in zip(self.step.kept, *(b.kept for b in self.buckets), strict=True)]
 
-    def _copy(self, name: str, elements: Sequence[Tensor]) -> Tensor:
-        return self._put(name, [b.sample.view(x) for b, x in zip(self.buckets, elements, strict=True) if b.sample])
+    def _views(self, elements: Sequence[Tensor]) -> list[Tensor]:
+        return [b.sample.view(x) for b, x in zip(self.buckets, elements, strict=True) if b.sample]
 
     def _put(self, name: str, parts: list[Tensor]) -> Tensor:
         """`parts` side by side, in a place that is kept for them."""
