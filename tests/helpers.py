@@ -127,7 +127,7 @@ def difference(oracle, key, judge=lambda weights: loss(weights, STEPS)):
 
 def levels(optimizer):
     """What each level above the weights remembers."""
-    known = [optimizer._levels.of(level) for level in optimizer._levels.levels]
+    known = [optimizer._own.levels.of(level) for level in optimizer._own.levels.levels]
     assert len(known) == optimizer.tower.height
     return {str(k): rows.clone() for k, rows in enumerate(known, 1)}
 

@@ -158,7 +158,7 @@ def test_levels_that_are_no_more_are_let_go(per, monkeypatch):
     mine = parameters()
     optimizer = Hyperoptimizer(mine, TOWER, per=per, compile=True)
     train(optimizer, mine, 3)
-    levels, known = weakref.ref(optimizer._levels), len(optimizer._engine._compiled)
+    levels, known = weakref.ref(optimizer._own.levels), len(optimizer._own.engine._compiled)
     optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
     train(optimizer, mine, 3)
     gc.collect()

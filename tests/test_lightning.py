@@ -5,12 +5,14 @@ import csv
 import pytest
 import torch
 from frameworks import LOG, TOWER, Module, batches, fit, lightning_advises
+from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 
-from hypergradient import Hyperoptimizer, auto
+from hypergradient import SGD, AdamWScheduleFree, Hyperoptimizer, auto
+from hypergradient.callbacks import current
 
 pytestmark = [pytest.mark.usefixtures("float32"), lightning_advises]
 
@@ -172,3 +174,42 @@ def test_accumulation_is_a_plain_loop(tmp_path, tower):
     assert module.losses == twin.losses
     assert optimizer.hyperparameters() == other.hyperparameters()
     torch.testing.assert_close(list(module.parameters()), list(twin.parameters()), rtol=0, atol=0)
+
+
+def looked_at(fabric, look):
+    """A training with `tune_on`, in which the optimizer is looked at before the first step and later: what it then says."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, 1)
+    optimizer = Hyperoptimizer(model.parameters(), AdamWScheduleFree(lr=1e-2, tune=("lr", "beta1")) / SGD(lr=1e-3))
+    if fabric:
+        model, optimizer = Fabric(accelerator="cpu", devices=1).setup(model, optimizer)
+    for step in range(12):
+        if step in (0, 6):
+            look(optimizer)
+        x = torch.randn(16, 6)
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.tune_on((model(x) - 1).square().mean())
+        optimizer.step()
+    told = optimizer.hyperparameters(), optimizer.hypergradients(), repr(optimizer), optimizer.made(), current(optimizer)
+    optimizer.eval()
+    return told, [p.detach().clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda o: None,
+        repr,
+        Hyperoptimizer.hyperparameters,
+        Hyperoptimizer.snapshot,
+        lambda o: (o.eval(), o.train()),
+        lambda o: o.add_param_group({"params": [nn.Parameter(torch.ones(2))]}),
+    ],
+    ids=["at no time", "print", "hyperparameters", "snapshot", "eval and train", "add_param_group"],
+)
+def test_a_wrapper_says_and_does_what_the_optimizer_in_it_would(look):
+    """Fabric's, like Lightning's, is of the optimizer's class, and reads from it what it has not itself."""
+    plain, wrapped = (looked_at(fabric, look) for fabric in (False, True))
+    assert plain[0] == wrapped[0]
+    torch.testing.assert_close(plain[1], wrapped[1], rtol=0, atol=0)

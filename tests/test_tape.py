@@ -174,7 +174,7 @@ def test_a_tape_for_each_group_serves_whichever_of_them_move_and_is_dropped_with
     assert len(tapes) <= 5 * len(mine) + 2
     optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
     optimizer.step()
-    assert len(optimizer._engine.tapes) < len(tapes)
+    assert len(optimizer._own.engine.tapes) < len(tapes)
 
 
 def test_a_chart_of_ones_own_is_not_played_either(tapes):

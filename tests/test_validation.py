@@ -267,8 +267,8 @@ def test_no_memory_of_it_is_left():
     mine = parameters()
     optimizer = Hyperoptimizer(mine, SHORT)
     fit(optimizer, mine, 3)
-    assert not optimizer._cotangents
-    assert not any(hasattr(bucket, "u") for group in optimizer._groups for bucket in group.buckets)
+    assert not optimizer._own.cotangents
+    assert not any(hasattr(bucket, "u") for group in optimizer._own.groups for bucket in group.buckets)
 
 
 # -------------------------------------------------------------------------- parts of a model

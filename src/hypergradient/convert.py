@@ -53,7 +53,7 @@ def from_torch(
     for i, (theirs, mine) in enumerate(zip(optimizer.param_groups, result.param_groups, strict=True)):
         theirs.clear()
         theirs.update({n: x for n, x in mine.items() if n not in ENGINE or n in result.rules[i].settings()})
-        result.param_groups[i] = result._groups[i].entry = theirs
+        result.param_groups[i] = result._own.groups[i].entry = theirs
     for hooks in (n for n in vars(optimizer) if n.startswith("_optimizer_") and n.endswith("_hooks")):
         setattr(result, hooks, getattr(optimizer, hooks))
     optimizer.param_groups, optimizer.state, result.instead_of = result.param_groups, result.state, optimizer

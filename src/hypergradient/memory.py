@@ -52,7 +52,7 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
         hyperparameter its base, what the user says, what is learned, what is in force. `levels`: under the signature of
         each, its own hyperparameters and its memory. `last`: the scalars of the last step.
     """
-    owners, learned = [group.owner, *(level.own for level in optimizer._levels.levels)], values(optimizer, group)
+    owners, learned = [group.owner, *(level.own for level in optimizer._own.levels.levels)], values(optimizer, group)
     tower, bases = optimizer.tower, group.bases
     said = {n: [bases.get(n, x), x, *learned.get(n, (x, x))] for n, x in group.said.items()}
     kept = zip(signatures(tower, group.rule), tower.rules[1:], [h.memory for h in owners], strict=False)
@@ -76,7 +76,7 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
 
 def values(optimizer: Hyperoptimizer, group: Group) -> dict[str, tuple[float, float]]:
     """By name, what of the tuned hyperparameters is learned, and what is in force; of several sets the medians."""
-    owner, levels = group.owner, optimizer._levels
+    owner, levels = group.owner, optimizer._own.levels
     if not owner.names or not readable(levels.memory):
         return {}
     learned = levels.learned(levels.memory)[0]

@@ -31,6 +31,37 @@ from .watch import Watch
 Grads = list[list[Tensor | None]]
 
 
+class Own:
+    """What an optimizer has, and does not save as it is.
+
+    All of it in one object: a wrapper, such as those of Lightning and Fabric, reads from the optimizer inside what it has not
+    itself, but what it writes it keeps.
+
+    Attributes:
+        groups, levels, engine, watch: its parts.
+        made: how many steps it has made.
+        above: the hyperparameters of every level above the weights.
+        steps: see `Group`.
+        gone: of groups that have been taken away, the dict, its object under "learned", and the rule.
+        entered: with which rule a parameter has been put in the place of its average.
+        built: what the levels are made from; `basis`: what the buckets are.
+        cotangents: the gradients of `tune_on`.
+    """
+
+    def __init__(self, compile: bool) -> None:
+        self.made = 0
+        self.groups: list[Group] = []
+        self.engine, self.watch = Engine(compile), Watch()
+        self.steps: dict[Any, Step] = {}
+        self.above: list[Hyperparameters] = []
+        self.gone: list[tuple[Any, Any, Rule]] = []
+        self.entered: dict[Tensor, Rule] = {}
+        self.levels = Levels([], torch.empty(0, device="cpu"))
+        self.basis: tuple[Any, list[Any], Callable[[Any], int], list[int]] = None, [], address, []
+        self.built: Any = None
+        self.cotangents: dict[Tensor, Tensor] = {}
+
+
 class Hyperoptimizer(torch.optim.Optimizer):
     """An optimizer that tunes its own hyperparameters by gradient descent while it trains.
 
@@ -71,31 +102,18 @@ class Hyperoptimizer(torch.optim.Optimizer):
             raise TypeError(f"params={type(params).__name__} is an optimizer: write from_torch(optimizer, above=…)")
         if per not in ("all", "group", "tensor"):
             raise ValueError(f"per={per!r} is not allowed; it must be 'all', 'group' or 'tensor'")
-        self.tower, self.per, self.compile, self._made = auto() if tower is None else Tower.of(tower), per, compile, 0
-        self._begin()
+        self.tower, self.per, self.compile = auto() if tower is None else Tower.of(tower), per, compile
+        self._own = Own(compile)
         defaults: dict[str, Any] = {}
         values_of(defaults, self.tower.rules[0], "group 0")
         super().__init__(params, {**defaults, "maximize": maximize})
-
-    def _begin(self) -> None:
-        """Make what is never saved."""
-        self._groups: list[Group] = []
-        self._engine, self._watch = Engine(self.compile), Watch()
-        self._steps: dict[Any, Step] = {}
-        self._above: list[Hyperparameters] = []
-        self._gone: list[tuple[Any, Any, Rule]] = []
-        self._entered: dict[Tensor, Rule] = {}
-        self._levels = Levels([], torch.empty(0, device="cpu"))
-        self._basis: tuple[Any, list[Any], Callable[[Any], int], list[int]] = None, [], address, []
-        self._built: Any = None
-        self._cotangents: dict[Tensor, Tensor] = {}
 
     # ------------------------------------------------------------------ groups
 
     @property
     def rules(self) -> list[Rule]:
         """The rule of each group."""
-        return [group.rule for group in self._groups]
+        return [group.rule for group in self._own.groups]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add the dict `param_group`, also in mid-training; its hyperparameters are fresh, the levels above go on.
@@ -113,7 +131,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         super().add_param_group(entry)
         for n in self.defaults.keys() - known:  # of the leftmost rule, where this group has one of its own
             del entry[n]
-        self._groups.append(group)
+        self._own.groups.append(group)
 
     def _group(self, entry: dict[str, Any], rules: Sequence[Rule], where: str) -> Group:
         """The group of a dict, which is completed: with its own rule, or the first of `rules` that it may be one of."""
@@ -121,7 +139,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         rule = entry.pop("rule", None) or next((r for r in rules if type(r).__name__ in saved.get("said", ())), rules[0])
         self._check(entry["params"], rule, where)
         entry.setdefault("maximize", self.defaults["maximize"])
-        return Group(entry, *self._settle(entry, rule, where), self._steps)
+        return Group(entry, *self._settle(entry, rule, where), self._own.steps)
 
     def _check(self, params: Iterable[Any], rule: Rule, where: str) -> None:
         """Raise ValueError for a parameter that `rule` cannot move in this tower."""
@@ -152,12 +170,12 @@ class Hyperoptimizer(torch.optim.Optimizer):
         bases = {n: saved.get(n, float(entry.get(f"initial_{n}", entry[n]))) for n in rule.tuned()} if self.tower.height else {}
         for n, value in bases.items():
             rule.check_chart(where, n, value)
-        siblings = (group.bases for group in self._groups if self.per == "all" and group.rule == rule)
+        siblings = (group.bases for group in self._own.groups if self.per == "all" and group.rule == rule)
         return rule, next(siblings, bases), begins
 
     def _reconcile(self) -> None:
         """See which groups there are: dicts may have been assigned, appended, taken away, and copied."""
-        entries, before = self.param_groups, self._groups
+        entries, before = self.param_groups, self._own.groups
         same = (g.entry is e and g.learned is e.get(LEARNED) for g, e in zip(before, entries, strict=False))
         if len(entries) == len(before) and all(same):
             return
@@ -167,26 +185,26 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for lost in gone:
             lost.learned["last"] = []  # by the time that one comes back, the last step will be another
         rules, own = [self.tower.rules[0], *self.rules], [self._rules_of(e) for e in entries]
-        self._gone = [x for x in self._gone if not any(x[0] is e for e in entries)]
-        self._gone += [(g.entry, g.learned, g.rule) for g in gone]
-        self._groups = [g for g in found if g is not None]
+        self._own.gone = [x for x in self._own.gone if not any(x[0] is e for e in entries)]
+        self._own.gone += [(g.entry, g.learned, g.rule) for g in gone]
+        self._own.groups = [g for g in found if g is not None]
         for i in (i for i, g in enumerate(found) if g is None):
             if any(entries[i].get(LEARNED) is g.learned for g in before):  # a copy of the dict of another
                 entries[i][LEARNED] = {}
             for n, said in memory.words(entries[i]).items() if own[i] else ():
                 said[1] = float(entries[i][n])  # the user's: not what was in force
-            self._groups.insert(i, self._group(entries[i], own[i] or rules, f"group {i}"))
+            self._own.groups.insert(i, self._group(entries[i], own[i] or rules, f"group {i}"))
 
     def _rules_of(self, entry: dict[str, Any]) -> list[Rule]:
         """That of the group whose dict, or a copy of whose dict, `entry` is: also of one that has been taken away."""
-        known = [(g.entry, g.learned, g.rule) for g in self._groups] + self._gone
+        known = [(g.entry, g.learned, g.rule) for g in self._own.groups] + self._own.gone
         return [rule for mine, learned, rule in known if mine is entry or learned is entry.get(LEARNED)][:1]
 
     def _found(self, entry: dict[str, Any], own: list[Group], gone: list[Group]) -> Group | None:
         """The group that goes on in `entry`: its own, or one of those that are gone, of whose dict this is a copy."""
         if own and own[0].learned is entry.get(LEARNED):
             return own[0]
-        for group in gone if self._made else ():
+        for group in gone if self._own.made else ():
             if group.learned is entry.get(LEARNED) or any(map(is_, entry["params"][:1], group.entry["params"])):
                 gone.remove(group)
                 group.entry, entry[LEARNED] = entry, group.learned
@@ -197,15 +215,15 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def _assemble(self) -> list[Group]:
         """All groups as the user has left them, with the hyperparameters that move them, and the levels above."""
         self._reconcile()
-        groups = self._groups
+        groups = self._own.groups
         for i, group in enumerate(groups):
             group.listen(f"group {i}")
         device = self._device()
         sets = [list(map(id, group.entry["params"])) for group in groups] if self.per == "tensor" else []
         built = device, [*groups], self.rules, sets
-        if any(group.fresh for group in groups) or built != self._built:
+        if any(group.fresh for group in groups) or built != self._own.built:
             self._build(torch.empty((), dtype=exact(device), device=device))
-            self._built = built
+            self._own.built = built
         return groups
 
     def _device(self) -> torch.device:
@@ -216,23 +234,23 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def _build(self, like: Tensor) -> None:
         """Make the hyperparameters of all groups and the levels anew; all that has been learned goes on."""
-        saved = next((list(group.saved["levels"].values()) for group in self._groups if group.saved.get("levels")), [])
-        known = [h.memory for h in self._above] or [like.new_tensor(level["memory"]) for level in saved[1:]]
-        self._above = list(upper(self.tower, like))
-        for h, rows in zip(self._above, known, strict=False):
+        saved = next((list(group.saved["levels"].values()) for group in self._own.groups if group.saved.get("levels")), [])
+        known = [h.memory for h in self._own.above] or [like.new_tensor(level["memory"]) for level in saved[1:]]
+        self._own.above = list(upper(self.tower, like))
+        for h, rows in zip(self._own.above, known, strict=False):
             h.memory = rows
-        for group in self._groups:
-            group.fresh = set().union(*(other.fresh for other in self._groups if other.bases is group.bases))
-        for group in self._groups:
-            first = next(g for g in self._groups if g is group or (self.per == "all" and g.rule == group.rule))
+        for group in self._own.groups:
+            group.fresh = set().union(*(other.fresh for other in self._own.groups if other.bases is group.bases))
+        for group in self._own.groups:
+            first = next(g for g in self._own.groups if g is group or (self.per == "all" and g.rule == group.rule))
             own = group.own(like, self.tower.height > 0, self.per == "tensor") if first is group else first.owner
             group.use(own)
-        below, above = list(dict.fromkeys(group.owner for group in self._groups)), []
-        for own in self._above if below else ():
+        below, above = list(dict.fromkeys(group.owner for group in self._own.groups)), []
+        for own in self._own.above if below else ():
             above.append(Level(own, below))
             below = [own]
-        self._engine.forget(self._levels)
-        self._levels, self._basis = Levels(above, like), (None, [], address, [])
+        self._own.engine.forget(self._own.levels)
+        self._own.levels, self._own.basis = Levels(above, like), (None, [], address, [])
 
     # -------------------------------------------------------------------- step
 
@@ -276,17 +294,17 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """Move everything: what `step` does when all is as it should be."""
         self._fill(groups, [[g is not None for g in mine] for mine in grads])
         pairs = zip(groups, grads, strict=True)
-        work = [(group, bucket) for group, mine in pairs for bucket in group.gather(mine, self._cotangents)]
+        work = [(group, bucket) for group, mine in pairs for bucket in group.gather(mine, self._own.cotangents)]
         for bucket in {b for group in groups for b in group.buckets} - {b for _, b in work}:
             bucket.rest()
         if self._rehearsal(work):
             return
-        self._engine.step(self._levels, work, self._leave(groups) if self._levels.levels else None)
+        self._own.engine.step(self._own.levels, work, self._leave(groups) if self._own.levels.levels else None)
         for group in groups:
             group.count()
-        self._made += 1
-        self._cotangents = {}
-        self._watch.look(groups, self._levels, self._made)
+        self._own.made += 1
+        self._own.cotangents = {}
+        self._own.watch.look(groups, self._own.levels, self._own.made)
 
     def _fill(self, groups: Sequence[Group], present: list[list[bool]]) -> None:
         """Put parameters into buckets, if the user has changed anything since the last step that these rest upon: which
@@ -298,7 +316,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         params = [p for group in groups for p in group.entry["params"]]
         buckets = [(b.live, b.untouched(), b.step is g.step and not b.written()) for g in groups for b in g.buckets]
         shapes = list(map(Tensor.numel, params)), list(map(Tensor.is_contiguous, params))
-        seen, (pattern, old, place, where) = self._objects(params), self._basis
+        seen, (pattern, old, place, where) = self._objects(params), self._own.basis
         same = (present, buckets, shapes) == pattern and len(seen) == len(old) and all(map(is_, seen, old))
         if same and list(map(place, seen)) == where:
             return
@@ -308,7 +326,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             group.fill(self.state, here, shared)
         pattern, seen = (present, [(b.live, True, True) for g in groups for b in g.buckets], shapes), self._objects(params)
         place = Tensor.data_ptr if set(map(type, seen)) <= {Tensor, torch.nn.Parameter} else address
-        self._basis = pattern, seen, place, list(map(place, seen))
+        self._own.basis = pattern, seen, place, list(map(place, seen))
 
     def _objects(self, params: Sequence[Tensor]) -> list[Any]:
         """The parameters, and what `state` holds: users put other things there, too."""
@@ -322,7 +340,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
         That is how `torch.distributed.checkpoint` makes an optimizer have a state; it must not count.
         """
-        if any(b.count for g in self._groups for b in g.buckets) or any(g.get("lr") for g in self.param_groups):
+        if any(b.count for g in self._own.groups for b in g.buckets) or any(g.get("lr") for g in self.param_groups):
             return False
         moves = [(None, b.layout.processes, b.grad.any().to(g.owner.given)) for g, b in work]
         return not any(x.item() for x in total(moves).values())
@@ -336,8 +354,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 free[owner] = max(free.get(owner, 0.0), group.freedom)
                 for i in bucket.sets or (0,):
                     made[owner, i] = max(made.get((owner, i), 0), min(group.followed, self.tower.height) if bucket.live else 0)
-        each = [(h, i) for h in self._levels.levels[0].below for _ in h.names for i in range(h.sets)]
-        return self._levels.leave([made.get(x, -1) for x in each], [free.get(h, 1.0) for h, _ in each])
+        each = [(h, i) for h in self._own.levels.levels[0].below for _ in h.names for i in range(h.sets)]
+        return self._own.levels.leave([made.get(x, -1) for x in each], [free.get(h, 1.0) for h, _ in each])
 
     @_disable_dynamo  # its gradient is not for the compiler to take
     def tune_on(self, loss: Tensor) -> None:
@@ -370,7 +388,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         found = gradients(loss, [p for group in self.param_groups for p in group["params"] if p.requires_grad])
         if not found:
             raise ValueError("loss depends on none of the optimizer's parameters")
-        self._cotangents = found
+        self._own.cotangents = found
 
     # -------------------------------------------------------------- evaluation
 
@@ -402,10 +420,10 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 if entry := self.state.get(p):
                     moves.append((group.rule.at({n: x[k] if isinstance(x, list) else x for n, x in values.items()}), p, entry))
         for rule, p, entry in moves if move is evaluation.enter else reversed(moves):  # some may share memory
-            move(self._entered.setdefault(p, rule), p, entry)
+            move(self._own.entered.setdefault(p, rule), p, entry)
         if move is evaluation.leave:
-            self._entered.clear()
-        if any(Layout.of(p).mesh is not None for _, p, _ in moves):
+            self._own.entered.clear()
+        if any(Layout.of(p).mesh is not None for group in known for p in group.entry["params"]):
             reshard()
 
     # ------------------------------------------------------------ what it does
@@ -433,14 +451,14 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def snapshot(self) -> Snapshot:
         """What the last step was made with and what was read in it, to be looked at later; does not wait for the device."""
-        if not all(hasattr(group, "owner") for group in self._groups):  # one has come since; after a checkpoint, all
+        if not all(hasattr(group, "owner") for group in self._own.groups):  # one has come since; after a checkpoint, all
             self._assemble()
-        groups = [(group.owner, group.schedule, group.said) for group in self._groups]
-        return Snapshot(self.per, groups, self._levels, self._levels.memory[:COUNT].clone())
+        groups = [(group.owner, group.schedule, group.said) for group in self._own.groups]
+        return Snapshot(self.per, groups, self._own.levels, self._own.levels.memory[:COUNT].clone())
 
     def made(self) -> int:
         """How many steps have been made."""
-        return self._made
+        return self._own.made
 
     def __repr__(self) -> str:
         lines = [printed((g.rule, *self.tower.rules[1:]), self.hyperparameters(i)) for i, g in enumerate(self._assemble())]
@@ -492,22 +510,24 @@ class Hyperoptimizer(torch.optim.Optimizer):
                     for n, x in theirs.items()
                     if x is not None
                 }
-        for group, p in [(g, p) for g in self._groups if g.saved.get("evaluating") for p in g.entry["params"]]:
+        for group, p in [(g, p) for g in self._own.groups if g.saved.get("evaluating") for p in g.entry["params"]]:
             evaluation.resume(group.rule, p, self.state.get(p) or {})
         if not any("made" in group.get(LEARNED, {}) for group in adapted["param_groups"]):  # one of torch
-            self._made = max((int(mine.get("step", 1)) for mine in self.state.values() if isinstance(mine, dict)), default=0)
+            self._own.made = max(
+                (int(mine.get("step", 1)) for mine in self.state.values() if isinstance(mine, dict)), default=0
+            )
 
     def _compare(self, saved: Sequence[dict[str, Any]]) -> None:
         """Raise ValueError where these are not the groups of an optimizer with the same tower and the same groups."""
         self._assemble()
-        if (there := len(saved)) != (here := len(self._groups)):
+        if (there := len(saved)) != (here := len(self._own.groups)):
             raise ValueError(f"state_dict has a different number of parameter groups: {there}, this optimizer {here}")
         first = dict[Hyperparameters, str]()
-        for i, (group, entry) in enumerate(zip(self._groups, saved, strict=True)):
+        for i, (group, entry) in enumerate(zip(self._own.groups, saved, strict=True)):
             copied = deepcopy({n: x for n, x in entry.items() if n != "params"})
             rule, *_ = self._settle(copied, group.rule, where := f"group {i}")
             learned = copied.get(LEARNED) or {}
-            if "levels" in learned and readable(self._levels.memory):
+            if "levels" in learned and readable(self._own.levels.memory):
                 memory.check(self.tower, rule, group.owner.sets, where, learned)
                 memory.recalled(self.tower, learned)
                 mine = repr([*learned["levels"].values()][:1])
@@ -525,9 +545,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
         super().__setstate__({n: x for n, x in state.items() if n != "rules"})
         if self.instead_of is not None:
             self.instead_of.param_groups, self.instead_of.state = self.param_groups, self.state
-        self._begin()
+        self._own = Own(self.compile)
         for i, (entry, rule) in enumerate(zip(self.param_groups, rules, strict=True)):
-            self._groups.append(self._group(entry, [rule], f"group {i}"))
-        saved = next((group.saved for group in self._groups if group.saved.get("levels")), {})
+            self._own.groups.append(self._group(entry, [rule], f"group {i}"))
+        saved = next((group.saved for group in self._own.groups if group.saved.get("levels")), {})
         self.tower = memory.recalled(self.tower, saved)
-        self._made = max((group.saved.get("made", 0) for group in self._groups), default=0)
+        self._own.made = max((group.saved.get("made", 0) for group in self._own.groups), default=0)
