@@ -298,6 +298,23 @@ def test_a_warm_up_begins_where_it_says_and_is_left_to_the_optimizer():
     assert rising[60] > 1e-4  # it has found its step size by the time that the warm-up is over
 
 
+@pytest.mark.parametrize("tower", [auto(), auto(SGD(momentum=0.9))], ids=["default", "SGD"])
+def test_a_warm_up_from_next_to_nothing_is_one_from_0(tower):
+    """As many write it for `LinearLR`, which takes no 0: it is not to be learned anew from there."""
+    exact, *faint = (
+        follow(lambda o, x=x: lr_scheduler.LambdaLR(o, lambda t: max(x, min(1.0, t / 40))), tower) for x in (0.0, 1e-10, 1e-6)
+    )
+    for found in faint:
+        torch.testing.assert_close(found[5:], exact[5:], rtol=0.2, atol=0)
+
+
+def test_a_warm_up_that_takes_its_time_from_next_to_nothing_is_not_taken_for_a_decay(recwarn):
+    grown = follow(lambda o: lr_scheduler.LambdaLR(o, lambda t: min(1.0, 1e-9 * 1.5**t)), auto())
+    assert not recwarn
+    assert grown[20] < 1e-5 * START * 10
+    assert grown[90] > 1e-4
+
+
 def test_an_absolute_lr_is_a_factor_of_its_own_highest():
     params = parameters()
     optimizer = Hyperoptimizer(params)
@@ -484,6 +501,28 @@ def test_a_schedule_that_decays_before_anything_is_found_is_named():
         follow()
     optimizer = resumed(optimizer, params)  # long after its beginning, nothing is said of a decay
     follow()
+
+
+NOTHING = {
+    **{f"default, {x:g}": (auto(), x) for x in (0.0, 1e-30, 1e-15)},  # beside its eps
+    "Adam": (auto(Adam()), 1e-15),
+    "SGD": (auto(SGD(momentum=0.9)), 0.0),  # which knows no size of a gradient
+}
+
+
+@pytest.mark.parametrize("per", ["group", "tensor"])
+@pytest.mark.parametrize(("tower", "faint"), NOTHING.values(), ids=NOTHING)
+def test_a_gradient_of_nothing_says_nothing(tower, faint, per):
+    """As of a term of the loss whose weight is 0 at first: the step size waits."""
+    p, q = (torch.ones(5, requires_grad=True) for _ in range(2))
+    optimizer = Hyperoptimizer([{"params": [p]}, {"params": [q]}], tower, per=per)
+    start = optimizer.hyperparameters(1)[0]["lr"]
+    for _ in range(200):
+        optimizer.zero_grad()
+        (p.square().sum() + faint * q.sum()).backward()
+        optimizer.step()
+    assert torch.tensor(optimizer.hyperparameters(1)[0]["lr"]) <= 2 * torch.tensor(start)
+    assert torch.tensor(optimizer.hyperparameters(0)[0]["lr"]) > 10 * torch.tensor(start)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -1,5 +1,6 @@
 """Rules that users write: what they may hand on, remember and redefine."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -87,6 +88,77 @@ def test_a_rule_of_averages_of_ones_own(rule, kept):
     assert list(optimizer.hypergradients()[0].values()) == pytest.approx([2 * x for x in slopes], rel=1e-6)
 
 
+@dataclass(frozen=True)
+class Unbiased(Averages):
+    """With the weight of Adafactor, which makes a correction unnecessary."""
+
+    lr: float = hyperparameter(0.1, nonnegative)
+    beta: float = hyperparameter(0.9, hg.unit_interval)
+
+    def init(self, param):
+        return {"v": torch.zeros_like(param)}
+
+    def coefficients(self, step):
+        return self.lr, (1 - self.beta) / (1 - self.beta**step)
+
+    def averages(self, grad, c):
+        return {"v": (grad, c[1], grad)}
+
+    def displacement(self, state, c):
+        return c[0] * state["v"].sqrt()
+
+
+def test_the_weight_of_an_average_may_be_any_arithmetic():
+    def after(lr, beta):
+        """The weight after two steps, along 3 and 2: the second is made with these."""
+        v = (1 - 0.9) / (1 - 0.9) * 9.0
+        w = (1 - beta) / (1 - beta**2)
+        return 1.0 - 0.1 * v**0.5 - lr * (v + w * (4.0 - v)) ** 0.5
+
+    p = torch.ones(1, requires_grad=True)
+    optimizer = Hyperoptimizer([p], Unbiased() / SGD(lr=0.0))
+    for grad in (3.0, 2.0, 1.0):
+        p.grad = torch.full((1,), grad)
+        optimizer.step()
+        if grad == 2.0:
+            assert p.item() == pytest.approx(after(0.1, 0.9))
+    h = 1e-6
+    slopes = (after(0.1 + h, 0.9) - after(0.1 - h, 0.9)) / (2 * h), (after(0.1, 0.9 + h) - after(0.1, 0.9 - h)) / (2 * h)
+    assert list(optimizer.hypergradients()[0].values()) == pytest.approx(slopes, rel=1e-6)
+
+
+@dataclass(frozen=True)
+class Scaled(Rule):
+    """What multiplies all that moves a parameter has another name."""
+
+    scale: float = hyperparameter(1e-3, nonnegative)
+    multiplier = "scale"
+
+    def update(self, param, grad, state, c):
+        return param - self.scale * grad, state
+
+
+@pytest.mark.parametrize("normalize", [None, "cosine"])
+def test_what_multiplies_all_may_have_any_name(normalize):
+    """Followed over the whole run, under a schedule, and over a checkpoint edited by hand."""
+    found = []
+    for name, rule in (("scale", Scaled), ("lr", hg.SGD)):
+        how = {"tune": name, "charts": {name: hg.POSITIVE}, "horizon": math.inf, "normalize": normalize}
+        p = torch.ones(3, requires_grad=True)
+        optimizer = Hyperoptimizer([p], rule(**{name: 1e-3}, **how) / SGD(lr=0.01))
+        for t in range(30):
+            if t == 20:
+                saved = optimizer.state_dict()
+                saved["param_groups"][0][name] *= 2
+                optimizer.load_state_dict(saved)
+            optimizer.param_groups[0][name] = 1e-3 * min(1.0, (t + 1) / 10) if t < 12 else optimizer.param_groups[0][name]
+            optimizer.zero_grad()
+            p.square().sum().backward()
+            optimizer.step()
+        found.append([optimizer.hyperparameters()[0][name], *p.tolist()])
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
+
+
 @pytest.mark.parametrize(
     "look",
     [lambda s: s.get("v"), lambda s: {**s}["v"], lambda s: dict(s)["v"], lambda s: (s | {})["v"], lambda s: s.copy()["v"]],
@@ -136,3 +208,23 @@ def test_a_rule_that_needs_a_second_dimension_is_run_parameter_by_parameter():
     p.grad = torch.ones(2, 4)
     optimizer.step()
     torch.testing.assert_close(p.detach(), torch.full((2, 4), 0.95))
+
+
+@pytest.mark.parametrize("tower", [lambda rule: rule, lambda rule: rule / SGD(lr=1e-3)], ids=["alone", "tuned"])
+def test_a_method_that_returns_one_thing_is_named(tower):
+    @dataclass(frozen=True)
+    class Bare(Scaled):
+        def coefficients(self, step):
+            return self.scale * step
+
+    @dataclass(frozen=True)
+    class Lost(Scaled):
+        def update(self, param, grad, state, c):
+            return param - self.scale * grad
+
+    for rule, message in ((Bare, r"Bare.coefficients returns a tensor.*\(x,\)"), (Lost, "Lost.update .*new_param, new_state")):
+        p = torch.ones(2, requires_grad=True)
+        p.grad = torch.ones(2)
+        with pytest.raises(TypeError, match=message):
+            Hyperoptimizer([p], tower(rule())).step()
+        assert p.tolist() == [1, 1]

@@ -22,6 +22,8 @@ ALONE = 1 << 17
 """From so many elements on a parameter is a bucket by itself."""
 BUCKET = 1 << 20
 """Elements gathered at the most."""
+FAINT = 1e-5
+"""The part of its start up to which a step size that a schedule sets is as good as 0."""
 LEARNED = "learned"
 """The key under which the dict of a group holds what `memory` saves of it."""
 
@@ -81,7 +83,8 @@ class Group:
         last: the scalars of the last step, by the number of steps made with it; those of a checkpoint under 0.
             shape of each: (rows, sets)
         saved: what a checkpoint says, see `memory.learned`, until there are levels to take it over.
-        start: the lr that the user gave it at first.
+        main: the name of its step size: "lr", or the `Rule.multiplier` in the place of one.
+        start: the step size that the user gave it at first.
         highest, rise: the highest that the user has given it since, and how many times `start` that is, from the first step on;
             `heights`: what they are if a step is made now.
         freedom: how much a schedule lets a step size move that learns fast, from 0 to 1.
@@ -106,7 +109,8 @@ class Group:
         self.saved: dict[str, Any] = dict(entry.get(LEARNED) or {})
         self.followed: int = self.saved.get("followed", 0)
         self.highest, self.rise = self.heights = self.saved.get("highest", (0.0, 1.0))
-        self.start: float = self.saved.get("start", entry.get("initial_lr", entry.get("lr", 0.0)))
+        self.main = rule.multiplier or "lr"
+        self.start: float = self.saved.get("start", entry.get(f"initial_{self.main}", entry.get(self.main, 0.0)))
         self.resting = {i for i, rests in enumerate(self.saved.get("resting", ())) if rests}
         self.learned = entry[LEARNED]
         self.last: dict[int, Tensor] = {}
@@ -141,12 +145,12 @@ class Group:
     def _schedule(self) -> None:
         """What the dict says, as the step needs it. A step size that starts at 0 is frozen until it is raised."""
         bases, owner = self.bases, self.owner
-        factors = [self.said[n] / bases[n] if bases[n] else float(n != "lr") for n in owner.names]
+        factors = [self.said[n] / bases[n] if bases[n] else float(n != self.main) for n in owner.names]
         self.freedom = self._freedom() if owner.moves else 1.0
         if owner.moves:
             factors[0] /= self.heights[1]
         fixed = {n: self.said[n] for n in owner.order[len(owner.names) :]}
-        off = frozenset(n for n, value in fixed.items() if value == 0 and n != "lr")
+        off = frozenset(n for n, value in fixed.items() if value == 0 and n != self.main)
         self.schedule = owner.given.new_tensor([*factors, *fixed.values()]).unsqueeze(1)
         kind = type(owner.rule), title(owner.rule, owner.names), off, *(getattr(owner.rule, n) for n in owner.rule.settings())
         if kind not in self.steps:
@@ -159,15 +163,15 @@ class Group:
         size does says nothing of that which it is a part of.)
 
         Such a step size is that of the highest. So a warm-up is left to it, which has its own: and it does not
-        matter what a schedule takes for the lr of the rule.
+        matter what a schedule takes for the lr of the rule. What is FAINT beside its start is as 0: it says nothing yet.
         """
-        lr, highest, rise = self.said["lr"], self.highest, self.rise
-        if self.followed == 0 or highest == 0:
+        lr, highest, rise = self.said[self.main], self.highest, self.rise
+        if self.followed == 0 or highest <= FAINT * self.start:
             highest, rise = lr, max(1.0, lr / self.start if self.start else 1.0)
         elif lr > highest:
             highest, rise = lr, rise * lr / highest
         self.heights = highest, rise  # taken over by a step; to look at an optimizer changes nothing
-        return max(0.0, 2 * lr / highest - 1) if highest else 0.0
+        return max(0.0, 2 * lr / highest - 1) if highest > FAINT * self.start else 0.0
 
     # ----------------------------------------------------------- its hyperparameters
 

@@ -202,10 +202,11 @@ class Level:
         natural, combined = [], []
         for h, mine, part in zip(self.below, flat, parts, strict=True):
             natural.append(ratio(mine[0], part) if h.moves and part is not None else mine[0])
-            found = h.normalization.combine(*mine, None if h.moves else part)
-            if h.moves and len(mine) > 1:  # a step too small for the numbers that it is added to moves nothing: it has to grow
-                found = torch.where((mine[-1] == 0) & (mine[1] > 0), -1.0, found)
-            combined.append(found)
+            if h.moves and len(mine) > 1:  # a step too small for the numbers that it is added to moves nothing
+                still = mine[-1] == 0
+                mine[0] = torch.where(still, -mine[1], mine[0])  # as if it had moved along -u
+                mine[-1] = torch.where(still, mine[1], mine[-1])
+            combined.append(h.normalization.combine(*mine, None if h.moves else part))
         return joined(natural), joined(combined)
 
     def products(self, grad: Tensor, trace: Tensor) -> Tensors:

@@ -110,9 +110,12 @@ def words(entry: Mapping[str, Any]) -> dict[str, list[float]]:
 # ----------------------------------------------------------------------------- and to come back
 
 
-def restore(entry: dict[str, Any]) -> dict[str, float]:
+def restore(entry: dict[str, Any], main: str) -> dict[str, float]:
     """Give the saved dict of a group the values that the user had said; where somebody has edited what was in force, such
     that the edited value is.
+
+    Args:
+        main: see `Group`.
 
     Returns:
         what the tuned hyperparameters were at the start.
@@ -124,7 +127,7 @@ def restore(entry: dict[str, Any]) -> dict[str, float]:
     for n, (base, old, known, force) in said.items():
         now = float(entry.get(n, force))
         entry[n] = old if now in (old, force) else now * base * rise / known if known else now
-        if n == "lr" and old and entry[n] != old:
+        if n == main and old and entry[n] != old:
             entry[LEARNED] = {**entry[LEARNED], "highest": [highest * entry[n] / old, rise]}
     entry.pop("betas", None)
     return {n: base for n, (base, *_) in said.items()}

@@ -19,7 +19,8 @@ class Normalization(NamedTuple):
         products: sums over all elements, of functions of gradient u, sensitivity T and `Rule.preconditioner` P; the last
             argument adds up.
         combine: from these and the derivative of the value with respect to its coordinate (None: 1) to the
-            hypergradient in the coordinate. The first sum is ``<u, T>``, the hypergradient in natural units.
+            hypergradient in the coordinate. The first sum is ``<u, T>``, the hypergradient in natural units; where there
+            are more, the second is the square of u, the last that of T.
     """
 
     products: tuple[Callable[[Tensor, Tensor, Tensor | None, Sum], Tensor], ...]
@@ -38,15 +39,24 @@ def _cosine(product: Tensor, gradient: Tensor, sensitivity: Tensor, slope: Tenso
     return cosine if slope is None else cosine * slope.sign()
 
 
+def _metric_cosine(product: Tensor, own: Tensor, usual: Tensor, sensitivity: Tensor, slope: Tensor | None) -> Tensor:
+    """The square of u in the metric 1 / P, and in equal parts that of a gradient of the usual size P: where hardly anything
+    is left of the gradient, there is nothing to be said about the step size, and a cosine of u alone would say 1.
+    """
+    return _cosine(product, (own + usual) / 2, sensitivity, slope)
+
+
 def _product(u: Tensor, t: Tensor, p: Tensor | None, total: Sum) -> Tensor:
     return total(u * t)
 
 
+def _square(u: Tensor, t: Tensor, p: Tensor | None, total: Sum) -> Tensor:
+    return total(u * (u if p is None else u / p))
+
+
 def _usual(u: Tensor, t: Tensor, p: Tensor | None, total: Sum) -> Tensor:
-    """The square of u in the metric 1 / P, and in equal parts that of a gradient of the usual size P: where hardly anything
-    is left of the gradient, there is nothing to be said about the step size, and a cosine of u alone would say 1.
-    """
-    return total(u * u) if p is None else (total(u * (u / p)) + total(p)) / 2
+    """That of a gradient of the usual size; where there is no metric, there is none."""
+    return _square(u, t, p, total) if p is None else total(p)
 
 
 def _path(u: Tensor, t: Tensor, p: Tensor | None, total: Sum) -> Tensor:
@@ -55,6 +65,6 @@ def _path(u: Tensor, t: Tensor, p: Tensor | None, total: Sum) -> Tensor:
 
 NORMALIZATIONS: dict[str | None, Normalization] = {
     None: Normalization((_product,), _plain),
-    "cosine": Normalization((_product, _usual, _path), _cosine),
-    "metric cosine": Normalization((_product, _usual, _path), _cosine, metric=True),
+    "cosine": Normalization((_product, _square, _path), _cosine),
+    "metric cosine": Normalization((_product, _square, _usual, _path), _metric_cosine, metric=True),
 }

@@ -160,7 +160,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """Complete the dict of a group, and find its rule, the bases of its tuned hyperparameters, and what is learned from
         elsewhere.
         """
-        saved, begins = memory.restore(entry), dict[str, float]()
+        saved, begins = memory.restore(entry, rule.multiplier or "lr"), dict[str, float]()
         if usual := usual_lr(rule) if self.tower.height else None:
             start = float(getattr(rule, "lr"))  # noqa: B009
             if entry.setdefault("lr", usual) != start:
@@ -413,9 +413,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """Have `move` exchange parameters and averages, where a rule averages."""
         if not any(map(evaluation.averages, self.rules)):
             return
-        known, moves = self._assemble(), list[tuple[Rule, Tensor, dict[str, Any]]]()
+        known, told, moves = self._assemble(), self.snapshot(), list[tuple[Rule, Tensor, dict[str, Any]]]()
         for i, group in enumerate(known):
-            values = self.snapshot().hyperparameters(i)[0] if evaluation.averages(group.rule) else {}
+            values = told.hyperparameters(i)[0] if evaluation.averages(group.rule) else {}
             for k, p in enumerate(group.entry["params"] if values else ()):
                 if entry := self.state.get(p):
                     moves.append((group.rule.at({n: x[k] if isinstance(x, list) else x for n, x in values.items()}), p, entry))
@@ -461,7 +461,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         return self._own.made
 
     def __repr__(self) -> str:
-        lines = [printed((g.rule, *self.tower.rules[1:]), self.hyperparameters(i)) for i, g in enumerate(self._assemble())]
+        known, told = self._assemble(), self.snapshot()
+        lines = [printed((g.rule, *self.tower.rules[1:]), told.hyperparameters(i)) for i, g in enumerate(known)]
         return lines[0] if len(lines) == 1 else "\n".join(f"group {i}: {line}" for i, line in enumerate(lines))
 
     # ------------------------------------------------------------- checkpoints

@@ -81,7 +81,7 @@ def _moves_apart(rule: Rule) -> bool:
         for count in (1.0, 2.0, 3.0):
             names = state.keys()
             at, c, sums = prepared(at, torch.tensor(count, dtype=torch.float64), sums)
-            param, state = at.update(param, grad * count, state, c)
+            param, state = _several(rule, "update", at.update(param, grad * count, state, c), "new_param, new_state")
             if state.keys() != names:
                 raise ValueError(
                     f"{type(rule).__name__}: init returns a state of {sorted(names)}, update one of {sorted(state)}"
@@ -93,6 +93,13 @@ def _moves_apart(rule: Rule) -> bool:
         return torch.allclose(walk(params, grads), apart, rtol=1e-9, atol=0, equal_nan=True)
     except (RuntimeError, IndexError):  # it needs a shape
         return False
+
+
+def _several(rule: Rule, method: str, found: Any, instead: str) -> Any:
+    """What a method has returned. Raises TypeError where that is a tensor and not several things."""
+    if isinstance(found, Tensor):
+        raise TypeError(f"{type(rule).__name__}.{method} returns a tensor; it must return a tuple: {instead}")
+    return found
 
 
 def rehearse(rule: Rule, p: Tensor, param: Tensor, state: State) -> None:
@@ -137,6 +144,7 @@ def scalars(rule: Rule, names: Sequence[str]) -> tuple[dict[str, Tensor], tuple[
     one = torch.ones((), dtype=torch.float64)
     values = {n: (one / 2).requires_grad_(n in names) for n in rule.hyperparameters()}
     _, c, _ = prepared(rule.at(values), 2 * one, {})
+    _several(rule, "coefficients", c, "(x,), also of a single one")
     return values, tuple(x if isinstance(x, Tensor) else one.new_tensor(x) for x in c)
 
 
@@ -177,7 +185,8 @@ def keeps(rule: Rule, names: Sequence[str], values: dict[str, Tensor], c: tuple[
         return "sensitivity" if weights is None else "nothing", {}
     inputs = {n: x for n, x in values.items() if x.requires_grad}
     weighing = [c[i] for i in weights.values()]
-    reach = torch.autograd.grad(weighing, list(inputs.values()), list(map(torch.ones_like, weighing)), allow_unused=True)
+    ones = list(map(torch.ones_like, weighing))
+    reach = torch.autograd.grad(weighing, list(inputs.values()), ones, allow_unused=True, retain_graph=True)
     undone = all(rule.chart(n) == UNIT for n, x in zip(inputs, reach, strict=True) if x is not None)
     return ("gradient", weights) if undone else ("sensitivity", {})
 

@@ -81,8 +81,8 @@ class Watch:
 
     def _look_at_schedules(self, groups: Sequence[Group]) -> None:
         for i, group in enumerate(groups):
-            lr = group.said["lr"] if group.owner.moves else 0.0
-            if lr > 0 and group.freedom == 0:
+            lr = group.said[group.main] if group.owner.moves else 0.0
+            if group.highest > lr > 0 and group.freedom == 0:
                 return self._say(
                     f"group {i}: its schedule has gone from lr={group.highest:.3g} to {lr:.3g} within {EARLY} steps, before "
                     "the step size that it is relative to has been found, which it now holds. Leave the schedule "
