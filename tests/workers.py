@@ -236,6 +236,11 @@ def looked_at(sharded: bool) -> tuple[float, ...]:
         x = torch.randn(8, 6, generator=chance)
         optimizer.zero_grad()
         (model(x) - x[:, :3].sin()).square().mean().backward()
+        if t < 2:  # before the first step, too
+            optimizer.eval()
+            with torch.no_grad():
+                model(x)
+            optimizer.train()
         optimizer.step()
         if t % 4 == 3:
             with torch.no_grad():
