@@ -48,9 +48,11 @@ def test_fsdp2_equals_one_process(how, ranks):
 
 @pytest.mark.parametrize(("how", "ranks"), [("ddp", 2), ("sharded", 2), ("sharded", 4), ("hybrid", 4)])
 def test_samples_are_the_same_in_many_processes(how, ranks):
-    """Of each row the same elements, whoever holds it."""
+    """The same elements of the same rows, whoever holds them."""
     one = workers.sampling(workers.trained, "alone", SAMPLED, 6)
-    assert one["the default"]["state"]["0.weight"]["last_movement"].shape == (4, 3)
+    kept = one["the default"]["state"]["0.weight"]["last_movement"]
+    assert kept.shape == (4, 3)
+    assert kept.any(dim=1).tolist() == [True, False, False, True]
     for result in launch(workers.sampling, ranks, workers.trained, how, SAMPLED, 6):
         assert_same(result, one)
 

@@ -94,7 +94,7 @@ class Bucket:
         flat = {n: x for n in names if (x := self._adopted(n, known)) is not None}
         if len(flat) < len(names):
             like = self._flat(parts).to(self.dtype)
-            zero = torch.zeros_like(like if self.sample is None else self.sample.view(like).flatten())
+            zero = torch.zeros_like(like) if self.sample is None else self.sample.room(like)
             fresh = self.step.rule.init(like) | {n: zero.clone() for n in self.step.kept}
             taken = {address(like)}
             for n in (n for n in names if n not in flat):

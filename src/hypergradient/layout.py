@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from .numerics import on_host
+
 Key = TypeVar("Key")
 Processes = tuple[Any, ...]
 
@@ -51,6 +53,14 @@ class Layout(NamedTuple):
             x = x.redistribute(self.mesh, self.placements)
         part = x.detach().to_local()
         return part
+
+    def first(self, rows: int) -> int:
+        """The number of the first of so many rows that is here; 0 where there are none."""
+        if self.mesh is None:
+            return 0
+        with on_host():
+            here = self.local(torch.arange(rows))
+        return int(here[0]) if here.numel() else 0
 
     def parts(self, tensors: list[Any]) -> list[Tensor]:
         """`local` of each."""

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 LARGE = 1 << 17
 """From so many elements on, in all processes together, a parameter is sampled."""
-ENOUGH = 1 << 15
-"""Of a parameter no more elements than so many are read, but a line of each row."""
+ENOUGH = 1 << 13
+"""Of a parameter no more elements than so many are read, but a line of each row, or of one row in `SPARSE`."""
+SPARSE = 4
+"""Of so many rows one is read at least: those of an embedding are not alike."""
 LINE = 16
 """Elements of a cache line: to read a part of one takes as long."""
 LONG = 1 << 12
@@ -28,12 +30,14 @@ GRAD, PARAM = "0", "1"
 
 
 class Sample(NamedTuple):
-    """Of each row of a tensor (dimension 0), some elements in the middle of each of some equal parts.
+    """Of some rows of a tensor (dimension 0), some elements in the middle of each of some equal parts.
 
-    Rows stay whole rows: shards of them are cut the same way, on any number of processes.
+    Rows stay whole rows: shards of them are cut the same way, on any number of processes. So there is room for all of them in
+    what is kept.
 
     Args:
-        shape: of what is kept of all rows.
+        shape: of what is kept.
+        skip: one row in so many is read; `first`: the first of them that is here.
         columns: the elements of a row.
         blocks: how many parts of it are read.
         size: how many elements of each.
@@ -41,6 +45,8 @@ class Sample(NamedTuple):
     """
 
     shape: tuple[int, ...]
+    skip: int
+    first: int
     columns: int
     blocks: int
     size: int
@@ -57,16 +63,26 @@ class Sample(NamedTuple):
         read = min(columns // every, LINE * max(1, ENOUGH // (rows * LINE)))
         if not read:
             return None
-        blocks = -(-read // LONG)
-        size = read // blocks
-        return cls((*p.shape[: p.ndim > 1], blocks * size), columns, blocks, size, columns / (blocks * size))
+        blocks, skip = -(-read // LONG), min(SPARSE, max(1, rows * read // ENOUGH))
+        size, first = read // blocks, -layout.first(rows) % skip
+        times = rows * columns / (len(range(0, rows, skip)) * blocks * size)
+        return cls((*p.shape[: p.ndim > 1], blocks * size), skip, first, columns, blocks, size, times)
 
     def view(self, flat: Tensor) -> Tensor:
         """What is read of the elements that are here. shape: (elements,) -> (rows, blocks, size)"""
         part, step = self.columns // self.blocks, flat.stride(0)
-        begin = flat.storage_offset() + (part - self.size) // (2 * LINE) * LINE * step
-        shape = flat.numel() // self.columns, self.blocks, self.size
-        return flat.as_strided(shape, (self.columns * step, part * step, step), begin)
+        begin = self.first * self.columns + (part - self.size) // (2 * LINE) * LINE
+        shape = len(range(self.first, flat.numel() // self.columns, self.skip)), self.blocks, self.size
+        strides = self.skip * self.columns * step, part * step, step
+        return flat.as_strided(shape, strides, flat.storage_offset() + begin * step)
+
+    def kept(self, flat: Tensor) -> Tensor:
+        """The same of what is kept of them. shape: (rows * blocks * size,) -> (rows, blocks, size)"""
+        return flat.view(-1, self.blocks, self.size)[self.first :: self.skip]
+
+    def room(self, flat: Tensor) -> Tensor:
+        """For what is kept of the elements that are here: zeros. shape: (elements,) -> (rows * blocks * size,)"""
+        return flat.new_zeros(flat.numel() // self.columns * self.blocks * self.size)
 
 
 class Samples:
@@ -84,6 +100,8 @@ class Samples:
         looks = self.step.looks if self.step.follows else self.step.state
         each = zip(self.step.state, *(b.state for b in self.buckets), strict=True)
         self._state = {n: self._views(mine) if n in looks else [] for n, *mine in each}
+        kept = ([b.sample.kept(x) for x in b.kept] for b in self.buckets if b.sample)
+        self._kept = dict(zip(self.step.kept, map(list, zip(*kept, strict=True)), strict=True))
 
     def piece(self, tune: bool) -> Piece:
         """Copies of what is read; with the gradient to `tune` along, if that is another.
@@ -92,7 +110,7 @@ class Samples:
         """
         u = self._put(GRAD, self._views([b.u if tune else b.grad for b in self.buckets]))
         param = u if self.step.follows else self._put(PARAM, self._views([b.param for b in self.buckets]))
-        return param, u, [self._put(n, views) if views else u for n, views in self._state.items()], self._kept()
+        return param, u, [self._put(n, views) if views else u for n, views in self._state.items()], self._held()
 
     def before(self) -> Piece | None:
         """Copies of what a step is made of, before it; None where movement is followed: then of the parameters alone."""
@@ -106,15 +124,15 @@ class Samples:
         """Copies of the parameters after they have moved; in the place of the gradient they stand as they were before."""
         before, _ = self._places[GRAD]
         params, self._params = self._params, []
-        return self._put(PARAM, params), before, [], self._kept()
+        return self._put(PARAM, params), before, [], self._held()
 
     def keep(self) -> None:
         """Put what is kept of this step where it is remembered."""
-        for n, *mine in zip(self.step.kept, *(b.kept for b in self.buckets), strict=True):
+        for n, mine in self._kept.items():
             torch._foreach_copy_(mine, self._places[n][1])
 
-    def _kept(self) -> list[Tensor]:
-        return [self._put(n, mine) for n, *mine in zip(self.step.kept, *(b.kept for b in self.buckets), strict=True)]
+    def _held(self) -> list[Tensor]:
+        return [self._put(n, mine) for n, mine in self._kept.items()]
 
     def _views(self, elements: Sequence[Tensor]) -> list[Tensor]:
         return [b.sample.view(x) for b, x in zip(self.buckets, elements, strict=True) if b.sample]
