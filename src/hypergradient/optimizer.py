@@ -514,9 +514,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for group, p in [(g, p) for g in self._own.groups if g.saved.get("evaluating") for p in g.entry["params"]]:
             evaluation.resume(group.rule, p, self.state.get(p) or {})
         if not any("made" in group.get(LEARNED, {}) for group in adapted["param_groups"]):  # one of torch
-            self._own.made = max(
-                (int(mine.get("step", 1)) for mine in self.state.values() if isinstance(mine, dict)), default=0
-            )
+            steps = (int(mine.get("step", 1)) for mine in self.state.values() if isinstance(mine, dict))
+            self._own.made = max(steps, default=0)
 
     def _compare(self, saved: Sequence[dict[str, Any]]) -> None:
         """Raise ValueError where these are not the groups of an optimizer with the same tower and the same groups."""
