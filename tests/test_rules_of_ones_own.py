@@ -228,3 +228,28 @@ def test_a_method_that_returns_one_thing_is_named(tower):
         with pytest.raises(TypeError, match=message):
             Hyperoptimizer([p], tower(rule())).step()
         assert p.tolist() == [1, 1]
+
+
+def test_a_branch_on_what_is_tuned_is_named():
+    @dataclass(frozen=True)
+    class Branches(Rule):
+        lr: float = hyperparameter(0.1, nonnegative)
+        momentum: float = hyperparameter(0.5, hg.unit_interval)
+
+        def init(self, param):
+            return {"m": torch.zeros_like(param)}
+
+        def update(self, param, grad, state, c):
+            m = self.momentum * state["m"] + grad if self.momentum else grad
+            return param - self.lr * m, {"m": m}
+
+    p = torch.ones(3, requires_grad=True)
+    p.grad = torch.ones(3)
+    with pytest.raises(TypeError, match=r"Branches branches on .* tuned, lr or momentum: write torch\.where"):
+        Hyperoptimizer([p], Branches() / SGD(lr=0.01)).step()
+    assert p.tolist() == [1, 1, 1]
+    for tower in (Branches(), Branches(tune="lr") / SGD(lr=0.01)):
+        optimizer = Hyperoptimizer([p], tower)
+        for _ in range(3):
+            optimizer.step()
+    assert optimizer.hyperparameters()[0]["lr"] > 0.1

@@ -505,12 +505,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
         numbers = {"step", *chain.from_iterable(map(sums, self.rules))}
         for p, key in zip(chain.from_iterable(group["params"] for group in self.param_groups), saved, strict=True):
             if key in adapted["state"]:
-                theirs = adapted["state"][key]  # perhaps those of a living optimizer
-                self.state[p] = {
-                    n: x.clone() if n in numbers and isinstance(x, Tensor) else memory.shaped(x, p)
-                    for n, x in theirs.items()
-                    if x is not None
-                }
+                theirs = [(n, x) for n, x in adapted["state"][key].items() if x is not None]  # perhaps of a living optimizer
+                own = {n for n, x in theirs if n in numbers and isinstance(x, Tensor)}
+                self.state[p] = {n: x.clone() if n in own else memory.shaped(x, p) for n, x in theirs}
         for group, p in [(g, p) for g in self._own.groups if g.saved.get("evaluating") for p in g.entry["params"]]:
             evaluation.resume(group.rule, p, self.state.get(p) or {})
         if not any("made" in group.get(LEARNED, {}) for group in adapted["param_groups"]):  # one of torch

@@ -102,6 +102,20 @@ def _several(rule: Rule, method: str, found: Any, instead: str) -> Any:
     return found
 
 
+def branches(rule: Rule, names: Sequence[str]) -> None:
+    """Raise TypeError where a step asks for the value of what is tuned: there may be one for each element."""
+    values = {n: torch.tensor([0.4, 0.6] if n in names else [0.5], dtype=torch.float64) for n in rule.hyperparameters()}
+    at, param = rule.at(values), torch.ones(2, dtype=torch.float64)
+    try:
+        at, c, _ = prepared(at, param.sum(), {})
+        at.update(param, param, rule.init(param), c)
+    except RuntimeError as error:
+        if "ambiguous" not in str(error):
+            raise
+        tuned = f"{type(rule).__name__} branches on a hyperparameter that is tuned, {' or '.join(names)}"
+        raise TypeError(f"{tuned}: write torch.where in the place of `if`, or leave it out of tune") from error
+
+
 def rehearse(rule: Rule, p: Tensor, param: Tensor, state: State) -> None:
     """Make a step of `p` along a gradient of 0 that nobody sees, of a rule that needs its shape; `param`: its elements.
 

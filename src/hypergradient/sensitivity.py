@@ -86,6 +86,8 @@ class Step:
             self.state, self.sums = probe.remembered(self.rule), probe.sums(self.rule)
             self.elementwise, self.ours = probe.elementwise(self.rule), probe.ours(self.rule)
             values, c = probe.scalars(self.rule, names)
+            if names and self.elementwise:
+                probe.branches(self.rule, names)
             keeps, self.weights = probe.keeps(self.rule, names, values, c)
             self.links = probe.links(values, c, names) if keeps != "movement" else []
             self.looks = probe.looks(self.rule, values, c)
