@@ -193,7 +193,7 @@ WHY = """**dcgan** has a beta1 of 0.5, the default 0.9, with which Adam fails, t
 On **word_language_model** `from_torch` keeps the author's SGD and his step size of 20, which it makes smaller; the default,
 another rule, ends far below both.
 
-These scripts are no untouched test of everything: that what is learned stands still while a schedule holds the lr below half
+These scripts are no untouched test of everything: that what is learned stands still while a schedule holds the lr at half
 of its highest, and that a group shows the usual lr of its rule, was found on mnist, the Trainer and timm, with these seeds.
 """
 SIZES = """In force, with the schedule in it: the highest, in the middle of the training, and at its end; of the first seed, and

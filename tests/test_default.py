@@ -65,6 +65,13 @@ def test_bad_arguments_are_named():
         auto(SGD)
     with pytest.raises(TypeError, match="takes no more arguments: give weight_decay to SGD"):
         auto(SGD(), weight_decay=0.1)
+    for rule in (Adam(tune="beta1"), Adam(horizon=5), Adam(normalize="cosine"), Adam(sample=4)):
+        with pytest.raises(
+            ValueError, match=r"auto has its own tune, horizon, normalize, sample: leave out \w+, or write a tower"
+        ):
+            auto(rule)
+    with pytest.raises(ValueError, match="leave out horizon"):
+        auto(horizon=5)
     with pytest.raises(TypeError, match="AdamWScheduleFree has no argument 'decay'"):
         auto(decay=0.1)
 

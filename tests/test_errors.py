@@ -106,6 +106,28 @@ BAD = {
         TypeError,
         "LBFGS has no rule of its name; allowed: .*AdamW",
     ),
+    "an lr": (lambda: Hyperoptimizer(parameters(), lr=1e-3), TypeError, "no argument lr; allowed: params.* It finds the lr"),
+    "a value of the rule": (
+        lambda: Hyperoptimizer(parameters(), weight_decay=0.1),
+        TypeError,
+        r"no argument weight_decay; .*auto\(weight_decay=0.1\)",
+    ),
+    "no optimizer": (lambda: from_torch(parameters()), TypeError, "optimizer=list is not one of torch.optim"),
+    "ours already": (
+        lambda: from_torch(Hyperoptimizer(parameters())),
+        TypeError,
+        "optimizer=Hyperoptimizer is not one of torch",
+    ),
+    "no option": (
+        lambda: from_torch(torch.optim.AdamW(parameters()), weight_decay=0.1),
+        TypeError,
+        "from_torch takes no weight_decay; allowed: above, per, compile, charts.*Give it to the optimizer",
+    ),
+    "under another tower": (
+        lambda: Hyperoptimizer([{"params": parameters(), "rule": Adam() / SGD(lr=0.1)}], Adam() / SGD(lr=0.2)),
+        ValueError,
+        r"group 0: rule=Adam.* is under another tower than .*SGD\(lr=0.2\)",
+    ),
 }
 
 

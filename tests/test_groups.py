@@ -12,6 +12,18 @@ import hypergradient as hg
 from hypergradient import SGD, Adam, AdamW, Hyperoptimizer, Muon
 
 
+def test_a_group_may_be_given_a_tower_under_the_same():
+    """Of which the leftmost rule is its own."""
+    found = []
+    for given in (hg.auto(AdamW(lr=1e-3)), hg.auto(AdamW(lr=1e-3)).rules[0]):
+        params = parameters()
+        groups = [{"params": params[:1]}, {"params": params[1:], "rule": given}]
+        optimizer = Hyperoptimizer(groups, hg.auto(SGD(momentum=0.9)))
+        train(optimizer, params, 5)
+        found.append(([optimizer.hyperparameters(i) for i in (0, 1)], optimizer.rules))
+    assert found[0] == found[1]
+
+
 def test_groups_learn_their_own_values():
     model = network()
     groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2].parameters()}]

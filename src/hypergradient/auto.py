@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, cast
 
 from .charts import POSITIVE
@@ -30,6 +30,10 @@ CHOSEN: dict[str, Callable[[type[Rule]], float]] = {"lr": start, "r": lambda rul
 """What `auto` takes in the place of a rule's defaults; with r, averages are over about the last fifth of all steps."""
 
 
+OWN = "tune", "horizon", "normalize", "sample"
+"""What it says itself of how a rule is tuned."""
+
+
 def auto(rule: Rule | None = None, **arguments: Any) -> Tower:
     """The tower that needs no tuning, around any rule; ``Hyperoptimizer(params)`` is ``Hyperoptimizer(params, auto())``.
 
@@ -45,7 +49,7 @@ def auto(rule: Rule | None = None, **arguments: Any) -> Tower:
 
     Raises:
         TypeError: something that is not a rule; arguments beside a rule.
-        ValueError: a rule without an lr.
+        ValueError: a rule without an lr, or that says itself how it is tuned.
     """
     if isinstance(rule, Rule) and arguments:
         raise TypeError(f"auto({rule!r}, …) takes no more arguments: give {', '.join(arguments)} to {type(rule).__name__}")
@@ -53,6 +57,10 @@ def auto(rule: Rule | None = None, **arguments: Any) -> Tower:
         hint = f"; write auto({rule.__name__}())" if isinstance(rule, type) and issubclass(rule, Rule) else ""
         raise TypeError(f"rule={rule!r} is not allowed; it must be a rule such as SGD(momentum=0.9){hint}")
     rule = AdamWScheduleFree(**arguments) if rule is None else rule
+    if beside := [f.name for f in fields(rule) if f.name in OWN and getattr(rule, f.name) != f.default]:
+        raise ValueError(
+            f"auto has its own {', '.join(OWN)}: leave out {', '.join(beside)}, or write a tower, Adam(tune=…) / SGD(…)"
+        )
     left = {n for n, f in rule.hyperparameters().items() if getattr(rule, n) == f.default}
     chosen: dict[str, Any] = {n: value(type(rule)) for n, value in CHOSEN.items() if n in left}
     return around(replace(rule, **chosen))

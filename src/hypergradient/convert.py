@@ -32,13 +32,14 @@ def from_torch(
         optimizer: one whose class has a rule of the same name. It can be in mid-training; it must not be used any more.
         above: what tunes it, such as ``SGD(lr=1e-5)``; ``"auto"`` (default): it is tuned as by `auto`, from its own lr; None:
             nothing.
-        options: `tune`, `charts`, `horizon`, `normalize`, `sample` of the rule, and `per` of the Hyperoptimizer.
+        options: `tune`, `charts`, `horizon`, `normalize`, `sample` of the rule, `per` and `compile` of the
+            Hyperoptimizer.
 
     Raises:
-        TypeError: there is no such rule.
+        TypeError: it is no optimizer of `torch.optim`, there is no such rule, or no such option.
         ValueError: another string; an option of tuning beside ``"auto"``, which has its own.
     """
-    tuning = _tuning(above, options)
+    tuning = _tuning(optimizer, above, options)
     groups = [_translated(group, type(optimizer), tuning) for group in optimizer.param_groups]
     rule = groups[0]["rule"]
     for group in groups:  # alike where nothing but values differ, which the group says itself
@@ -61,8 +62,17 @@ def from_torch(
     return result
 
 
-def _tuning(above: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Those of the options that are the rule's, taken out of them."""
+def _tuning(optimizer: Any, above: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that are the rule's, taken out of them; see `from_torch`, whose arguments are checked."""
+    if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, Hyperoptimizer):
+        raise TypeError(
+            f"optimizer={type(optimizer).__name__} is not one of torch.optim, such as torch.optim.AdamW(params, lr=1e-3)"
+        )
+    if beside := options.keys() - TUNING - {"per", "compile"}:
+        said = ", ".join(sorted(beside))
+        raise TypeError(
+            f"from_torch takes no {said}; allowed: above, per, compile, {', '.join(sorted(TUNING))}. Give it to the optimizer"
+        )
     tuning = {n: options.pop(n) for n in TUNING & options.keys()}
     if isinstance(above, str) and (above != "auto" or tuning):
         beside = f" beside {', '.join(sorted(tuning))}" if tuning else ""

@@ -96,8 +96,19 @@ class Hyperoptimizer(torch.optim.Optimizer):
     """That of torch in whose place it stands; a scheduler made for that finds the groups there. See `from_torch`."""
 
     def __init__(
-        self, params: Any, tower: Rule | Tower | None = None, per: str = "group", maximize: bool = False, compile: bool = False
+        self,
+        params: Any,
+        tower: Rule | Tower | None = None,
+        per: str = "group",
+        maximize: bool = False,
+        compile: bool = False,
+        **others: Any,
     ) -> None:
+        if others:
+            raise TypeError(
+                f"Hyperoptimizer has no argument {', '.join(others)}; allowed: params, tower, per, maximize, compile. "
+                "It finds the lr; other values belong to a rule: auto(weight_decay=0.1), Adam(lr=1e-3) / SGD(lr=1e-5)"
+            )
         if isinstance(params, torch.optim.Optimizer):
             raise TypeError(f"params={type(params).__name__} is an optimizer: write from_torch(optimizer, above=…)")
         if per not in ("all", "group", "tensor"):
@@ -136,10 +147,22 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def _group(self, entry: dict[str, Any], rules: Sequence[Rule], where: str) -> Group:
         """The group of a dict, which is completed: with its own rule, or the first of `rules` that it may be one of."""
         saved = entry.setdefault(LEARNED, {})
-        rule = entry.pop("rule", None) or next((r for r in rules if type(r).__name__ in saved.get("said", ())), rules[0])
+        rule = self._bare(entry.pop("rule", None), where) or next(
+            (r for r in rules if type(r).__name__ in saved.get("said", ())), rules[0]
+        )
         self._check(entry["params"], rule, where)
         entry.setdefault("maximize", self.defaults["maximize"])
         return Group(entry, *self._settle(entry, rule, where), self._own.steps)
+
+    def _bare(self, rule: Any, where: str) -> Any:
+        """The leftmost rule of a tower that a group is given, where that is under the same as the others."""
+        if not isinstance(rule, Tower):
+            return rule
+        if rule.rules[1:] != self.tower.rules[1:]:
+            raise ValueError(
+                f"{where}: rule={rule!r} is under another tower than {self.tower!r}; all groups share what is above"
+            )
+        return rule.rules[0]
 
     def _check(self, params: Iterable[Any], rule: Rule, where: str) -> None:
         """Raise ValueError for a parameter that `rule` cannot move in this tower."""
