@@ -68,8 +68,8 @@ def _tuning(optimizer: Any, above: Any, options: dict[str, Any]) -> dict[str, An
         raise TypeError(
             f"optimizer={type(optimizer).__name__} is not one of torch.optim, such as torch.optim.AdamW(params, lr=1e-3)"
         )
-    if beside := options.keys() - TUNING - {"per", "compile"}:
-        said = ", ".join(sorted(beside))
+    if others := options.keys() - TUNING - {"per", "compile"}:
+        said = ", ".join(sorted(others))
         raise TypeError(
             f"from_torch takes no {said}; allowed: above, per, compile, {', '.join(sorted(TUNING))}. Give it to the optimizer"
         )

@@ -59,9 +59,7 @@ class Muon(Rule):
     def accepts(cls, param: Tensor) -> str | None:
         if param.ndim == 2 and not param.is_complex():
             return None
-        return (
-            "Muon moves real matrices only; give the others a group and a rule: {…, 'rule': AdamW(lr=3e-4)}, or auto(AdamW())"
-        )
+        return "Muon moves real matrices only; give the others a group and a rule, {…, 'rule': AdamW(lr=3e-4)} or auto(AdamW())"
 
     def init(self, param: Tensor) -> State:
         return {"momentum_buffer": torch.zeros_like(param)}
