@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import loss, parameters, train
 from helpers import TOWER, clones, compiler
+from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -204,6 +205,30 @@ def test_a_program_called_by_itself_does_what_the_compiler_would():
             assert found[2] is None
             torch.testing.assert_close([x, y, known.memory], [*twins, plain.memory])
     assert len(calls) == len(kinds)
+
+
+def test_which_tensors_are_the_same_is_seen():
+    compiled = Compiled(lambda x, y, z: x + 10 * y + 100 * z, (Tensor,) * 3, True)
+    a, b = torch.rand(3), torch.rand(3)
+    for _ in range(2):
+        for x, y, z in ((a, a, b), (a, b, b), (b, a, b)):
+            torch.testing.assert_close(compiled([x, y, z]), x + 10 * y + 100 * z)
+
+
+def test_groups_that_share_what_is_learned_move_by_their_own_lr():
+    """Whichever of them have a history of their own: as many tensors, of which others are the same."""
+
+    def run(compile):
+        params = [torch.nn.Parameter(torch.full((3,), i + 1.0)) for i in range(4)]
+        groups = [{"params": params[:2]}, {"params": params[2:], "lr": 1e-4}]
+        optimizer = Hyperoptimizer(groups, Adam(lr=1e-2) / SGD(lr=1e-5), per="all", compile=compile)
+        for moving in ([0], [0, 2], [0, 1, 2], [0, 1, 2], [0, 2, 3], [0, 2, 3]):
+            for i, p in enumerate(params):
+                p.grad = p.detach().clone() if i in moving else None
+            optimizer.step()
+        return params
+
+    torch.testing.assert_close(run(False), run(True))
 
 
 def test_what_a_program_alone_would_not_do_is_left_to_the_compiler():

@@ -890,3 +890,20 @@ def test_hooks_of_a_checkpoint_see_what_is_in_force_and_may_wrap_it():
     optimizer.register_state_dict_post_hook(lambda _, found: {"optimizer": found})
     found = optimizer.state_dict()["optimizer"]
     assert seen == [found["param_groups"][0]["lr"]] == [optimizer.hyperparameters()[0]["lr"]]
+
+
+@pytest.mark.parametrize("tower", [None, Adam(lr=1e-3) / SGD(lr=1e-5)], ids=["default", "Adam / SGD"])
+def test_learning_goes_on_beyond_what_single_precision_can_count(tower):
+    """Where `step` stands still, as that of torch."""
+    params = parameters()
+    optimizer = Hyperoptimizer(params, tower)
+    train(optimizer, params, 2)
+    for p in params:
+        optimizer.state[p]["step"].fill_(2**24 - 2)
+    found = []
+    for t in range(6):
+        train(optimizer, params, 1, t)
+        found.append((optimizer.hyperparameters()[0]["lr"], *optimizer._own.groups[0].buckets))
+    assert optimizer.state[params[0]]["step"] == 2**24
+    assert len({value for value, *_ in found[1:]}) == 5
+    assert found[1][1:] == found[-1][1:]

@@ -22,6 +22,8 @@ from .probe import rehearse
 from .sample import Samples
 from .sensitivity import Step
 
+MOST = 1 << 24
+"""To which single precision can count."""
 Memory = MutableMapping[Tensor, dict[str, Any]]
 """`optimizer.state`."""
 
@@ -167,7 +169,9 @@ class Bucket:
         """Whether nobody has written to the steps. Where the host need not wait, it sees that also of ``.data``."""
         if [x._version for x in (self.steps, *self.sums)] != self.version:
             return False
-        return self.steps.device.type != "cpu" or not readable(self.steps) or {*self.steps.tolist()} == {self.count}
+        if self.steps.device.type != "cpu" or not readable(self.steps):
+            return True
+        return {*self.steps.tolist()} == {min(self.count, MOST)}
 
     def summed(self, sums: Sequence[Tensor]) -> Sequence[Tensor]:
         """From the sums of every set to those of each member. shape: (sets,) -> (members or 1,)"""

@@ -37,10 +37,11 @@ class Compiled:
         self._ran: list[tuple[Callable[..., Any], Sequence[Any], Sequence[Any]]] = []
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
-        looks = len({*map(id, tensors)}), tensors[0].device, *[(x.shape, x.stride(), x.dtype) for x in tensors]
+        first = dict[int, int]()  # which of them are the same
+        each = [(first.setdefault(id(x), i), x.shape, x.stride(), x.dtype) for i, x in enumerate(tensors)]
+        looks = tensors[0].device, *each
         if program := self._programs.get(looks):
             return program(tensors)
-        self._ran.clear()
         try:
             found = self._function(*tensors)
             self._programs[looks] = self._program(tensors, found)
@@ -70,7 +71,8 @@ class Compiled:
         if len(self._ran) != 1:
             return None
         ((program, given, made),) = self._ran
-        others = [x for x in given if not any(x is y for y in tensors)]  # sizes, and what the function knew
+        own = set(map(id, tensors))
+        others = [x for x in given if id(x) not in own]  # sizes, and what the function knew
         places = {id(x): i for i, x in enumerate((*tensors, *others))}
         results = {id(x): i for i, x in enumerate(made)}
         mine, theirs = ({_memory(x) for x in some if isinstance(x, Tensor)} for some in (tensors, others))

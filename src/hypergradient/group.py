@@ -22,7 +22,7 @@ ALONE = 1 << 17
 """From so many elements on a parameter is a bucket by itself."""
 BUCKET = 1 << 20
 """Elements gathered at the most."""
-FAINT = 1e-5
+FAINT = 1e-4
 """The part of its start up to which a step size that a schedule sets is as good as 0."""
 LEARNED = "learned"
 """The key under which the dict of a group holds what `memory` saves of it."""
