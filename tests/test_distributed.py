@@ -57,6 +57,13 @@ def test_samples_are_the_same_in_many_processes(how, ranks):
         assert_same(result, one)
 
 
+def test_rows_that_are_cut_twice_are_read_as_one_process_reads_them():
+    lr, kept = workers.sampling(workers.cut_twice, False)
+    assert kept == 4
+    for result in launch(workers.sampling, 4, workers.cut_twice, True):
+        assert result == (pytest.approx(lr, rel=1e-9), kept)
+
+
 def test_a_pass_in_evaluation_sees_the_average_and_one_in_training_does_not():
     expected = workers.looked_at(False)
     assert expected[0] == expected[2] != pytest.approx(expected[1], rel=1e-4)

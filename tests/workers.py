@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_module, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -212,6 +212,22 @@ def sampling(function: Callable[..., Any], *args: Any) -> Any:
     """``function(*args)`` where 20 elements are as many as `sample.LARGE` is, and 4 are enough: so rows are left out."""
     with patch("hypergradient.sample.LARGE", 20), patch("hypergradient.sample.ENOUGH", 4):
         return function(*args)
+
+
+def cut_twice(sharded: bool) -> tuple[float, int]:
+    """The lr after a training in which both tensor parallelism and FSDP2 have cut the rows, and how much is kept of a row."""
+    torch.manual_seed(0)
+    model = nn.Linear(64, 11, bias=False)
+    if sharded:
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+        parallelize_module(model, mesh["tensor"], ColwiseParallel(output_layouts=Replicate()))
+        fully_shard(model, mesh=mesh["data"])
+    optimizer, chance = Hyperoptimizer(model.parameters()), torch.Generator().manual_seed(1)
+    for _ in range(8):
+        optimizer.zero_grad()
+        (model(torch.randn(8, 64, generator=chance)) * 1).sub(1).square().mean().backward()
+        optimizer.step()
+    return optimizer.hyperparameters()[0]["lr"], optimizer.state[model.weight]["last_movement"].shape[1]
 
 
 def evaluated(how: str, plan: Plan) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ class Sample(NamedTuple):
         """That of a parameter, off one in `every` elements or fewer; None where all of it is read."""
         layout = Layout.of(p)
         whole = every == 1 or p.numel() < LARGE or p.is_complex() or not layout.local(p).is_contiguous()
-        if whole or not all(x.is_replicate() or (x.is_shard(0) and p.ndim > 1) for x in layout.placements):
+        if whole or not all(x.is_replicate() or (getattr(x, "dim", None) == 0 and p.ndim > 1) for x in layout.placements):
             return None
         rows, columns = (p.shape[0], prod(p.shape[1:])) if p.ndim > 1 else (1, p.numel())
         read = min(columns // every, LINE * max(1, ENOUGH // (rows * LINE)))
