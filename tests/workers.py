@@ -217,17 +217,17 @@ def sampling(function: Callable[..., Any], *args: Any) -> Any:
 def cut_twice(sharded: bool) -> tuple[float, int]:
     """The lr after a training in which both tensor parallelism and FSDP2 have cut the rows, and how much is kept of a row."""
     torch.manual_seed(0)
-    model = nn.Linear(64, 11, bias=False)
+    model = nn.Sequential(nn.Linear(64, 11, bias=False), nn.Tanh())
     if sharded:
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
-        parallelize_module(model, mesh["tensor"], ColwiseParallel(output_layouts=Replicate()))
+        parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel(output_layouts=Replicate())})
         fully_shard(model, mesh=mesh["data"])
     optimizer, chance = Hyperoptimizer(model.parameters()), torch.Generator().manual_seed(1)
     for _ in range(8):
         optimizer.zero_grad()
-        (model(torch.randn(8, 64, generator=chance)) * 1).sub(1).square().mean().backward()
+        (model(torch.randn(8, 64, generator=chance)) - 1).square().mean().backward()
         optimizer.step()
-    return optimizer.hyperparameters()[0]["lr"], optimizer.state[model.weight]["last_movement"].shape[1]
+    return optimizer.hyperparameters()[0]["lr"], optimizer.state[model[0].weight]["last_movement"].shape[1]
 
 
 def evaluated(how: str, plan: Plan) -> list[dict[str, Any]]:
