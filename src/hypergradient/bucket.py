@@ -22,8 +22,6 @@ from .probe import rehearse
 from .sample import Samples
 from .sensitivity import Step
 
-MOST = 1 << 24
-"""To which single precision can count."""
 Memory = MutableMapping[Tensor, dict[str, Any]]
 """`optimizer.state`."""
 
@@ -45,7 +43,7 @@ class Bucket:
         alike: whether one function, compiled or on a tape, serves all buckets like this one.
         state: what the rule remembers of the elements.
         kept: what is kept of the last step until its hypergradient is read.
-        steps: `count`, for each member, as the user can change it. shape: (members,)
+        steps, told: `count`, for each member: as the user can change it, and as it was left. shape of both: (members,)
         sums: of each number that the rule adds up, the sum, for each member. shape: (members,)
         scalars: those of the last step, where it is replayed, in the dtype to work in. shape: (rows, segments)
         sample: what is read of the elements, if not all; `samples`: with the first of some, that of all of them side by side.
@@ -116,6 +114,7 @@ class Bucket:
             self.steps = torch.full((len(self.members),), float(self.count), device=here, dtype=torch.float32)
             for entry, mine in zip(self.entries, self.steps.unbind(), strict=True):
                 entry["step"] = mine
+        self.told = self.steps.new_full((len(self.members),), float(self.count))
         like = torch.zeros((), dtype=exact(here), device=here)
         self.sums = [torch.stack([total_of(n, mine, like) for mine in known]) for n in self.step.sums]
         for n, sums in zip(self.step.sums, self.sums, strict=True):
@@ -169,9 +168,7 @@ class Bucket:
         """Whether nobody has written to the steps. Where the host need not wait, it sees that also of ``.data``."""
         if [x._version for x in (self.steps, *self.sums)] != self.version:
             return False
-        if self.steps.device.type != "cpu" or not readable(self.steps):
-            return True
-        return {*self.steps.tolist()} == {min(self.count, MOST)}
+        return self.steps.device.type != "cpu" or not readable(self.steps) or torch.equal(self.steps, self.told)
 
     def summed(self, sums: Sequence[Tensor]) -> Sequence[Tensor]:
         """From the sums of every set to those of each member. shape: (sets,) -> (members or 1,)"""

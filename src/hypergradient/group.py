@@ -354,7 +354,7 @@ class Group:
         self.highest, self.rise = self.heights
         if moved := self.moving:
             self.followed = self.followed + 1 if any(b.live for b in moved) else 1
-            torch._foreach_add_([b.steps for b in moved], 1)
+            torch._foreach_add_([x for b in moved for x in (b.steps, b.told)], 1)
             if self.step.sums:
                 clocks = {id(b.clock): b.clock for b in moved}
                 sums = {name: clock[1:].unbind() for name, clock in clocks.items()}
