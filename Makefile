@@ -14,8 +14,8 @@ help: ## Show this list
 demo: $(LIGHT) ## Train on handwritten digits from seven step sizes; table and picture in demo/
 	$(BIN)/python -m experiments.demo
 
-test: lint ## Lint, types and all tests
-	$(BIN)/python -m pytest
+test: lint ## Lint, types and all tests, in a process for each core, up to 4
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(READY) ## Style and types
 	$(BIN)/ruff check .

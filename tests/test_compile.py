@@ -239,3 +239,16 @@ def test_what_a_program_alone_would_not_do_is_left_to_the_compiler():
         same, more = compiled([x, y])
         assert same is x
         torch.testing.assert_close(more, y + 1)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_gradient_that_is_negated_on_paper_alone(compile):
+    p, twin = (torch.nn.Parameter(torch.ones(4)) for _ in range(2))
+    optimizers = [Hyperoptimizer([x], SGD(lr=0.1) / SGD(lr=0.01), compile=compile) for x in (p, twin)]
+    for _ in range(3):
+        p.grad = torch.complex(p.detach(), 2 * p.detach()).conj().imag
+        twin.grad = -2 * twin.detach()
+        assert p.grad.is_neg()
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(p, twin)

@@ -210,7 +210,7 @@ class Bucket:
         real = [torch.view_as_real(t.resolve_conj()) for t in tensors] if self.complex else tensors
         if len(real) > 1:
             return cast(Tensor, flatten(real))
-        alone = real[0].detach()
+        alone = real[0].detach().resolve_neg()  # the compiler does not see that bit
         if self.order is None:
             return alone
         return (alone if self.order == [*range(alone.ndim)] else alone.permute(self.order)).reshape(-1)

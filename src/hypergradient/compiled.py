@@ -12,6 +12,9 @@ from torch import Tensor
 
 _count = itertools.count()
 
+MOST = 1 << 12
+"""Kinds of inputs that are remembered: of sizes that never come again, there is no end."""
+
 
 class Compiled:
     """A function, compiled by `torch.compile` when it is first called.
@@ -42,6 +45,8 @@ class Compiled:
         looks = tensors[0].device, *each
         if program := self._programs.get(looks):
             return program(tensors)
+        if len(self._programs) == MOST:
+            self._programs.clear()
         try:
             found = self._function(*tensors)
             self._programs[looks] = self._program(tensors, found)

@@ -167,6 +167,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def _check(self, params: Iterable[Any], rule: Rule, where: str) -> None:
         """Raise ValueError for a parameter that `rule` cannot move in this tower."""
         Tower((rule, *self.tower.rules[1:]))
+        if self.tower.height and bool(rule.normalize) != bool(self.tower.rules[0].normalize):
+            raise ValueError(
+                f"{where}: rule={rule!r} is not normalized as {self.tower.rules[0]!r} is, and no step size above suits both; "
+                f"write auto({type(rule).__name__}(…)) beside auto(), or the same normalize="
+            )
         for i, named in enumerate(params):
             name, p = named if isinstance(named, tuple) else (f"parameter {i} of {where}", named)
             if not isinstance(p, Tensor) or not p.requires_grad:

@@ -35,7 +35,7 @@ class Snapshot(NamedTuple):
 
     def hyperparameters(self, group: int) -> list[dict[str, Any]]:
         """See `Hyperoptimizer.hyperparameters`."""
-        owner, schedule, said = self.groups[group]
+        owner, schedule, said = self._group(group)
         fixed: list[dict[str, Any]] = [{n: getattr(h.rule, n) for n in h.rule.hyperparameters()} for h in self.above]
         fixed.insert(0, {n: [said[n]] * owner.sets if self.per == "tensor" else said[n] for n in owner.rule.hyperparameters()})
         learned = self.levels.learned(self.memory)
@@ -44,9 +44,14 @@ class Snapshot(NamedTuple):
 
     def hypergradients(self, group: int) -> list[dict[str, Any]]:
         """See `Hyperoptimizer.hypergradients`."""
-        moved = self.groups[group][0], *self.above
+        moved = self._group(group)[0], *self.above
         read = self.memory[READ].split(self.levels.sizes)
         return self._tell(group, [x[h.place] for x, h in zip(read, moved, strict=False)])
+
+    def _group(self, group: int) -> tuple[Hyperparameters, Tensor, dict[str, float]]:
+        if not -(n := len(self.groups)) <= group < n:
+            raise IndexError(f"group={group!r} is not allowed; it must be less than {n}, the number of groups")
+        return self.groups[group]
 
     def _tell(self, group: int, values: Sequence[Tensor]) -> list[dict[str, Any]]:
         """Of each level the `values` of its tuned hyperparameters, as numbers in the shape of `hyperparameters`."""
