@@ -3,10 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 LIGHT := .venv/light
 READY := .venv/ready
+OLDEST := .venv/oldest
+OF_STEPS := compile compiled_models default hypergradient optimizer precision resume schedule_free schedulers tape
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs suites bench dist clean
+.PHONY: help demo test lint docs suites oldest bench dist clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 8
@@ -28,6 +30,10 @@ docs: $(READY) ## The documentation as a site; leaves site/
 
 suites: $(READY) ## torch's own tables of optimizer tests, with our rules in the place of theirs
 	$(BIN)/python -m pytest tests/test_suites.py
+
+oldest: $(OLDEST)/ready ## Steps, eager and compiled, with torch 2.6, which is the oldest; several gigabytes
+	PYTHONPATH=src $(OLDEST)/bin/python -m pytest --numprocesses auto --maxprocesses 4 -p no:cacheprovider \
+		--override-ini "filterwarnings=error:compile=True" $(addprefix tests/test_,$(addsuffix .py,$(OF_STEPS)))
 
 bench: $(READY) ## Time and memory beside torch.optim and others, half an hour; leaves bench/
 	$(BIN)/python -m benchmarks
@@ -54,6 +60,12 @@ $(READY): $(LIGHT)
 	@$(PIP) --no-build-isolation --editable '.[test]'
 	@$(PIP) --no-deps timm
 	@touch $(READY)
+
+$(OLDEST)/ready: pyproject.toml
+	@$(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -m pip install --disable-pip-version-check --no-input torch==2.6.0 numpy \
+		$(foreach name,pytest pytest-xdist hypothesis,$(shell grep '^$(name)==' constraints.txt))
+	@touch $(OLDEST)/ready
 
 clean: ## Remove what the other targets made
 	rm -rf .venv bench demo build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache

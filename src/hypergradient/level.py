@@ -281,7 +281,7 @@ class Run(NamedTuple):
 
         (found,) = slopes(step, [tuned])[2]
         slope = torch.zeros_like(trace) if found is None else found
-        slope = finite_or_zero(slope if rule.horizon == 1 else trace * rule.fading(count + 1) + slope) * free
+        slope = finite_or_zero(slope if rule.one_step else trace * rule.fading(count + 1) + slope) * free
         trace.copy_(torch.where(made, slope, trace))
 
 

@@ -194,7 +194,7 @@ def keeps(rule: Rule, names: Sequence[str], values: dict[str, Tensor], c: tuple[
     if follows_movement(rule, names):
         return "movement", {}
     made = isinstance(rule, Averages) and all(getattr(type(rule), n) is getattr(Averages, n) for n in MADE)
-    weights = _weights(rule, values, c) if made and names and rule.horizon == 1 and not rule.normalize else None
+    weights = _weights(rule, values, c) if made and names and rule.one_step and not rule.normalize else None
     if not weights:
         return "sensitivity" if weights is None else "nothing", {}
     inputs = {n: x for n, x in values.items() if x.requires_grad}

@@ -140,6 +140,8 @@ class Rule(metaclass=Notation):
 
     off: ClassVar[frozenset[str]] = frozenset()
     """Hyperparameters that are 0 and that nothing tunes; see `uses`."""
+    _held: ClassVar[tuple[str, ...]] = ()
+    """The names of all that it has, of one that `at` has made: not every compiler can ask for them."""
     elementwise: ClassVar[bool] = True
     """Whether each element moves by itself; otherwise the rule is run parameter by parameter, in its shape."""
     multiplier: ClassVar[str | None] = None
@@ -233,6 +235,11 @@ class Rule(metaclass=Notation):
         marked = [n for n, f in self.hyperparameters().items() if f.metadata["tuned"]]
         return tuple(n for n in marked if n == "lr" or getattr(self, n) != 0)
 
+    @property
+    def one_step(self) -> bool:
+        """Whether the effect of a hyperparameter is followed over a single step."""
+        return not isinstance(self.horizon, Age) and self.horizon == 1
+
     def fading(self, step: Tensor | float) -> Any:
         """What is left of a sensitivity after the step number `step`."""
         if isinstance(self.horizon, Age):
@@ -250,7 +257,10 @@ class Rule(metaclass=Notation):
     def at(self: Self, values: Mapping[str, Any]) -> Self:
         """This rule with `values`, tensors above all, in the place of its own."""
         rule = object.__new__(type(self))
-        rule.__dict__.update(self.__dict__, **values)
+        names = *(n for n in self._held or self.__dict__ if n not in values), *values
+        for n in names:
+            object.__setattr__(rule, n, values[n] if n in values else getattr(self, n))
+        object.__setattr__(rule, "_held", names)
         return rule
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -9,7 +9,7 @@ differentiated is the update rule. Its derivative, the *sensitivity* ``dU/dh``, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -172,16 +172,17 @@ class Step:
             copy: what is differentiated with respect to: the scalars themselves, or a copy of them for each element.
         """
         t, linked = len(self.names), self.linked
+        k = t + len(linked)
 
         def step(*x: Tensor) -> tuple[Sequence[Tensor], Any]:
-            made = dict(zip(linked, x[t:], strict=False))
-            at = self.rule.at({**scalars.values, **dict(zip(self.names, x, strict=False))})
-            return function(at, tuple(made.get(i, y) for i, y in enumerate(scalars.c)), *x[t + len(linked) :])
+            made = dict(zip(linked, x[t:k], strict=True))
+            at = self.rule.at({**scalars.values, **dict(zip(self.names, x[:t], strict=True))})
+            return function(at, tuple(made.get(i, y) for i, y in enumerate(scalars.c)), *x[k:])
 
         inputs = [copy(x) for x in (*(scalars.values[n] for n in self.names), *(scalars.c[i] for i in linked))]
         values, second, found = slopes(step, [*inputs, *more], cotangents)
-        partial = dict(zip(linked, found[t:], strict=False))
-        return values, second, [*found[:t], *map(partial.get, range(len(scalars.c))), *found[len(inputs) :]]
+        partial = dict(zip(linked, found[t:k], strict=True))
+        return values, second, [*found[:t], *map(partial.get, range(len(scalars.c))), *found[k:]]
 
     def advance(self, scalars: Scalars, param: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
         """One elementwise step, and of each of `names` its sensitivity ``dU/dh = dU/dh|c + sum_c dU/dc dc/dh``.
@@ -195,7 +196,7 @@ class Step:
 
         t, k = len(self.names), len(scalars.c)
         (new,), new_state, found = self.differentiate(scalars, step, copy=lambda x: x.expand_as(param))
-        terms = {n: [] if x is None else [x * scalars.scale[n]] for n, x in zip(self.names, found, strict=False)}
+        terms = {n: [] if x is None else [x * scalars.scale[n]] for n, x in zip(self.names, found[:t], strict=True)}
         for i, n in self.links:
             if (slope := found[t + i]) is not None:
                 terms[n].append(slope * scalars.jacobian[self.names.index(n) * k + i])
@@ -204,7 +205,7 @@ class Step:
 
     def replay(
         self, scalars: Scalars, cotangent: Tensor, param: Tensor, state: State, last: Tensor | None = None
-    ) -> Iterator[Tensor | None]:
+    ) -> list[Tensor | None]:
         """``-<u, dU/d.>`` of the last step, from what it has left behind: with respect to each of `names`, with coefficients
         and averages held, then to each coefficient, and once more where that is the weight of an average, by way of it and
         times 1 less the weight; see `averages`.
@@ -229,15 +230,14 @@ class Step:
 
         cotangents = [cotangent] if decay is None else [cotangent, -(cotangent * before).sum_to_size(decay.shape)]
         found = self.differentiate(scalars, taken, cotangents, more=[state[n] for n in weights])[2]
-        yield from found[: t + k]
         averages = {} if last is None else at.averages(last, c)
-        through: list[Tensor | None] = [None] * k
+        through: dict[int, Tensor] = {}
         for (n, i), slope in zip(weights.items(), found[t + k :], strict=True):
             if slope is not None:
                 x, _, *other = averages[n]
                 slope = ((x * other[0] if other else x) - state[n]) * slope
-                through[i] = slope if (others := through[i]) is None else others + slope
-        yield from through
+                through[i] = through[i] + slope if i in through else slope
+        return [*found[: t + k], *map(through.get, range(k))]
 
     def read(self, piece: Piece, rows: Tensor, *maps: Map) -> Tensor:
         """The sums that the normalization asks for, of the sensitivities of the last step: the first is ``<u, T>``.
@@ -288,7 +288,8 @@ class Step:
         else:
             advance = self.advance if self.elementwise else self._advance_any
             new, new_state, sensitivity = advance(scalars, p, g, old)
-        self._keep(kept, sensitivity, scalars)
+        if not self.replays:
+            self._keep(kept, sensitivity, scalars)
         pairs = [(t, x) for t, x in ((param, new), *((old[n], x) for n, x in new_state.items())) if x is not t]
         for target, x in [(t, x.clone() if any(x is y for y, _ in pairs) else x) for t, x in pairs]:
             target.copy_(x)  # what is handed on from one to the other was read before it is written
@@ -303,8 +304,8 @@ class Step:
         self._keep(kept, [after - before], self.scalars(now))
 
     def _keep(self, kept: Tensors, sensitivity: Tensors, scalars: Scalars) -> None:
-        for t, slope in zip(kept, sensitivity, strict=False):  # what is not finite would stay for ever
-            t.copy_(slope if self.rule.horizon == 1 else finite_or_zero(t * self.rule.fading(scalars.t) + slope))
+        for t, slope in zip(kept, sensitivity, strict=True):  # what is not finite would stay for ever
+            t.copy_(slope if self.rule.one_step else finite_or_zero(t * self.rule.fading(scalars.t) + slope))
 
     @torch.enable_grad()
     def _advance_any(self, scalars: Scalars, param: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
