@@ -123,11 +123,6 @@ BAD = {
         TypeError,
         "from_torch takes no weight_decay; allowed: above, per, compile, charts.*Give it to the optimizer",
     ),
-    "not normalized as the others": (
-        lambda: Hyperoptimizer([{"params": parameters()[:1]}, {"params": parameters()[1:], "rule": AdamW(lr=3e-4)}]),
-        ValueError,
-        r"group 1: rule=AdamW.* is not normalized .* write auto\(AdamW\(…\)\) beside auto\(\)",
-    ),
     "no such group": (
         lambda: Hyperoptimizer(parameters()).hyperparameters(1),
         IndexError,

@@ -24,6 +24,20 @@ def test_a_group_may_be_given_a_tower_under_the_same():
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("first", [hg.auto(), hg.auto(Muon())], ids=str)
+def test_a_rule_beside_auto_is_tuned_as_that_does(first):
+    """From the lr that it is given; one that says itself how it is tuned is left as it is."""
+    found = []
+    for given in (AdamW(lr=3e-4), hg.auto(AdamW(lr=3e-4))):
+        params = parameters(matrix=True)
+        optimizer = Hyperoptimizer([{"params": params[:1]}, {"params": params[1:], "rule": given}], first)
+        found.append((train(optimizer, params, 8), optimizer.hyperparameters(1), optimizer.rules))
+    assert found[0] == found[1]
+    assert found[0][1][0]["lr"] != 3e-4
+    own = AdamW(lr=3e-4, normalize="cosine")
+    assert Hyperoptimizer([{"params": parameters(), "rule": own}], first).rules == [own]
+
+
 def test_groups_learn_their_own_values():
     model = network()
     groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2].parameters()}]

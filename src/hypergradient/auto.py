@@ -75,6 +75,13 @@ def around(rule: Rule) -> Tower:
     return replace(rule, tune=("lr",), charts=charts, horizon=horizon, normalize="metric cosine", sample=16) / Tuner()
 
 
+def beside(rule: Rule, first: Rule) -> Rule:
+    """`rule` for a group of its own: tuned as `auto` does, from its lr, where the `first` rule is, and it says nothing."""
+    says = any(getattr(rule, f.name) != f.default for f in fields(rule) if f.name in OWN)
+    plain = says or not isinstance(first.horizon, Age) or "lr" not in rule.tunable()
+    return rule if plain else around(rule).rules[0]
+
+
 def usual_lr(rule: Rule) -> float | None:
     """The lr that a group of `rule` shows, which schedules are relative to, where `auto` has it learned from far below; else
     None.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # as torch.compiler.disable, without a second's import of the compiler
 
 from . import evaluation, memory
-from .auto import auto, usual_lr
+from .auto import auto, beside, usual_lr
 from .bucket import Bucket
 from .engine import Engine
 from .group import LEARNED, Group, settled, values_of
@@ -72,9 +72,10 @@ class Hyperoptimizer(torch.optim.Optimizer):
         optimizer = Hyperoptimizer(model.parameters(), Adam(lr=1e-3) / SGD(lr=1e-5))
 
     A group may override values and flags of the leftmost rule (``{"params": …, "lr": 1e-4}``), or the rule itself
-    (``{"params": …, "rule": AdamW(lr=3e-4)}``). ``group["lr"]`` belongs to the user and to schedulers: the value in force
-    is the learned one times ``group["lr"]`` over what it was at construction (``group["initial_lr"]``, if a scheduler has
-    put it there); likewise for every tuned hyperparameter. A group whose lr is 0 is frozen until it is raised.
+    (``{"params": …, "rule": AdamW(lr=3e-4)}``, beside `auto` tuned as that does). ``group["lr"]`` belongs to the user and
+    to schedulers: the value in force is the learned one times ``group["lr"]`` over what it was at construction
+    (``group["initial_lr"]``, if a scheduler has put it there); likewise for every tuned hyperparameter. A group whose lr is 0
+    is frozen until it is raised.
 
     `state` holds of each parameter what its rule remembers, and belongs to the user, as in torch: entries may be deleted,
     emptied, changed, or moved to other parameters. What has been learned is not in it: see `state_dict`.
@@ -155,9 +156,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
         return Group(entry, *self._settle(entry, rule, where), self._own.steps)
 
     def _bare(self, rule: Any, where: str) -> Any:
-        """The leftmost rule of a tower that a group is given, where that is under the same as the others."""
+        """The leftmost rule of a tower that a group is given, where that is under the same as the others; a rule as it is
+        tuned there.
+        """
         if not isinstance(rule, Tower):
-            return rule
+            return beside(rule, self.tower.rules[0]) if isinstance(rule, Rule) else rule
         if rule.rules[1:] != self.tower.rules[1:]:
             raise ValueError(
                 f"{where}: rule={rule!r} is under another tower than {self.tower!r}; all groups share what is above"
@@ -167,11 +170,6 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def _check(self, params: Iterable[Any], rule: Rule, where: str) -> None:
         """Raise ValueError for a parameter that `rule` cannot move in this tower."""
         Tower((rule, *self.tower.rules[1:]))
-        if self.tower.height and bool(rule.normalize) != bool(self.tower.rules[0].normalize):
-            raise ValueError(
-                f"{where}: rule={rule!r} is not normalized as {self.tower.rules[0]!r} is, and no step size above suits both; "
-                f"write auto({type(rule).__name__}(…)) beside auto(), or the same normalize="
-            )
         for i, named in enumerate(params):
             name, p = named if isinstance(named, tuple) else (f"parameter {i} of {where}", named)
             if not isinstance(p, Tensor) or not p.requires_grad:
