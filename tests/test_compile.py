@@ -241,6 +241,14 @@ def test_what_a_program_alone_would_not_do_is_left_to_the_compiler():
         torch.testing.assert_close(more, y + 1)
 
 
+def test_what_is_remembered_of_sizes_has_an_end(monkeypatch):
+    monkeypatch.setattr("hypergradient.compiled.MOST", 2)
+    compiled = Compiled(lambda x: x + 1, (Tensor,), True)
+    for n in (3, 4, 5, 6, 3):
+        torch.testing.assert_close(compiled([torch.ones(n)]), torch.full((n,), 2.0))
+        assert 0 < len(compiled._programs) <= 2
+
+
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_gradient_that_is_negated_on_paper_alone(compile):
     p, twin = (torch.nn.Parameter(torch.ones(4)) for _ in range(2))

@@ -238,7 +238,7 @@ class Rule(metaclass=Notation):
     @property
     def one_step(self) -> bool:
         """Whether the effect of a hyperparameter is followed over a single step."""
-        return not isinstance(self.horizon, Age) and self.horizon == 1
+        return not isinstance(self.horizon, Age) and self.horizon == 1  # no old compiler compares an `Age` with a number
 
     def fading(self, step: Tensor | float) -> Any:
         """What is left of a sensitivity after the step number `step`."""
