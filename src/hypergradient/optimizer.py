@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
-from itertools import chain
+from dataclasses import dataclass, field
+from itertools import chain, repeat
 from operator import is_
 from typing import Any
 
@@ -31,35 +32,25 @@ from .watch import Watch
 Grads = list[list[Tensor | None]]
 
 
+@dataclass
 class Own:
     """What an optimizer has, and does not save as it is.
 
     All of it in one object: a wrapper, such as those of Lightning and Fabric, reads from the optimizer inside what it has not
     itself, but what it writes it keeps.
-
-    Attributes:
-        groups, levels, engine, watch: its parts.
-        made: how many steps it has made.
-        above: the hyperparameters of every level above the weights.
-        steps: see `Group`.
-        gone: of groups that have been taken away, the dict, its object under "learned", and the rule.
-        entered: with which rule a parameter has been put in the place of its average.
-        built: what the levels are made from; `basis`: what the buckets are.
-        cotangents: the gradients of `tune_on`.
     """
 
-    def __init__(self, compile: bool) -> None:
-        self.made = 0
-        self.groups: list[Group] = []
-        self.engine, self.watch = Engine(compile), Watch()
-        self.steps: dict[Any, Step] = {}
-        self.above: list[Hyperparameters] = []
-        self.gone: list[tuple[Any, Any, Rule]] = []
-        self.entered: dict[Tensor, Rule] = {}
-        self.levels = Levels([], torch.empty(0, device="cpu"))
-        self.basis: tuple[Any, list[Any], Callable[[Any], int], list[int]] = None, [], address, []
-        self.built: Any = None
-        self.cotangents: dict[Tensor, Tensor] = {}
+    engine: Engine
+    watch: Watch = field(default_factory=Watch)
+    levels: Levels = field(default_factory=lambda: Levels([], torch.empty(0, device="cpu")))
+    groups: list[Group] = field(default_factory=list)
+    gone: list[tuple[Any, Any, Rule]] = field(default_factory=list)  # of each: its dict, its object under "learned", its rule
+    steps: dict[Any, Step] = field(default_factory=dict)  # see `Group`
+    made: int = 0  # how many steps it has made
+    built: Any = None  # what the levels are made from
+    basis: tuple[Any, list[Any], Callable[[Any], int], list[int]] = (None, [], address, [])  # what the buckets are made from
+    cotangents: dict[Tensor, Tensor] = field(default_factory=dict)  # the gradients of `tune_on`
+    entered: dict[Tensor, Rule] = field(default_factory=dict)  # with which a parameter became its average
 
 
 class Hyperoptimizer(torch.optim.Optimizer):
@@ -115,7 +106,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         if per not in ("all", "group", "tensor"):
             raise ValueError(f"per={per!r} is not allowed; it must be 'all', 'group' or 'tensor'")
         self.tower, self.per, self.compile = auto() if tower is None else Tower.of(tower), per, compile
-        self._own = Own(compile)
+        self._own = Own(Engine(compile))
         defaults: dict[str, Any] = {}
         values_of(defaults, self.tower.rules[0], "group 0")
         super().__init__(params, {**defaults, "maximize": maximize})
@@ -247,7 +238,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         device = self._device()
         sets = [list(map(id, group.entry["params"])) for group in groups] if self.per == "tensor" else []
         built = device, [*groups], self.rules, sets
-        if any(group.fresh for group in groups) or built != self._own.built:
+        if groups and (any(group.fresh for group in groups) or built != self._own.built):
             self._build(torch.empty((), dtype=exact(device), device=device))
             self._own.built = built
         return groups
@@ -261,22 +252,20 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def _build(self, like: Tensor) -> None:
         """Make the hyperparameters of all groups and the levels anew; all that has been learned goes on."""
         saved = next((list(group.saved["levels"].values()) for group in self._own.groups if group.saved.get("levels")), [])
-        known = [h.memory for h in self._own.above] or [like.new_tensor(level["memory"]) for level in saved[1:]]
-        self._own.above = list(upper(self.tower, like))
-        for h, rows in zip(self._own.above, known, strict=False):
-            h.memory = rows
+        above = [level.own.memory for level in self._own.levels.levels] or [like.new_tensor(x["memory"]) for x in saved[1:]]
         for group in self._own.groups:
             group.fresh = set().union(*(other.fresh for other in self._own.groups if other.bases is group.bases))
         for group in self._own.groups:
             first = next(g for g in self._own.groups if g is group or (self.per == "all" and g.rule == group.rule))
             own = group.own(like, self.tower.height > 0, self.per == "tensor") if first is group else first.owner
             group.use(own)
-        below, above = list(dict.fromkeys(group.owner for group in self._own.groups)), []
-        for own in self._own.above if below else ():
-            above.append(Level(own, below))
+        below, levels = list(dict.fromkeys(group.owner for group in self._own.groups)), list[Level]()
+        for own, rows in zip(upper(self.tower, like), chain(above, repeat(None)), strict=False):
+            own.memory = rows
+            levels.append(Level(own, below))
             below = [own]
         self._own.engine.forget(self._own.levels)
-        self._own.levels, self._own.basis = Levels(above, like), (None, [], address, [])
+        self._own.levels, self._own.basis = Levels(levels, like), Own.basis
 
     # -------------------------------------------------------------------- step
 
@@ -568,7 +557,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         super().__setstate__({n: x for n, x in state.items() if n != "rules"})
         if self.instead_of is not None:
             self.instead_of.param_groups, self.instead_of.state = self.param_groups, self.state
-        self._own = Own(self.compile)
+        self._own = Own(Engine(self.compile))
         for i, (entry, rule) in enumerate(zip(self.param_groups, rules, strict=True)):
             self._own.groups.append(self._group(entry, [rule], f"group {i}"))
         saved = next((group.saved for group in self._own.groups if group.saved.get("levels")), {})
