@@ -64,56 +64,37 @@ class Group:
 
     Args:
         entry: the dict.
-        rule: the rule it was given; what the dict says of its numbers and settings counts.
+        rule: the rule it was given; it gets the settings that are in force.
         bases: by name, what a tuned hyperparameter was at the start, which is what schedules are relative to: groups that
             share their hyperparameters share it.
+        begins: by name, what one is learned from, where that is not its base.
         steps: those that there are already: alike groups share one, so that it is compiled once.
-
-    Attributes:
-        rule: with the settings that are in force.
-        begins: by name, what a tuned hyperparameter is learned from, where that is not its base.
-        params: the parameters that the buckets are made of.
-        said: what the dict says of each hyperparameter.
-        schedule: of what is tuned a factor, the values of all others, in the order of the owner. shape: (hyperparameters, 1)
-        owner: the hyperparameters that the parameters are moved with.
-        step: what is done with them.
-        buckets: where they are; `moving`: those that move in this step.
-        fresh: which of the hyperparameters that are tuned begin anew.
-        followed: how many steps have been made, one after the other, each with something to be read of the one before.
-        last: the scalars of the last step, by the number of steps made with it; those of a checkpoint under 0.
-            shape of each: (rows, sets)
-        saved: what a checkpoint says, see `memory.learned`, until there are levels to take it over.
-        main: the name of its step size: "lr", or the `Rule.multiplier` in the place of one.
-        start: the step size that the user gave it at first.
-        highest, rise: the highest that the user has given it since, and how many times `start` that is, from the first step on;
-            `heights`: what they are if a step is made now.
-        freedom: how much a schedule lets a step size move that learns fast, from 0 to 1.
-        resting: after a checkpoint, the positions of parameters that had not moved in the last step.
-        learned: the object under the key "learned", which belongs to this group.
     """
 
-    owner: Hyperparameters
-    freedom: float
-    step: Step
-    schedule: Tensor
+    owner: Hyperparameters  # what the parameters are moved with
+    step: Step  # what is done with them
+    schedule: Tensor  # of what is tuned a factor, the values of all others, ordered as the owner's. shape: (hyperparameters, 1)
+    freedom: float  # how much a schedule lets a step size move that learns fast, from 0 to 1
 
     def __init__(
         self, entry: dict[str, Any], rule: Rule, bases: dict[str, float], begins: dict[str, float], steps: dict[Any, Step]
     ) -> None:
         self.entry, self.rule, self.bases, self.begins, self.steps = entry, rule, bases, begins, steps
-        self.params: list[Tensor] = list(entry["params"])
-        self.said = {n: float(entry[n]) for n in rule.hyperparameters()}
-        self.buckets: list[Bucket] = []
-        self.moving: list[Bucket] = []
-        self.fresh: set[str] = set()
-        self.saved: dict[str, Any] = dict(entry.get(LEARNED) or {})
-        self.followed: int = self.saved.get("followed", 0)
-        self.highest, self.rise = self.heights = self.saved.get("highest", (0.0, 1.0))
-        self.main = rule.multiplier or "lr"
+        self.learned = entry[LEARNED]  # the object, which belongs to this group
+        self.saved: dict[str, Any] = dict(self.learned)  # by `memory.learned`, until there are levels to take it over
+        self.params: list[Tensor] = list(entry["params"])  # those that the buckets are made of
+        self.said = {n: float(entry[n]) for n in rule.hyperparameters()}  # by the user
+        self.fresh: set[str] = set()  # which of the hyperparameters that are tuned begin anew
+        self.main = rule.multiplier or "lr"  # the name of its step size
         self.start: float = self.saved.get("start", entry.get(f"initial_{self.main}", entry.get(self.main, 0.0)))
-        self.resting = {i for i, rests in enumerate(self.saved.get("resting", ())) if rests}
-        self.learned = entry[LEARNED]
-        self.last: dict[int, Tensor] = {}
+        # The highest step size that the user has given it since, and how many times `start` that is, from the first step on;
+        # in `heights`, what they are if a step is made now.
+        self.highest, self.rise = self.heights = self.saved.get("highest", (0.0, 1.0))
+        self.followed: int = self.saved.get("followed", 0)  # steps one after the other, each of which could read the one before
+        self.resting = {i for i, rests in enumerate(self.saved.get("resting", ())) if rests}  # had not moved in the last step
+        self.buckets: list[Bucket] = []
+        self.moving: list[Bucket] = []  # those that move in this step
+        self.last: dict[int, Tensor] = {}  # scalars of the last step by its number; of a checkpoint at 0. shape: (rows, sets)
 
     # ------------------------------------------------------------ what the user says
 
@@ -187,14 +168,12 @@ class Group:
         first = {**self.said, **self.bases, **self.begins}
         initial = {n: [first[n]] * sets for n in self.rule.hyperparameters()}
         owner, old = Hyperparameters(self.rule, initial, like, tuned), getattr(self, "owner", None)
-        columns: Sequence[int | None] = range(sets)
+        columns = [*self._columns(params)] if tensor else [0]
         if self.saved.get("levels"):
             owner.memory = like.new_tensor(next(iter(self.saved["levels"].values()))["memory"])
-            columns = [*self._columns(params)] if tensor else columns
         elif old is not None and old.names == owner.names:
             owner.memory = old.memory
             if tensor:
-                columns = list(self._columns(params))
                 here = [column or 0 for column in columns]
                 self.last = {count: rows[:, here] for count, rows in self.last.items()} if old.sets else {}
         before = 0 if owner.memory is None else owner.memory.shape[1] // max(1, len(owner.names))  # perhaps fewer parameters
@@ -284,10 +263,9 @@ class Group:
 
     def _clock(self, bucket: Bucket, known: Tensor | None) -> Tensor:
         """What counts the steps of a bucket, and of others with the same history; `known`: that of these."""
-        clock = known
-        if clock is None:
-            clock = self.owner.given.new_zeros(1 + len(bucket.sums), self.owner.sets if bucket.sums else 1)
-            clock[0] = bucket.count
+        shape = 1 + len(bucket.sums), self.owner.sets if bucket.sums else 1
+        clock = self.owner.given.new_zeros(shape) if known is None else known
+        clock[0] = bucket.count
         for row, mine in zip(clock[1:], bucket.sums, strict=True):
             row[bucket.sets or [0]] = mine if bucket.sets else mine[:1]
         return clock
@@ -297,9 +275,8 @@ class Group:
 
         shape: (rows, sets)
         """
-        if not self.step.replays:
-            return self.owner.given.new_zeros(0, self.owner.sets)
-        return next(iter(self.last.values()), self.owner.given.new_zeros(self.step.rows["jacobian"].stop, self.owner.sets))
+        rows = self.step.rows["jacobian"].stop if self.step.replays else 0
+        return next(iter(self.last.values()), self.owner.given.new_zeros(rows, self.owner.sets))[:rows]
 
     def _scalars(self, bucket: Bucket) -> Tensor:
         """The scalars of the last step of a bucket. shape: (rows, sets)"""
