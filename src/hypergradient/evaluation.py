@@ -17,8 +17,8 @@ TRAINING = "training"
 
 def enter(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
     """Put the average into `p`; `entry`: what is remembered of it."""
-    here, state = _parts(p, entry, wide(p.dtype))
-    if TRAINING in entry or not _known(rule, state):
+    here, state = _parts(rule, p, entry, wide(p.dtype))
+    if TRAINING in entry or state is None:
         return
     average = rule.evaluated(here.to(wide(p.dtype), copy=True), state)
     entry[TRAINING] = p.detach().clone()
@@ -31,8 +31,8 @@ def leave(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
         return
     old = _real(Layout.of(p).local(entry[TRAINING]))
     dtype = wide(old.dtype)  # of the average as it was made; `p` may have become another since
-    here, state = _parts(p, entry, dtype)
-    if _known(rule, state):
+    here, state = _parts(rule, p, entry, dtype)
+    if state is not None:
         average = rule.evaluated(old.to(dtype, copy=True), state).to(old.dtype).to(here.dtype)
         changed = rule.trained(here.to(dtype, copy=True), state).to(here.dtype)
         old = torch.where(here == average, old.to(here.dtype), changed)
@@ -42,7 +42,7 @@ def leave(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
 
 def resume(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
     """Know that the average is in the place of `p`, where a checkpoint has left out what that was in training."""
-    if _known(rule, _parts(p, entry, wide(p.dtype))[1]):
+    if _parts(rule, p, entry, wide(p.dtype))[1] is not None:
         entry.setdefault(TRAINING, torch.full_like(p.detach(), torch.nan))  # no average of anything: see `leave`
 
 
@@ -51,16 +51,11 @@ def averages(rule: Rule) -> bool:
     return type(rule).evaluated is not Rule.evaluated
 
 
-def _known(rule: Rule, state: State) -> bool:
-    """Whether there is all that an average is made of: somebody may have taken it away."""
-    return set(rule.init(torch.zeros((1,)))) <= state.keys()
-
-
-def _parts(p: Tensor, entry: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, State]:
-    """What is here of a parameter, and of its state in `dtype`, in real numbers."""
-    own = Layout.of(p)
-    same = {n: x for n, x in entry.items() if n != TRAINING and isinstance(x, Tensor) and x.shape == p.shape and n != "step"}
-    return _real(own.local(p)), {n: _real(own.local(x)).to(dtype) for n, x in same.items()}
+def _parts(rule: Rule, p: Tensor, entry: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, State | None]:
+    """What is here of a parameter, and of its state in `dtype`, in real numbers; None where somebody has taken some away."""
+    own, state = Layout.of(p), {n: entry.get(n) for n in rule.init(torch.zeros((1,)))}
+    known = {n: _real(own.local(x)).to(dtype) for n, x in state.items() if isinstance(x, Tensor) and x.shape == p.shape}
+    return _real(own.local(p)), known if known.keys() == state.keys() else None
 
 
 def _real(x: Tensor) -> Tensor:
