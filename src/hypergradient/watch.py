@@ -56,12 +56,8 @@ class Watch:
         if not readable(levels.memory) or levels.memory.device.type not in ("cpu", "cuda"):  # others would be waited for
             return None
         found = levels.learned(levels.memory)[0]
-        if found.device.type == "cpu":
-            return found.clone(), None
-        there = torch.empty(found.shape, dtype=found.dtype, device="cpu", pin_memory=True)
-        event = torch.cuda.Event()
-        there.copy_(found, non_blocking=True)
-        event.record()
+        there = torch.empty_like(found, device="cpu", pin_memory=found.is_cuda).copy_(found, non_blocking=True)
+        event = torch.cuda.current_stream(found.device).record_event() if found.is_cuda else None
         return there, event
 
     def _compare(self, groups: Sequence[Group], now: list[float]) -> None:
