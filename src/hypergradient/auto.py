@@ -57,9 +57,9 @@ def auto(rule: Rule | None = None, **arguments: Any) -> Tower:
         hint = f"; write auto({rule.__name__}())" if isinstance(rule, type) and issubclass(rule, Rule) else ""
         raise TypeError(f"rule={rule!r} is not allowed; it must be a rule such as SGD(momentum=0.9){hint}")
     rule = AdamWScheduleFree(**arguments) if rule is None else rule
-    if beside := [f.name for f in fields(rule) if f.name in OWN and getattr(rule, f.name) != f.default]:
+    if said := says(rule):
         raise ValueError(
-            f"auto has its own {', '.join(OWN)}: leave out {', '.join(beside)}, or write a tower, Adam(tune=…) / SGD(…)"
+            f"auto has its own {', '.join(OWN)}: leave out {', '.join(said)}, or write a tower, Adam(tune=…) / SGD(…)"
         )
     left = {n for n, f in rule.hyperparameters().items() if getattr(rule, n) == f.default}
     chosen: dict[str, Any] = {n: value(type(rule)) for n, value in CHOSEN.items() if n in left}
@@ -75,10 +75,14 @@ def around(rule: Rule) -> Tower:
     return replace(rule, tune=("lr",), charts=charts, horizon=horizon, normalize="metric cosine", sample=16) / Tuner()
 
 
+def says(rule: Rule) -> list[str]:
+    """What of `OWN` a rule says itself."""
+    return [f.name for f in fields(rule) if f.name in OWN and getattr(rule, f.name) != f.default]
+
+
 def beside(rule: Rule, first: Rule) -> Rule:
     """`rule` for a group of its own: tuned as `auto` does, from its lr, where the `first` rule is, and it says nothing."""
-    says = any(getattr(rule, f.name) != f.default for f in fields(rule) if f.name in OWN)
-    plain = says or not isinstance(first.horizon, Age) or "lr" not in rule.tunable()
+    plain = says(rule) or not isinstance(first.horizon, Age) or "lr" not in rule.tunable()
     return rule if plain else around(rule).rules[0]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from itertools import chain
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -42,17 +42,15 @@ class Layout(NamedTuple):
 
     def local(self, x: Any) -> Tensor:
         """The part of `x` that is here; it shares the memory of `x` if that has this layout."""
-        part: Tensor = x
         if self.mesh is None:
-            return part
+            return cast(Tensor, x)
         if not hasattr(x, "placements"):
             from torch.distributed.tensor import distribute_tensor
 
             x = distribute_tensor(x, self.mesh, self.placements, src_data_rank=None)
         if tuple(x.placements) != self.placements:  # also gradients that are still to be summed
             x = x.redistribute(self.mesh, self.placements)
-        part = x.detach().to_local()
-        return part
+        return cast(Tensor, x.detach().to_local())
 
     def first(self, rows: int) -> int:
         """The number of the first of so many rows that is here; 0 where there are none."""

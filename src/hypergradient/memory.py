@@ -157,10 +157,10 @@ def check(tower: Tower, rule: Rule, sets: int, where: str, saved: Mapping[str, A
             )
 
 
-def shaped(value: Any, param: Tensor) -> Any:
-    """A copy of what is remembered of `param`; a number of an optimizer of torch, such as NAdam's product, in its shape."""
-    if not isinstance(value, Tensor):
-        return value
+def copied(value: Any, param: Tensor | None) -> Any:
+    """A copy of what is remembered; a number of an optimizer of torch, such as NAdam's product, in the shape of `param`."""
+    if not isinstance(value, Tensor) or param is None:
+        return value.clone() if isinstance(value, Tensor) else value
     value = value.to(param.device)  # as torch.optim
     if value.ndim == 0 and param.ndim and param.is_complex() and not value.is_complex():
         value = torch.complex(value, value)  # for both parts

@@ -520,9 +520,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         numbers = {"step", *chain.from_iterable(map(sums, self.rules))}
         for p, key in zip(chain.from_iterable(group["params"] for group in self.param_groups), saved, strict=True):
             if key in adapted["state"]:
-                theirs = [(n, x) for n, x in adapted["state"][key].items() if x is not None]  # perhaps of a living optimizer
-                own = {n for n, x in theirs if n in numbers and isinstance(x, Tensor)}
-                self.state[p] = {n: x.clone() if n in own else memory.shaped(x, p) for n, x in theirs}
+                known = adapted["state"][key].items()  # perhaps of a living optimizer
+                self.state[p] = {n: memory.copied(x, None if n in numbers else p) for n, x in known if x is not None}
         for group, p in [(g, p) for g in self._own.groups if g.saved.get("evaluating") for p in g.entry["params"]]:
             evaluation.resume(group.rule, p, self.state.get(p) or {})
         if not any("made" in group.get(LEARNED, {}) for group in adapted["param_groups"]):  # one of torch

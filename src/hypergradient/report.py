@@ -14,19 +14,12 @@ from .rule import Rule
 
 
 class Snapshot(NamedTuple):
-    """What an optimizer says of itself at one moment, to be looked at later.
+    """What an optimizer says of itself at one moment, to be looked at later."""
 
-    Attributes:
-        per: as the optimizer's.
-        groups: of each, the hyperparameters, its schedule, and what the user says of them.
-        levels: those above.
-        memory: what they remember; see `Levels`.
-    """
-
-    per: str
-    groups: list[tuple[Hyperparameters, Tensor, dict[str, float]]]
-    levels: Levels
-    memory: Tensor
+    per: str  # as the optimizer's
+    groups: list[tuple[Hyperparameters, Tensor, dict[str, float]]]  # of each, its schedule, and what the user says of them
+    levels: Levels  # those above
+    memory: Tensor  # what they remember; see `Levels`
 
     @property
     def above(self) -> list[Hyperparameters]:
