@@ -524,9 +524,6 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 self.state[p] = {n: memory.copied(x, None if n in numbers else p) for n, x in known if x is not None}
         for group, p in [(g, p) for g in self._own.groups if g.saved.get("evaluating") for p in g.entry["params"]]:
             evaluation.resume(group.rule, p, self.state.get(p) or {})
-        if not any("made" in group.get(LEARNED, {}) for group in adapted["param_groups"]):  # one of torch
-            steps = (int(mine.get("step", 1)) for mine in self.state.values() if isinstance(mine, dict))
-            self._own.made = max(steps, default=0)
 
     def _compare(self, saved: Sequence[dict[str, Any]]) -> None:
         """Raise ValueError where these are not the groups of an optimizer with the same tower and the same groups."""
@@ -561,4 +558,6 @@ class Hyperoptimizer(torch.optim.Optimizer):
             self._own.groups.append(self._group(entry, [rule], f"group {i}"))
         saved = next((group.saved for group in self._own.groups if group.saved.get("levels")), {})
         self.tower = memory.recalled(self.tower, saved)
-        self._own.made = max((group.saved.get("made", 0) for group in self._own.groups), default=0)
+        made = [group.saved["made"] for group in self._own.groups if "made" in group.saved]
+        steps = (int(mine.get("step", 1)) for mine in self.state.values() if isinstance(mine, dict))
+        self._own.made = max(made or steps, default=0)  # one of torch says it of each parameter alone
