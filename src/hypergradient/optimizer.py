@@ -44,7 +44,6 @@ class Own:
     watch: Watch = field(default_factory=Watch)
     levels: Levels = field(default_factory=lambda: Levels([], torch.empty(0, device="cpu")))
     groups: list[Group] = field(default_factory=list)
-    gone: list[tuple[Any, Any, Rule]] = field(default_factory=list)  # of each: its dict, its object under "learned", its rule
     steps: dict[Any, Step] = field(default_factory=dict)  # see `Group`
     made: int = 0  # how many steps it has made
     built: Any = None  # what the levels are made from
@@ -128,9 +127,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
         if not isinstance(param_group, dict) or "params" not in param_group:
             raise TypeError(f"{where}: a group is a dict with 'params', got {param_group!r}")
         entry = {**param_group, LEARNED: {}}
-        rules, params = [*self._rules_of(param_group), self.tower.rules[0]], entry["params"]
+        rule, params = self._rule_of(param_group) or self.tower.rules[0], entry["params"]
         entry["params"] = [params] if isinstance(params, Tensor) else params if isinstance(params, set) else list(params)
-        group, known = self._group(entry, rules, where), set(entry)
+        group, known = self._group(entry, [rule], where), set(entry)
         super().add_param_group(entry)
         for n in self.defaults.keys() - known:  # of the leftmost rule, where this group has one of its own
             del entry[n]
@@ -199,23 +198,23 @@ class Hyperoptimizer(torch.optim.Optimizer):
         gone = [g for g in before if not any(g.entry is e for e in entries)]
         found = [self._found(e, [g for g in before if g.entry is e], gone) for e in entries]
         memory.refresh(self, [g for g in gone if hasattr(g, "owner")])
-        for lost in gone:
-            lost.learned["last"] = []  # by the time that one comes back, the last step will be another
-        rules, own = [self.tower.rules[0], *self.rules], [self._rules_of(e) for e in entries]
-        self._own.gone = [x for x in self._own.gone if not any(x[0] is e for e in entries)]
-        self._own.gone += [(g.entry, g.learned, g.rule) for g in gone]
+        for lost in gone:  # by the time that one comes back, the last step will be another
+            lost.learned.update(last=[], rule=lost.rule)
+        rules, own = [self.tower.rules[0], *self.rules], [self._rule_of(e) for e in entries]
         self._own.groups = [g for g in found if g is not None]
         for i in (i for i, g in enumerate(found) if g is None):
-            if any(entries[i].get(LEARNED) is g.learned for g in before):  # a copy of the dict of another
-                entries[i][LEARNED] = {}
-            for n, said in memory.words(entries[i]).items() if own[i] else ():
-                said[1] = float(entries[i][n])  # the user's: not what was in force
-            self._own.groups.insert(i, self._group(entries[i], own[i] or rules, f"group {i}"))
+            entry, rule = entries[i], own[i]
+            if any(entry.get(LEARNED) is g.learned for g in before):  # a copy of the dict of another
+                entry[LEARNED] = {}
+            for n, said in memory.words(entry).items() if rule else ():
+                said[1] = float(entry[n])  # the user's: not what was in force
+            self._own.groups.insert(i, self._group(entry, [rule] if rule else rules, f"group {i}"))
 
-    def _rules_of(self, entry: dict[str, Any]) -> list[Rule]:
+    def _rule_of(self, entry: dict[str, Any]) -> Rule | None:
         """That of the group whose dict, or a copy of whose dict, `entry` is: also of one that has been taken away."""
-        known = [(g.entry, g.learned, g.rule) for g in self._own.groups] + self._own.gone
-        return [rule for mine, learned, rule in known if mine is entry or learned is entry.get(LEARNED)][:1]
+        learned = entry.get(LEARNED, {})
+        here = (g.rule for g in self._own.groups if g.entry is entry or g.learned is learned)
+        return next(here, learned.get("rule"))
 
     def _found(self, entry: dict[str, Any], own: list[Group], gone: list[Group]) -> Group | None:
         """The group that goes on in `entry`: its own, or one of those that are gone, of whose dict this is a copy."""
