@@ -65,11 +65,6 @@ class Hyperparameters:
         self.low, self.high = low[: len(self.names)], high[: len(self.names)]
         self.source = {i: i for i in range(len(self.charts))}
 
-    def start(self) -> tuple[Tensor, Tensor]:
-        """Coordinate and unit of what is tuned, at the start. shape of both: (tuned * sets,)"""
-        given = [(self.rule.chart(n), v) for n, v in zip(self.names, self.given, strict=False)]
-        return torch.cat([chart.raw(v) for chart, v in given]), torch.cat([chart.unit(v) for chart, v in given])
-
     def recall(self, mine: Tensor) -> None:
         """Go on in the memory of a new level, `mine`, from what has been remembered. shape: (rows, tuned * sets)"""
         if (old := self.memory) is not None and not old.is_meta:
@@ -158,7 +153,8 @@ class Level:
         end = 0
         for h in below:
             h.place = slice(end, end := end + len(h.charts))
-        raw, unit = (torch.cat(x) for x in zip(*(h.start() for h in below), strict=True))
+        given = [(h.rule.chart(n), v) for h in below for n, v in zip(h.names, h.given, strict=False)]
+        raw, unit = torch.cat([chart.raw(v) for chart, v in given]), torch.cat([chart.unit(v) for chart, v in given])
         zero = torch.zeros_like(raw)
         kept = [zero] * (len(added) + t)
         self.start = torch.stack([raw, unit, zero + torch.nan, zero, *own.rule.init(raw).values(), *kept])
@@ -174,9 +170,8 @@ class Level:
         """Take the values that nothing moves into the rule; a decay draws to where the coordinates are now."""
         off = frozenset(n for n in fixed if not any(self.own.initial[n]))
         self.rule = self.own.rule.at({"off": off, **{n: self.columns(value) for n, value in fixed.items()}})
-        decays = hasattr(self.rule, "weight_decay") and self.rule.uses("weight_decay")
-        self.origin = raw.clone() if decays else None
-        alone = self.member is not None or decays
+        self.origin = raw.clone() if self.rule.uses("weight_decay") else None
+        alone = self.member is not None or self.origin is not None
         self.kind = title(self.own.rule, self.own.names), [self.own.initial[n] for n in fixed], id(self) if alone else None
 
     def columns(self, values: Tensor) -> Tensor:
