@@ -40,7 +40,6 @@ class Bucket:
         layout: how they are spread over processes; the bucket holds the parts that are here.
         index: `sets` on the device, or None. shape: (members,)
         uniform: whether all members use one set.
-        alike: whether one function, compiled or on a tape, serves all buckets like this one.
         state: what the rule remembers of the elements.
         kept: what is kept of the last step until its hypergradient is read.
         steps, told: `count`, for each member: as the user can change it, and as it was left. shape of both: (members,)
@@ -72,7 +71,6 @@ class Bucket:
         self.order = sorted(range(real[0].ndim), key=real[0].stride, reverse=True) if apart else None
         self.sample = step.sample(members[0])
         device, self.uniform = real[0].device, not sets or len(members) == 1
-        self.alike = self.uniform and step.elementwise
         self.counts, self.index = (torch.tensor(x, device=device) if x else None for x in (self.sizes, self.sets))
         shape = step.rows["jacobian"].stop if step.replays else 0, 1 if self.uniform else len(members)
         self.scalars = torch.zeros(shape, dtype=self.dtype, device=device)
@@ -82,7 +80,7 @@ class Bucket:
         if not step.elementwise:
             rehearse(step.rule, members[0], self._flat(parts).to(self.dtype), dict(zip(step.state, self.state, strict=True)))
         self.kinds, self.versions = [_kind(p) for p in members], self._versions()
-        self.given = [(list(entry.items()), list(map(_place, entry.values()))) for entry in self.entries]
+        self.given = [[(n, x, _place(x)) for n, x in entry.items()] for entry in self.entries]
         for p, entry in zip(members, self.entries, strict=True):
             memory.setdefault(p, {}).update(entry)
 
@@ -160,9 +158,8 @@ class Bucket:
 
     def intact(self, memory: Memory) -> bool:
         """Whether the members and what is remembered of them are as this bucket has left them."""
-        if not self.untouched() or self.kinds != [_kind(p) for p in self.members]:
-            return False
-        return all(self.own(i, memory) for i in range(len(self.members)))
+        same = self.untouched() and self.kinds == [_kind(p) for p in self.members]
+        return same and all(self.own(i, memory) for i in range(len(self.members)))
 
     def untouched(self) -> bool:
         """Whether nobody has written to the steps. Where the host need not wait, it sees that also of ``.data``."""
@@ -189,7 +186,7 @@ class Bucket:
     def own(self, i: int, memory: Memory) -> bool:
         """Whether `memory` holds of the member `i` what this bucket has put there."""
         found = memory.get(self.members[i], {})
-        return all(found.get(n) is x and _place(x) == where for (n, x), where in zip(*self.given[i], strict=True))
+        return all(found.get(n) is x and _place(x) == where for n, x, where in self.given[i])
 
     def changed(self, memory: Memory) -> list[Tensor]:
         """The members of which `memory` holds other numbers than this bucket has put there, in the same place or elsewhere."""
