@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors as flatten
 
 from .layout import Layout, address
-from .numerics import exact, readable, wide
+from .numerics import exact, readable, storage, wide
 from .probe import rehearse
 from .sample import Samples
 from .sensitivity import Step
@@ -260,7 +260,7 @@ class Bucket:
         if self.complex or self.layout.mesh is not None or not self.param._is_view():  # perhaps a copy
             own, (p,) = Layout.of(self.members[0]), self.members
             here = own.local(p)
-            if here.untyped_storage()._cdata != self.param.untyped_storage()._cdata:
+            if storage(here) != storage(self.param):
                 here.copy_(own.local(self.layout.join(self.views(self.param)[0], p)))
         del self.param, self.grad
 

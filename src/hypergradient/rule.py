@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from functools import cache
 from inspect import Signature, signature
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -224,8 +224,7 @@ class Rule(metaclass=Notation):
     @classmethod
     def constraint(cls, name: str) -> Constraint:
         """What the hyperparameter `name` must satisfy."""
-        constraint: Constraint = cls.hyperparameters()[name].metadata["constraint"]
-        return constraint
+        return cast(Constraint, cls.hyperparameters()[name].metadata["constraint"])
 
     def tuned(self) -> tuple[str, ...]:
         """The names that a rule above moves."""
