@@ -223,7 +223,6 @@ class Rule(metaclass=Notation):
 
     @classmethod
     def constraint(cls, name: str) -> Constraint:
-        """What the hyperparameter `name` must satisfy."""
         return cast(Constraint, cls.hyperparameters()[name].metadata["constraint"])
 
     def tuned(self) -> tuple[str, ...]:

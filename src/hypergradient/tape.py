@@ -140,7 +140,6 @@ class Line(NamedTuple):
     more: Mapping[str, Any] = {}
 
     def reads(self) -> list[str]:
-        """The names that it needs."""
         return [x for x in (*self.of, *self.more.values()) if isinstance(x, Name)]
 
 
@@ -210,7 +209,6 @@ class Recorder(TorchDispatchMode):
     # ------------------------------------------------------------------ what is done
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Do it, and write it down."""
         schema, given = function._schema, dict(kwargs or {})
         tensors = [x for x in _leaves((*args, *given.values())) if isinstance(x, Tensor)]
         for x in tensors:
@@ -429,7 +427,6 @@ class Program:
             self.take(name, x)
 
     def result(self, x: Any) -> str:
-        """What it returns."""
         if isinstance(x, (tuple, list)):
             return f"({''.join(self.result(y) + ', ' for y in x)})"
         if x is None:
@@ -445,7 +442,6 @@ class Program:
         return text if like.ndim == 1 else f"{text}.view({tuple(like.shape)})"
 
     def played(self, names: Sequence[Name], result: str) -> Callable[..., Any]:
-        """The function that it is."""
         all_lines, used, lines = self.recorder.lines.values(), {*self.needed, *self.changed.values()}, list[Line]()
         uses = Counter([x for line in all_lines for x in line.reads()] + [*used])
         for line in reversed(all_lines):
