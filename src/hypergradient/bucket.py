@@ -93,7 +93,7 @@ class Bucket:
         if len(flat) < len(names):
             like = self._flat(parts).to(self.dtype)
             zero = torch.zeros_like(like) if self.sample is None else self.sample.room(like)
-            fresh = self.step.rule.init(like) | {n: zero.clone() for n in self.step.kept}
+            fresh = self.step.rule.init(like) | dict.fromkeys(self.step.kept, zero)
             taken = {address(like)}
             for n in (n for n in names if n not in flat):
                 flat[n] = fresh[n].clone() if address(fresh[n]) in taken else fresh[n]
@@ -106,18 +106,17 @@ class Bucket:
     def _recall_numbers(self, known: Sequence[Mapping[str, Any]], here: torch.device) -> None:
         """Put the number of steps into the entries, and what is added up over them."""
         step, alone = known[0].get("step"), len(self.members) == 1
-        if alone and isinstance(step, Tensor) and (step.dtype, step.ndim, step.device) == (torch.float32, 0, here):
-            self.steps, self.entries[0]["step"] = step.view(1), step
-        else:
-            self.steps = torch.full((len(self.members),), float(self.count), device=here, dtype=torch.float32)
-            for entry, mine in zip(self.entries, self.steps.unbind(), strict=True):
-                entry["step"] = mine
-        self.told = self.steps.new_full((len(self.members),), float(self.count))
-        like = torch.zeros((), dtype=exact(here), device=here)
-        self.sums = [torch.stack([total_of(n, mine, like) for mine in known]) for n in self.step.sums]
-        for n, sums in zip(self.step.sums, self.sums, strict=True):
-            for entry, mine in zip(self.entries, sums.unbind(), strict=True):
+        own = alone and isinstance(step, Tensor) and (step.dtype, step.ndim, step.device) == (torch.float32, 0, here)
+        self.told = torch.full((len(self.members),), float(self.count), device=here, dtype=torch.float32)
+        self.steps = cast(Tensor, step).view(1) if own else self.told.clone()
+        like: Any = {"dtype": exact(here), "device": here}
+        each = [[torch.as_tensor(mine.get(n, 0.0), **like).reshape(()) for mine in known] for n in self.step.sums]
+        self.sums = list(map(torch.stack, each))
+        for n, numbers in zip(("step", *self.step.sums), (self.steps, *self.sums), strict=True):
+            for entry, mine in zip(self.entries, numbers.unbind(), strict=True):
                 entry[n] = mine
+        if own:
+            self.entries[0]["step"] = step
         self.version = [x._version for x in (self.steps, *self.sums)]
 
     def _adopted(self, name: str, known: Sequence[Mapping[str, Any]]) -> Tensor | None:
@@ -290,12 +289,6 @@ class Bucket:
         if self.index is None:
             return products
         return products.new_zeros(*products.shape[:2], sets).index_add(2, self.index, products)
-
-
-def total_of(name: str, known: Mapping[str, Any], like: Tensor) -> Tensor:
-    """The sum of a number that is `known` of a parameter; 0 where it is not. shape: ()"""
-    x = known.get(name, 0.0)
-    return x.to(like).reshape(()) if isinstance(x, Tensor) and x.numel() == 1 else torch.full_like(like, float(x))
 
 
 def _brief(x: Any) -> str:
