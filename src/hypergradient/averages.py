@@ -56,7 +56,6 @@ class Averages(Rule):
     # ------------------------------------------------------------------------------------------- the step
 
     def update(self, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
-        """The parameter and the state after one step."""
         state = self.advance(self.gradient(param, grad), state, c)
         return self.apply(param, state, c), state
 
@@ -66,7 +65,6 @@ class Averages(Rule):
         return {**new, **self.follows({n: x for n, x in state.items() if n not in new}, new)}
 
     def average(self, old: Tensor, x: Tensor, weight: Tensor, other: Tensor | None = None) -> Tensor:
-        """One average after one step."""
         return torch.lerp(old, x, weight) if other is None else torch.addcmul(old * (1 - weight), x * weight, other)
 
     def apply(self, param: Tensor, state: State, c: tuple[Tensor, ...]) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors as flatten
 
 from .layout import Layout, address
-from .numerics import exact, readable, wide
+from .numerics import exact, readable, storage, wide
 from .probe import rehearse
 from .sample import Samples
 from .sensitivity import Step
@@ -40,7 +40,6 @@ class Bucket:
         layout: how they are spread over processes; the bucket holds the parts that are here.
         index: `sets` on the device, or None. shape: (members,)
         uniform: whether all members use one set.
-        alike: whether one function, compiled or on a tape, serves all buckets like this one.
         state: what the rule remembers of the elements.
         kept: what is kept of the last step until its hypergradient is read.
         steps, told: `count`, for each member: as the user can change it, and as it was left. shape of both: (members,)
@@ -72,7 +71,6 @@ class Bucket:
         self.order = sorted(range(real[0].ndim), key=real[0].stride, reverse=True) if apart else None
         self.sample = step.sample(members[0])
         device, self.uniform = real[0].device, not sets or len(members) == 1
-        self.alike = self.uniform and step.elementwise
         self.counts, self.index = (torch.tensor(x, device=device) if x else None for x in (self.sizes, self.sets))
         shape = step.rows["jacobian"].stop if step.replays else 0, 1 if self.uniform else len(members)
         self.scalars = torch.zeros(shape, dtype=self.dtype, device=device)
@@ -82,7 +80,7 @@ class Bucket:
         if not step.elementwise:
             rehearse(step.rule, members[0], self._flat(parts).to(self.dtype), dict(zip(step.state, self.state, strict=True)))
         self.kinds, self.versions = [_kind(p) for p in members], self._versions()
-        self.given = [(list(entry.items()), list(map(_place, entry.values()))) for entry in self.entries]
+        self.given = [[(n, x, _place(x)) for n, x in entry.items()] for entry in self.entries]
         for p, entry in zip(members, self.entries, strict=True):
             memory.setdefault(p, {}).update(entry)
 
@@ -95,7 +93,7 @@ class Bucket:
         if len(flat) < len(names):
             like = self._flat(parts).to(self.dtype)
             zero = torch.zeros_like(like) if self.sample is None else self.sample.room(like)
-            fresh = self.step.rule.init(like) | {n: zero.clone() for n in self.step.kept}
+            fresh = self.step.rule.init(like) | dict.fromkeys(self.step.kept, zero)
             taken = {address(like)}
             for n in (n for n in names if n not in flat):
                 flat[n] = fresh[n].clone() if address(fresh[n]) in taken else fresh[n]
@@ -108,18 +106,17 @@ class Bucket:
     def _recall_numbers(self, known: Sequence[Mapping[str, Any]], here: torch.device) -> None:
         """Put the number of steps into the entries, and what is added up over them."""
         step, alone = known[0].get("step"), len(self.members) == 1
-        if alone and isinstance(step, Tensor) and (step.dtype, step.ndim, step.device) == (torch.float32, 0, here):
-            self.steps, self.entries[0]["step"] = step.view(1), step
-        else:
-            self.steps = torch.full((len(self.members),), float(self.count), device=here, dtype=torch.float32)
-            for entry, mine in zip(self.entries, self.steps.unbind(), strict=True):
-                entry["step"] = mine
-        self.told = self.steps.new_full((len(self.members),), float(self.count))
-        like = torch.zeros((), dtype=exact(here), device=here)
-        self.sums = [torch.stack([total_of(n, mine, like) for mine in known]) for n in self.step.sums]
-        for n, sums in zip(self.step.sums, self.sums, strict=True):
-            for entry, mine in zip(self.entries, sums.unbind(), strict=True):
+        own = alone and isinstance(step, Tensor) and (step.dtype, step.ndim, step.device) == (torch.float32, 0, here)
+        self.told = torch.full((len(self.members),), float(self.count), device=here, dtype=torch.float32)
+        self.steps = cast(Tensor, step).view(1) if own else self.told.clone()
+        like: Any = {"dtype": exact(here), "device": here}
+        each = [[torch.as_tensor(mine.get(n, 0.0), **like).reshape(()) for mine in known] for n in self.step.sums]
+        self.sums = list(map(torch.stack, each))
+        for n, numbers in zip(("step", *self.step.sums), (self.steps, *self.sums), strict=True):
+            for entry, mine in zip(self.entries, numbers.unbind(), strict=True):
                 entry[n] = mine
+        if own:
+            self.entries[0]["step"] = step
         self.version = [x._version for x in (self.steps, *self.sums)]
 
     def _adopted(self, name: str, known: Sequence[Mapping[str, Any]]) -> Tensor | None:
@@ -160,9 +157,8 @@ class Bucket:
 
     def intact(self, memory: Memory) -> bool:
         """Whether the members and what is remembered of them are as this bucket has left them."""
-        if not self.untouched() or self.kinds != [_kind(p) for p in self.members]:
-            return False
-        return all(self.own(i, memory) for i in range(len(self.members)))
+        same = self.untouched() and self.kinds == [_kind(p) for p in self.members]
+        return same and all(self.own(i, memory) for i in range(len(self.members)))
 
     def untouched(self) -> bool:
         """Whether nobody has written to the steps. Where the host need not wait, it sees that also of ``.data``."""
@@ -189,7 +185,7 @@ class Bucket:
     def own(self, i: int, memory: Memory) -> bool:
         """Whether `memory` holds of the member `i` what this bucket has put there."""
         found = memory.get(self.members[i], {})
-        return all(found.get(n) is x and _place(x) == where for (n, x), where in zip(*self.given[i], strict=True))
+        return all(found.get(n) is x and _place(x) == where for n, x, where in self.given[i])
 
     def changed(self, memory: Memory) -> list[Tensor]:
         """The members of which `memory` holds other numbers than this bucket has put there, in the same place or elsewhere."""
@@ -263,7 +259,7 @@ class Bucket:
         if self.complex or self.layout.mesh is not None or not self.param._is_view():  # perhaps a copy
             own, (p,) = Layout.of(self.members[0]), self.members
             here = own.local(p)
-            if here.untyped_storage()._cdata != self.param.untyped_storage()._cdata:
+            if storage(here) != storage(self.param):
                 here.copy_(own.local(self.layout.join(self.views(self.param)[0], p)))
         del self.param, self.grad
 
@@ -293,12 +289,6 @@ class Bucket:
         if self.index is None:
             return products
         return products.new_zeros(*products.shape[:2], sets).index_add(2, self.index, products)
-
-
-def total_of(name: str, known: Mapping[str, Any], like: Tensor) -> Tensor:
-    """The sum of a number that is `known` of a parameter; 0 where it is not. shape: ()"""
-    x = known.get(name, 0.0)
-    return x.to(like).reshape(()) if isinstance(x, Tensor) and x.numel() == 1 else torch.full_like(like, float(x))
 
 
 def _brief(x: Any) -> str:

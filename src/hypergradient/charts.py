@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -100,16 +100,14 @@ class Chart:
 
     def raw(self, value: Tensor) -> Tensor:
         """The coordinate at which a hyperparameter starts. shape: that of `value`"""
-        raw: Tensor = self.transform.inv(torch.ones_like(value) if self.relative else value)
-        return raw
+        return cast(Tensor, self.transform.inv(torch.ones_like(value) if self.relative else value))
 
     def slope(self, raw: Tensor) -> Tensor:
         """The derivative of the transform. shape: that of `raw`"""
         value: Tensor = self.transform(raw)
         if isinstance(self.transform, transforms.SigmoidTransform):
             return value * (1 - value)
-        slope: Tensor = self.transform.log_abs_det_jacobian(raw, value).exp() * self.transform.sign
-        return slope
+        return cast(Tensor, self.transform.log_abs_det_jacobian(raw, value).exp() * self.transform.sign)
 
     def bounds(self, constraint: Constraint, unit: Tensor) -> tuple[Tensor, Tensor]:
         """The ends of the raw coordinate: beyond them the value leaves `constraint` or is too large or small for elements.

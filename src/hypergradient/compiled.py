@@ -10,6 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from .numerics import storage
+
 _count = itertools.count()
 
 MOST = 1 << 12
@@ -80,7 +82,7 @@ class Compiled:
         others = [x for x in given if id(x) not in own]  # sizes, and what the function knew
         places = {id(x): i for i, x in enumerate((*tensors, *others))}
         results = {id(x): i for i, x in enumerate(made)}
-        mine, theirs = ({_memory(x) for x in some if isinstance(x, Tensor)} for some in (tensors, others))
+        mine, theirs = ({storage(x) for x in some if isinstance(x, Tensor)} for some in (tensors, others))
         if mine & theirs or not all(id(x) in results for x in leaves):
             return None
         order, back = [places[id(x)] for x in given], [results[id(x)] for x in leaves]
@@ -120,10 +122,6 @@ def of_tensors(function: Callable[..., Any], form: Any) -> FunctionType:
         return function(*put_together(form, iter(tensors)))
 
     return cast(FunctionType, flat)
-
-
-def _memory(x: Tensor) -> int:
-    return cast(int, x.untyped_storage()._cdata)
 
 
 def _tensors(guards: Sequence[Any]) -> list[bool]:

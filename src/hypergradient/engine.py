@@ -103,7 +103,7 @@ class Engine:
     def _alone(self, levels: Levels, bucket: Bucket) -> bool:
         """Whether a step in which only this bucket moves can be one function."""
         one = len(levels.levels[0].below) == 1 and bucket.grad.device == levels.memory.device
-        plain = bucket.index is None and bucket.alike and not bucket.layout.processes and not bucket.sample
+        plain = bucket.index is None and bucket.step.elementwise and not bucket.layout.processes and not bucket.sample
         return one and plain and (self.compile or (self._plays and bucket.param.numel() < 3 * PIECE // 2))
 
     def _read(self, levels: Levels, work: Sequence[tuple[Group, Bucket]], expected: Mapping[Any, Tensor]) -> list[Tensor]:
@@ -140,7 +140,7 @@ class Engine:
 
     def _run(self, bucket: Bucket, function: Callable[..., Any], piece: Piece, *more: Any) -> list[Any]:
         """`function` of a piece, of large ones part after part."""
-        if not bucket.alike:
+        if not (bucket.uniform and bucket.step.elementwise):  # one function would not serve all buckets like this one
             return [function(piece, *more)]
         (param, grad, state, kept), k, n = piece, len(piece[2]), piece[1].numel()
         if self.compile or (parts := round(n / PIECE)) < 2:

@@ -1,4 +1,7 @@
-"""The levels of a tower above the weights: the hyperparameters of a rule, and the rules that move those of others."""
+"""The levels of a tower above the weights: the hyperparameters of a rule, and the rules that move those of others.
+
+A tensor of which no shape is said is a vector, with a number for each hyperparameter that a level moves: (n,).
+"""
 
 from __future__ import annotations
 
@@ -65,11 +68,6 @@ class Hyperparameters:
         self.low, self.high = low[: len(self.names)], high[: len(self.names)]
         self.source = {i: i for i in range(len(self.charts))}
 
-    def start(self) -> tuple[Tensor, Tensor]:
-        """Coordinate and unit of what is tuned, at the start. shape of both: (tuned * sets,)"""
-        given = [(self.rule.chart(n), v) for n, v in zip(self.names, self.given, strict=False)]
-        return torch.cat([chart.raw(v) for chart, v in given]), torch.cat([chart.unit(v) for chart, v in given])
-
     def recall(self, mine: Tensor) -> None:
         """Go on in the memory of a new level, `mine`, from what has been remembered. shape: (rows, tuned * sets)"""
         if (old := self.memory) is not None and not old.is_meta:
@@ -87,7 +85,7 @@ class Hyperparameters:
         """All values in force, and what the tuned ones of them gain per unit of what is learned: 0 where one is held.
 
         Args:
-            learned: of what is tuned, before schedules, among all that the level above moves. shape: (n,)
+            learned: of what is tuned, before schedules, among all that the level above moves.
             schedule: what the user says: of what is tuned a factor, the values of all others.
                 shape: (hyperparameters, 1), or more
 
@@ -143,7 +141,7 @@ class Level:
         rows: how many rows of the memory come before the sensitivities.
         start: what is remembered of what it moves, at the start. shape: (rows, n)
         sets: with which set of its own hyperparameters it moves each. (n entries)
-        origin: where a decay draws to, if there is one. shape: (n,)
+        origin: where a decay draws to, if there is one.
         kind: the same for levels that are alike but for what moves them.
         place: where what it moves stands among all that is moved.
     """
@@ -158,7 +156,8 @@ class Level:
         end = 0
         for h in below:
             h.place = slice(end, end := end + len(h.charts))
-        raw, unit = (torch.cat(x) for x in zip(*(h.start() for h in below), strict=True))
+        given = [(h.rule.chart(n), v) for h in below for n, v in zip(h.names, h.given, strict=False)]
+        raw, unit = torch.cat([chart.raw(v) for chart, v in given]), torch.cat([chart.unit(v) for chart, v in given])
         zero = torch.zeros_like(raw)
         kept = [zero] * (len(added) + t)
         self.start = torch.stack([raw, unit, zero + torch.nan, zero, *own.rule.init(raw).values(), *kept])
@@ -174,9 +173,8 @@ class Level:
         """Take the values that nothing moves into the rule; a decay draws to where the coordinates are now."""
         off = frozenset(n for n in fixed if not any(self.own.initial[n]))
         self.rule = self.own.rule.at({"off": off, **{n: self.columns(value) for n, value in fixed.items()}})
-        decays = hasattr(self.rule, "weight_decay") and self.rule.uses("weight_decay")
-        self.origin = raw.clone() if decays else None
-        alone = self.member is not None or decays
+        self.origin = raw.clone() if self.rule.uses("weight_decay") else None
+        alone = self.member is not None or self.origin is not None
         self.kind = title(self.own.rule, self.own.names), [self.own.initial[n] for n in fixed], id(self) if alone else None
 
     def columns(self, values: Tensor) -> Tensor:
@@ -192,10 +190,7 @@ class Level:
 
         Args:
             products: for each of `below`, see `Step.read`. shape of each: (products, tuned, sets)
-            slope: the derivative of the values with respect to their coordinates; None where it is 1. shape: (n,)
-
-        Returns:
-            shape of both: (n,)
+            slope: the derivative of the values with respect to their coordinates; None where it is 1.
         """
         flat = [[x.flatten() for x in mine] for mine in products]
         parts = [None] * len(flat) if slope is None else cut(slope, [len(h.charts) for h in self.below])
@@ -210,12 +205,12 @@ class Level:
         return joined(natural), joined(combined)
 
     def products(self, grad: Tensor, trace: Tensor) -> Tensors:
-        """As `Step.read`, of what this level moves. shape: (n,), (tuned, n) -> (products, tuned, sets)"""
+        """As `Step.read`, of what this level moves; shape of `trace`: (tuned, n)."""
         found = [product(grad, trace, None, self.total) for product in self.own.normalization.products]
         return [x if x.ndim == 2 else x.expand(self.own.shape) for x in found]
 
     def update(self, tuned: Tensor, raw: Tensor, grad: Tensor, step: Tensor, state: Tensors) -> tuple[Tensor, State]:
-        """`Rule.update` of a step; `tuned`: its own hyperparameters. shapes: (tuned, n), (n,) of all others
+        """`Rule.update` of a step; `tuned`: its own hyperparameters, for each that it moves. shape: (tuned, n)
 
         A decay draws to where a coordinate started: 0 is no better than other values of a hyperparameter.
         """
@@ -230,13 +225,11 @@ class Level:
 
         Args:
             old: what is remembered, but for sensitivities. shape: (rows, n)
-            tuned: see `update`.
-            grad, known: see `gradient` and `Levels.leave`. shape: (n,)
-            ends: of the coordinate: the low ones, the high ones. shape of both: (n,)
+            tuned, grad, known: see `update`, `gradient` and `Levels.leave`.
+            ends: of the coordinate: the low ones, the high ones.
 
         Returns:
-            what is remembered now, which steps were made, and which coordinates the ends did not hold.
-            shapes: (rows, n), (n,), (n,)
+            what is remembered now, as `old`; which steps were made; which coordinates the ends did not hold.
         """
         raw, unit, _, count, *state = old.unbind()
         step = count + 1
@@ -324,7 +317,7 @@ class Levels:
         return self.memory[: len(level.start), level.place]
 
     def learned(self, memory: Tensor) -> Sequence[Tensor]:
-        """The values of what each level moves, before schedules. shape of each: (n,)"""
+        """The values of what each level moves, before schedules."""
         return cut(self.charts.values(memory[RAW], memory[UNIT]), self.sizes)
 
     def leave(self, made: Sequence[int], free: Sequence[float]) -> Tensor:
@@ -365,7 +358,7 @@ class Levels:
                 shape: (2, all that is moved)
 
         Returns:
-            what the first level has learned, before schedules. shape: (n,)
+            what the first level has learned, before schedules.
         """
         raw, unit, read, *_ = self.memory.unbind()
         natural, grad = self._read(found, self.charts.slope(raw, unit))
@@ -414,11 +407,7 @@ class Levels:
 
 
 def scalars(asks: Sequence[Ask], learned: Tensor) -> list[Tensor]:
-    """What is asked for, see `Step.prepare`; this step is counted.
-
-    Args:
-        learned: what the first level has learned, before schedules. shape: (n,)
-    """
+    """What is asked for, by `Step.prepare`, from what the first level has `learned`, before schedules; this step is counted."""
     found = []
     for own, step, schedule, clock in asks:
         clock[0].add_(1)

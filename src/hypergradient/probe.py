@@ -197,11 +197,7 @@ def keeps(rule: Rule, names: Sequence[str], values: dict[str, Tensor], c: tuple[
     weights = _weights(rule, values, c) if made and names and rule.one_step and not rule.normalize else None
     if not weights:
         return "sensitivity" if weights is None else "nothing", {}
-    inputs = {n: x for n, x in values.items() if x.requires_grad}
-    weighing = [c[i] for i in weights.values()]
-    ones = list(map(torch.ones_like, weighing))
-    reach = torch.autograd.grad(weighing, list(inputs.values()), ones, allow_unused=True, retain_graph=True)
-    undone = all(rule.chart(n) == UNIT for n, x in zip(inputs, reach, strict=True) if x is not None)
+    undone = all(rule.chart(n) == UNIT for i, n in links(values, c, names) if i in weights.values())
     return ("gradient", weights) if undone else ("sensitivity", {})
 
 

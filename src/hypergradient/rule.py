@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from functools import cache
 from inspect import Signature, signature
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -188,14 +188,13 @@ class Rule(metaclass=Notation):
         return average
 
     def uses(self, name: str) -> bool:
-        """Whether the term of the hyperparameter `name` takes part: not where it is 0 and untuned, for 0 * inf is not 0."""
-        return name not in self.off
+        """Whether there is a term of the hyperparameter `name`: not where that is 0 and untuned, for 0 * inf is not 0."""
+        return hasattr(self, name) and name not in self.off
 
     def penalized(self, param: Tensor, grad: Tensor) -> Tensor:
         """`grad`, that of the loss at `param`, with the gradient of its penalty ``weight_decay / 2 |param|^2``."""
-        if not (hasattr(self, "weight_decay") and self.uses("weight_decay")):
-            return grad
-        return torch.addcmul(grad, self.weight_decay, param)
+        own: Any = self
+        return torch.addcmul(grad, own.weight_decay, param) if self.uses("weight_decay") else grad
 
     @classmethod
     def accepts(cls, param: Tensor) -> str | None:
@@ -224,9 +223,7 @@ class Rule(metaclass=Notation):
 
     @classmethod
     def constraint(cls, name: str) -> Constraint:
-        """What the hyperparameter `name` must satisfy."""
-        constraint: Constraint = cls.hyperparameters()[name].metadata["constraint"]
-        return constraint
+        return cast(Constraint, cls.hyperparameters()[name].metadata["constraint"])
 
     def tuned(self) -> tuple[str, ...]:
         """The names that a rule above moves."""

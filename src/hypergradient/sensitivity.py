@@ -115,13 +115,9 @@ class Step:
             scale: see `Scalars`. shape: (tuned, segments)
             clock: which step it is, from 1; and the sums before it. shape: (1 + sums, segments or 1)
         """
-        t, k, sets = len(self.names), self.coefficients, values.shape[1]
-        count, before = clock[0, 0], clock[1:].expand(-1, sets)
-        rows = [clock[:1].expand_as(values[:1]), before, values, scale]
-        if not k:
-            return torch.cat(rows)
-        c, slope = self._slopes(values, count, before)
-        return torch.cat([*rows, c, (slope.view(t, k, sets) * scale.unsqueeze(1)).view(t * k, sets)])
+        before = clock[1:].expand(-1, values.shape[1])
+        derived = self._derived(values, scale, clock[0, 0], before) if self.coefficients else []
+        return torch.cat([clock[:1].expand_as(values[:1]), before, values, scale, *derived])
 
     def summed(self, values: Tensor, clock: Tensor) -> Tensor:
         """The sums after a step; see `prepare`. shape: (sums, segments)"""
@@ -129,28 +125,27 @@ class Step:
         rule = self.rule.at(dict(zip(self.order, values.unbind(), strict=True)))
         return torch.stack([*sums_after(rule, clock[0, 0], before).values()])
 
-    def _coefficients(self, tuned: Tensor, fixed: Tensor, count: Tensor, before: Tensor) -> list[Tensor]:
-        at = self.rule.at(dict(zip(self.order, [*tuned.unbind(), *fixed.unbind()], strict=True)))
-        _, c, _ = prepared(at, count, dict(zip(self.sums, before, strict=True)))
-        return [x if isinstance(x, Tensor) else fixed.new_tensor(x) for x in c]
+    def _derived(self, values: Tensor, scale: Tensor, count: Tensor, before: Tensor) -> list[Tensor]:
+        """Coefficients and their derivatives times `scale`, by one reverse pass: each coefficient is made of a copy of its own.
 
-    def _slopes(self, values: Tensor, count: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """Coefficients and their derivatives, by one reverse pass: each coefficient is made of a copy of its own.
-
-        shapes: (coefficients, segments), (tuned * coefficients, segments)
+        shapes: in all (coefficients, segments), (tuned * coefficients, segments)
         """
         t, k, sets = len(self.names), self.coefficients, values.shape[1]
+
+        def made(tuned: Tensor) -> list[Tensor]:
+            at = self.rule.at(dict(zip(self.order, [*tuned.unbind(), *values[t:].unbind()], strict=True)))
+            _, c, _ = prepared(at, count, dict(zip(self.sums, before, strict=True)))
+            return [x if isinstance(x, Tensor) else values.new_tensor(x) for x in c]
+
+        def copies(tuned: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
+            return (torch.stack([x.expand(k, sets) for x in made(tuned)]),), ()
+
         if not self.linked:
-            c = self._coefficients(values[:t], values[t:], count, before)
-            return torch.stack([x.expand(sets) for x in c]), values.new_zeros(t * k, sets)
+            return [*[x.expand(1, sets) for x in made(values[:t])], values.new_zeros(t * k, sets)]
         own = torch.eye(k, dtype=values.dtype, device=values.device).unsqueeze(2).expand(k, k, sets)
-
-        def copies(h: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
-            return (torch.stack([x.expand(k, sets) for x in self._coefficients(h, values[t:], count, before)]),), ()
-
-        (made,), _, (slope,) = slopes(copies, [values[:t].unsqueeze(1).expand(t, k, sets)], [own])
+        (c,), _, (slope,) = slopes(copies, [values[:t].unsqueeze(1).expand(t, k, sets)], [own])
         assert slope is not None
-        return made.select(1, 0), slope
+        return [c.select(1, 0), (slope * scale.unsqueeze(1)).view(t * k, sets)]
 
     def scalars(self, rows: Tensor) -> Scalars:
         """The rows of `prepare` by name. shape: (rows, elements or 1) -> (elements,) or () each"""

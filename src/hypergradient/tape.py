@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .numerics import on_host
+from .numerics import on_host, storage
 
 LENGTH = 1013
 """Of the elements on which a function of elements is recorded: no tensor of numbers has it. It is played on any number."""
@@ -140,7 +140,6 @@ class Line(NamedTuple):
     more: Mapping[str, Any] = {}
 
     def reads(self) -> list[str]:
-        """The names that it needs."""
         return [x for x in (*self.of, *self.more.values()) if isinstance(x, Name)]
 
 
@@ -168,13 +167,13 @@ class Recorder(TorchDispatchMode):
         """What stands for an argument in the function."""
         many = isinstance(name, Elements)
         x = torch.ones(LENGTH, dtype=x.dtype) if many else x.detach().clone(memory_format=torch.contiguous_format)
-        self.names[_memory(x)] = name if many else named(name, x)
+        self.names[storage(x)] = name if many else named(name, x)
         self._kept.append(x)
         return x
 
     def _know(self, x: Tensor) -> None:
         """Take note of a tensor that was there before: of all of its memory."""
-        if (memory := _memory(x)) in self.names:
+        if (memory := storage(x)) in self.names:
             return
         if type(x) not in (Tensor, torch.nn.Parameter) or x.device.type != "cpu":
             raise Unrecordable(f"{type(x)} on {x.device}")
@@ -191,14 +190,14 @@ class Recorder(TorchDispatchMode):
         """The numbers of a tensor or a number, spread to `shape`, one after the other."""
         if not isinstance(x, Tensor):
             return [x] * math.prod(shape)
-        cells, where = self.names[_memory(x)], _positions(x).expand(tuple(shape)).reshape(-1).tolist()
+        cells, where = self.names[storage(x)], _positions(x).expand(tuple(shape)).reshape(-1).tolist()
         return [cells[i] for i in where]
 
     def _element(self, x: Any) -> Any:
         """The name of elements, or of the one number that is the same for all of them."""
         if not isinstance(x, Tensor):
             return x
-        if isinstance(name := self.names[_memory(x)], Elements):
+        if isinstance(name := self.names[storage(x)], Elements):
             if x.shape != (LENGTH,) or x.stride() != (1,):
                 raise Unrecordable(f"elements in the shape {tuple(x.shape)}")
             return name
@@ -210,7 +209,6 @@ class Recorder(TorchDispatchMode):
     # ------------------------------------------------------------------ what is done
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Do it, and write it down."""
         schema, given = function._schema, dict(kwargs or {})
         tensors = [x for x in _leaves((*args, *given.values())) if isinstance(x, Tensor)]
         for x in tensors:
@@ -225,27 +223,27 @@ class Recorder(TorchDispatchMode):
             raise Unrecordable(name)
         if schema.is_mutable:
             self._write(args[0], self._value(name.removesuffix("_"), ordered, args[0]))
-        elif not all(_memory(x) in self.names for x in made):  # no view
+        elif not all(storage(x) in self.names for x in made):  # no view
             if not isinstance(out, Tensor):
                 raise Unrecordable(name)
             self._write(out, self._value(name, ordered, out))
         return out
 
     def _write(self, x: Tensor, value: Any) -> None:
-        old = self.names.setdefault(_memory(x), [0.0] * _size(x) if isinstance(value, list) else value)
+        old = self.names.setdefault(storage(x), [0.0] * _size(x) if isinstance(value, list) else value)
         if type(old) is not type(value):
             raise Unrecordable("numbers become elements, or elements numbers")
         if isinstance(value, list):
             for i, cell in zip(_positions(x).reshape(-1).tolist(), value, strict=True):
                 old[i] = cell
         else:
-            self.names[_memory(x)] = value
+            self.names[storage(x)] = value
 
     def _value(self, name: str, given: list[Any], out: Tensor) -> Any:
         """What results: the name of elements, or a list of numbers."""
         if name in FACTORIES and out.numel() <= MOST:
             return out.flatten().tolist()
-        if any(isinstance(x, Tensor) and isinstance(self.names[_memory(x)], Elements) for x in _leaves(given)):
+        if any(isinstance(x, Tensor) and isinstance(self.names[storage(x)], Elements) for x in _leaves(given)):
             return self._of_elements(name, given, out)
         if name in COPIES:
             source = given[name == "copy"]
@@ -345,10 +343,6 @@ def _leaves(x: Any) -> list[Any]:
     return [z for y in x for z in _leaves(y)] if isinstance(x, (list, tuple)) else [x]
 
 
-def _memory(x: Tensor) -> int:
-    return cast(int, x.untyped_storage()._cdata)
-
-
 def _positions(x: Tensor) -> Tensor:
     """Where in its memory each element lies. shape: that of `x`"""
     return torch.arange(_size(x)).as_strided(x.shape, x.stride(), x.storage_offset())
@@ -415,10 +409,10 @@ class Program:
         """Begin and end with an argument, for which `x` stood in the function."""
         if isinstance(name, Elements):
             self.dtypes[name] = x.dtype
-            if (value := self.recorder.names[_memory(x)]) != name:
+            if (value := self.recorder.names[storage(x)]) != name:
                 self.changed[name] = value
             return
-        cells, mine = self.recorder.names[_memory(x)], named(name, x)
+        cells, mine = self.recorder.names[storage(x)], named(name, x)
         self.head.append((mine, f"{name}.{'tolist()' if x.ndim == 1 else 'reshape(-1).tolist()'}"))
         if cells != mine:
             self.tail.append(f"{name}.copy_({self._tensor(cells, x)})")
@@ -426,19 +420,18 @@ class Program:
     def know(self, name: Name, x: Tensor) -> None:
         """The same of a tensor that the function knew: numbers that it does not write to never change."""
         mine = named(name, x)
-        if self.recorder.names[_memory(x)] == mine:
+        if self.recorder.names[storage(x)] == mine:
             self.known.update(zip(mine, x.tolist(), strict=True))
         else:
             self.known[name] = x
             self.take(name, x)
 
     def result(self, x: Any) -> str:
-        """What it returns."""
         if isinstance(x, (tuple, list)):
             return f"({''.join(self.result(y) + ', ' for y in x)})"
         if x is None:
             return "None"
-        if not isinstance(x, Tensor) or not isinstance(self.recorder.names.get(_memory(x)), list):
+        if not isinstance(x, Tensor) or not isinstance(self.recorder.names.get(storage(x)), list):
             raise Unrecordable("a result that is not numbers")
         return self._tensor(self.recorder.atoms(x, x.shape), x)
 
@@ -449,7 +442,6 @@ class Program:
         return text if like.ndim == 1 else f"{text}.view({tuple(like.shape)})"
 
     def played(self, names: Sequence[Name], result: str) -> Callable[..., Any]:
-        """The function that it is."""
         all_lines, used, lines = self.recorder.lines.values(), {*self.needed, *self.changed.values()}, list[Line]()
         uses = Counter([x for line in all_lines for x in line.reads()] + [*used])
         for line in reversed(all_lines):
@@ -460,8 +452,7 @@ class Program:
         body += self._body(lines) + self.tail
         text = "\n    ".join([f"def played({', '.join(names)}):", *body, f"return {result}"])
         exec(text, self.known)  # of nothing but what stands above
-        found: Callable[..., Any] = self.known["played"]
-        return found
+        return cast(Callable[..., Any], self.known["played"])
 
     def _fused(self, line: Line, uses: Counter[str]) -> Line:
         """The same in one operation, where what it adds is elements times a number, and serves for nothing else. (The sum of a
