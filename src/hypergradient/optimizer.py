@@ -42,7 +42,7 @@ class Own:
         made: how many steps it has made.
         above: the hyperparameters of every level above the weights.
         steps: see `Group`.
-        gone: of groups that have been taken away, the dict, its object under "learned", and the rule.
+        gone: of groups that have been taken away, the object under "learned", and the rule: nothing that holds parameters.
         entered: with which rule a parameter has been put in the place of its average.
         built: what the levels are made from; `basis`: what the buckets are.
         cotangents: the gradients of `tune_on`.
@@ -54,7 +54,7 @@ class Own:
         self.engine, self.watch = Engine(compile), Watch()
         self.steps: dict[Any, Step] = {}
         self.above: list[Hyperparameters] = []
-        self.gone: list[tuple[Any, Any, Rule]] = []
+        self.gone: list[tuple[Any, Rule]] = []
         self.entered: dict[Tensor, Rule] = {}
         self.levels = Levels([], torch.empty(0, device="cpu"))
         self.basis: tuple[Any, list[Any], Callable[[Any], int], list[int]] = None, [], address, []
@@ -211,8 +211,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for lost in gone:
             lost.learned["last"] = []  # by the time that one comes back, the last step will be another
         rules, own = [self.tower.rules[0], *self.rules], [self._rules_of(e) for e in entries]
-        self._own.gone = [x for x in self._own.gone if not any(x[0] is e for e in entries)]
-        self._own.gone += [(g.entry, g.learned, g.rule) for g in gone]
+        self._own.gone = [x for x in self._own.gone if not any(x[0] is e.get(LEARNED) for e in entries)]
+        self._own.gone += [(g.learned, g.rule) for g in gone]
         self._own.groups = [g for g in found if g is not None]
         for i in (i for i, g in enumerate(found) if g is None):
             if any(entries[i].get(LEARNED) is g.learned for g in before):  # a copy of the dict of another
@@ -223,8 +223,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def _rules_of(self, entry: dict[str, Any]) -> list[Rule]:
         """That of the group whose dict, or a copy of whose dict, `entry` is: also of one that has been taken away."""
-        known = [(g.entry, g.learned, g.rule) for g in self._own.groups] + self._own.gone
-        return [rule for mine, learned, rule in known if mine is entry or learned is entry.get(LEARNED)][:1]
+        mine = [g.rule for g in self._own.groups if g.entry is entry or g.learned is entry.get(LEARNED)]
+        return [*mine, *(rule for learned, rule in self._own.gone if learned is entry.get(LEARNED))][:1]
 
     def _found(self, entry: dict[str, Any], own: list[Group], gone: list[Group]) -> Group | None:
         """The group that goes on in `entry`: its own, or one of those that are gone, of whose dict this is a copy."""
