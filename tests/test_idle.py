@@ -59,6 +59,23 @@ def test_a_parameter_that_did_not_move_says_nothing_of_the_last_step():
             assert both.hypergradients()[0]["lr"] == pytest.approx(alone.hypergradients()[0]["lr"] - 3)
 
 
+@pytest.mark.parametrize("tower", [None, TOWER, SGD(lr=0.1, momentum=0.9, horizon=10) / SGD(lr=0.01)], ids=repr)
+@pytest.mark.parametrize("per", ["group", "tensor"])
+def test_a_step_without_any_gradient_is_none(tower, per):
+    """As in torch.optim: what comes afterwards goes on as if nobody had asked for it."""
+    model, twin = network(), network()
+    optimizer, other = (Hyperoptimizer(m.parameters(), tower, per=per) for m in (model, twin))
+    for t in range(6):
+        for m, o in ((model, optimizer), (twin, other)):
+            fit(o, m, 1, t)
+        optimizer.zero_grad()
+        optimizer.step()
+        assert optimizer.made() == other.made() == t + 1
+    torch.testing.assert_close(list(model.parameters()), list(twin.parameters()), rtol=0, atol=0)
+    assert optimizer.hyperparameters() == other.hyperparameters()
+    assert optimizer.hypergradients() == other.hypergradients()
+
+
 def test_an_idle_group_says_nothing_of_the_last_step_to_higher_levels():
     """The step size of the group that sat out was not moved, so its gradient is none of the level above's business."""
     a, b = (torch.ones(2, requires_grad=True) for _ in range(2))

@@ -1,13 +1,16 @@
 """What a step leaves behind, and what it may not do."""
 
+import copy
+import gc
 import platform
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
 from cases import parameters, train
-from helpers import HEIGHT_3, NoHostSynchronization, scalars, tensors
+from helpers import HEIGHT_3, TOWER, NoHostSynchronization, scalars, tensors
 
 from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer, Muon
 from hypergradient.group import ALONE, BUCKET
@@ -20,6 +23,70 @@ def test_two_thousand_steps_leave_nothing_behind():
     before = tensors()
     train(optimizer, mine, 2000)
     assert tensors() == before
+
+
+def pushed(optimizer, steps=1):
+    for _ in range(steps):
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = p.detach().cos()
+        optimizer.step()
+
+
+def everything_goes(optimizers):
+    optimizers.clear()
+
+
+def a_group_goes(optimizers):
+    for p in optimizers[0].param_groups.pop(0)["params"]:
+        del optimizers[0].state[p]
+    optimizers[0].add_param_group({"params": [torch.ones(3, requires_grad=True)]})
+    pushed(optimizers[0])
+
+
+def parameters_go(optimizers):
+    group = optimizers[0].param_groups[0]
+    for p in group["params"]:
+        del optimizers[0].state[p]
+    group["params"] = [torch.ones(3, requires_grad=True)]
+    pushed(optimizers[0])
+
+
+@pytest.fixture
+def no_collector():
+    pushed(Hyperoptimizer([torch.ones(400, 400, requires_grad=True)]), 3)  # the first of all in a process imports a lot
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("tower", [None, TOWER, SGD(lr=1e-3, momentum=0.9)], ids=["default", "tower", "alone"])
+@pytest.mark.parametrize("per", ["group", "tensor"])
+@pytest.mark.parametrize("let_go", [everything_goes, a_group_goes, parameters_go])
+def test_parameters_and_state_that_are_let_go_of_are_freed_at_once(let_go, per, tower, no_collector):
+    """As with torch.optim, without a collection: a device that is full does not ask for one."""
+    groups = [[torch.ones(n, n, requires_grad=True) for n in sizes] for sizes in ((400, 5, 6), (4,))]
+    optimizers = [Hyperoptimizer([{"params": params} for params in groups], tower, per=per)]
+    pushed(optimizers[0], 3)
+    known = [*groups[0], *(x for p in groups[0] for x in optimizers[0].state[p].values())]
+    known = [weakref.ref(x) for x in known]
+    del groups
+    let_go(optimizers)
+    assert not [x() for x in known if x() is not None]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["cleared", "loaded"])
+def test_state_that_is_replaced_is_freed_at_once(again, no_collector):
+    params = [torch.ones(n, n, requires_grad=True) for n in (400, 5)]
+    optimizer = Hyperoptimizer(params)
+    pushed(optimizer, 3)
+    known = [weakref.ref(x) for p in params for x in optimizer.state[p].values()]
+    if again:
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    optimizer.state.update({} if again else {p: {} for p in params})
+    pushed(optimizer)
+    assert not [x() for x in known if x() is not None]
 
 
 FAULTS = """

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -187,6 +188,14 @@ def all_entries_are_deleted(o):
     o.state.clear()
 
 
+def the_state_is_set_anew(o):
+    o.__setstate__({"state": defaultdict(dict)})
+
+
+def the_state_is_set_anew_with_the_groups(o):
+    o.__setstate__({"state": defaultdict(dict), "param_groups": o.param_groups})
+
+
 def tensors_are_zeroed(o):
     for x in moments(o.state[first(o)]).values():
         x.zero_()
@@ -279,6 +288,8 @@ EDITS = [
     the_entry_is_replaced_by_an_empty_one,
     the_entry_is_emptied,
     all_entries_are_deleted,
+    the_state_is_set_anew,
+    the_state_is_set_anew_with_the_groups,
     tensors_are_zeroed,
     tensors_are_zeroed_by_data,
     tensors_are_replaced_by_zeros,
@@ -392,6 +403,10 @@ def groups_are_replaced_by_dicts_like_them(o):
     o.param_groups = [dict(group) for group in o.param_groups]
 
 
+def groups_are_set_anew(o):
+    o.__setstate__({"state": o.state, "param_groups": [dict(group) for group in o.param_groups]})
+
+
 def groups_change_places(o):
     o.param_groups = o.param_groups[::-1]
 
@@ -436,6 +451,7 @@ def two_groups_become_one(o):
 
 GROUPS = [
     groups_are_replaced_by_dicts_like_them,
+    groups_are_set_anew,
     groups_change_places,
     groups_change_places_in_the_list,
     a_group_is_appended,

@@ -288,7 +288,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 loss = closure()
         grads = [[p.grad for p in group["params"]] for group in self.param_groups]
         self._check_gradients(grads)
-        if not any(group["params"] for group in self.param_groups):
+        if all(g is None for g in chain.from_iterable(grads)):  # nothing moves, so the last step stays the last
             return loss
         with torch.inference_mode(False), torch.no_grad(), plain(self._device().type):
             self._move(self._assemble(), grads)
@@ -547,9 +547,14 @@ class Hyperoptimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **mine}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Also what `load_state_dict` ends with."""
+        """Also what `load_state_dict` ends with; and of a living optimizer, how scripts have its `state` begin anew."""
+        known = self._own.groups if "_own" in vars(self) else []
+        if known:  # what has been learned since is in no dict yet
+            memory.refresh(self, self._assemble())
         rules = state.get("rules") or self.rules
         super().__setstate__({n: x for n, x in state.items() if n != "rules"})
+        if known and all(any(group.entry is e for group in known) for e in self.param_groups):
+            return
         if self.instead_of is not None:
             self.instead_of.param_groups, self.instead_of.state = self.param_groups, self.state
         self._own = Own(Engine(self.compile))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import proxy
 
 import torch
 from torch import Tensor
@@ -94,7 +95,8 @@ class Samples:
     """
 
     def __init__(self, buckets: Sequence[Bucket]) -> None:
-        self.buckets, self.step = list(buckets), buckets[0].step
+        self.buckets: list[Bucket] = [proxy(b) for b in buckets]  # in a circle, all would live until somebody collects it
+        self.step = buckets[0].step
         self._places: dict[str, tuple[Tensor, list[Tensor]]] = {}
         self._params: list[Tensor] = []
         looks = self.step.looks if self.step.follows else self.step.state
