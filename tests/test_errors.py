@@ -1,6 +1,7 @@
 """Bad input: an error that names argument, value and what is allowed, before any state has changed."""
 
 import copy
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -174,6 +175,22 @@ def test_a_bad_group_is_not_added():
         optimizer, mine, lambda: optimizer.add_param_group({"params": mine[3:], "lr": -1.0}), ValueError, "group 1: lr=-1.0"
     )
     unchanged(optimizer, mine, lambda: optimizer.add_param_group({"params": mine[:1]}), ValueError, "more than one")
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr", None), ("lr", "1e-3"), ("beta1", [0.9]), ("betas", ("0.9", 0.999))])
+def test_what_is_no_number_is_named_in_the_next_step(name, value):
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, Adam() / SGD(lr=1e-5))
+
+    def step():
+        optimizer.param_groups[0][name] = value
+        try:
+            optimizer.step()
+        finally:
+            optimizer.param_groups[0][name] = (0.9, 0.999) if name == "betas" else getattr(Adam(), name)
+
+    said = "beta1='0.9'" if name == "betas" else f"{name}={value!r}"
+    unchanged(optimizer, mine, step, ValueError, rf"group 0: {re.escape(said)} is not allowed; it must be")
 
 
 OTHERS = {

@@ -46,6 +46,11 @@ def values_of(entry: MutableMapping[str, Any], rule: Rule, where: str) -> None:
         entry["betas"] = float(entry["beta1"]), float(entry["beta2"])
 
 
+def number(where: str, name: str, value: Any, rule: Rule) -> float:
+    """What the dict of a group says of the hyperparameter `name`. Raises ValueError where it is no number."""
+    return float(value) if isinstance(value, (float, int, Tensor)) else check(where, name, value, rule.constraint(name))
+
+
 def settled(rule: Rule, entry: Mapping[str, Any]) -> Rule:
     """`rule` with the settings that the dict of a group says; what is tuned, and in which coordinate, stays.
 
@@ -105,10 +110,10 @@ class Group:
             ValueError: it says what is not allowed. Nothing has changed then.
         """
         entry, rule, old = self.entry, self.rule, self.said
-        said = {n: float(entry[n]) for n in old}
+        said = {n: number(where, n, entry[n], rule) for n in old}
         pair = {"beta1", "beta2"} <= said.keys()
         if pair and tuple(entry["betas"]) != (old["beta1"], old["beta2"]):
-            said["beta1"], said["beta2"] = map(float, entry["betas"])
+            said.update({n: number(where, n, x, rule) for n, x in zip(("beta1", "beta2"), entry["betas"], strict=True)})
         for n in (n for n in said if said[n] != old[n]):
             check(where, n, said[n], rule.constraint(n))
         fresh = {n for n, base in self.bases.items() if base == 0 != said[n]}
