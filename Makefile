@@ -64,7 +64,7 @@ $(READY): $(LIGHT)
 $(OLDEST)/ready: pyproject.toml
 	@$(PYTHON) -m venv $(OLDEST)
 	@$(OLDEST)/bin/python -m pip install --disable-pip-version-check --no-input torch==2.6.0 numpy \
-		$(foreach name,pytest pytest-xdist hypothesis,$(shell grep '^$(name)==' constraints.txt))
+		$(foreach name,hypothesis pytest pytest-xdist schedulefree,$(shell grep '^$(name)==' constraints.txt))
 	@touch $(OLDEST)/ready
 
 clean: ## Remove what the other targets made

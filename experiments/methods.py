@@ -64,6 +64,12 @@ def cosine(make: Callable[[Params], Optimizer], params: Params, steps: int) -> M
     )
 
 
+def cooled(make: Callable[[Params], Optimizer], params: Params, steps: int) -> Made:
+    """As it is, but for the last fifth of the steps, in which the step size falls to 0 in a straight line."""
+    optimizer, begin = make(params), steps - steps // 5
+    return optimizer, LambdaLR(optimizer, lambda i: 1.0 if i < begin else (steps - i) / (steps - begin))
+
+
 def dropped(params: Params, steps: int) -> Made:
     """As He et al. 2016 train residual networks: SGD, whose step size is divided by 10 after 50 and 75 % of the steps."""
     optimizer = torch.optim.SGD(params, 0.1, momentum=0.9, weight_decay=1e-4)
@@ -98,7 +104,10 @@ def varied() -> Iterator[tuple[str, hypergradient.Tower]]:
 
 VARIANTS = {f"{DEFAULT}, {what}": each for what, each in varied()}
 """Such defaults, by the name of the method."""
+DECAYED, COOLED = "auto(weight_decay=0.1)", "default, lr to 0 in the last fifth"
 OURS: dict[str, Method] = {
+    DECAYED: partial(tower, lambda: hypergradient.auto(weight_decay=0.1)),
+    COOLED: partial(cooled, Hyperoptimizer),
     "auto(Adam())": partial(tower, lambda: hypergradient.auto(hypergradient.Adam())),
     "auto(SGD(momentum=0.9))": partial(tower, lambda: hypergradient.auto(hypergradient.SGD(momentum=0.9))),
     "Adam(1e-3) / SGD(1e-5)": partial(tower, lambda: hypergradient.Adam(lr=1e-3) / hypergradient.SGD(lr=1e-5)),
@@ -115,7 +124,7 @@ PEERS: dict[str, Method] = {
     "Mechanic(AdamW)": partial(plain, partial(mechanize(torch.optim.AdamW), lr=1.0)),
 }
 """Of others, as they are where nothing is set."""
-AVERAGED = {DEFAULT, TUNED, *STARTS, *VARIANTS, "schedule-free AdamW", "ProdigyPlusScheduleFree", "DoG"}
+AVERAGED = {DEFAULT, TUNED, DECAYED, COOLED, *STARTS, *VARIANTS, "schedule-free AdamW", "ProdigyPlusScheduleFree", "DoG"}
 """What is validated as trained, and at an average too."""
 
 LRS = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]

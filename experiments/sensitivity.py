@@ -15,7 +15,7 @@ from torch.optim.swa_utils import update_bn
 
 from hypergradient import Hyperoptimizer
 
-from .methods import AVERAGED, DEFAULT, GRIDS, METHODS, OURS, PEERS, STARTS, TUNED, VARIANTS, grid
+from .methods import AVERAGED, DECAYED, DEFAULT, GRIDS, METHODS, OURS, PEERS, STARTS, TUNED, VARIANTS, grid
 from .results import Study
 from .runner import Settings, Store
 from .sensitivity_report import PICTURES, text
@@ -53,7 +53,7 @@ def plan(settings: Settings, store: Store) -> list[Trial]:
         found += [*trials(NAMES, PEERS, seed), *trials(SMALL, [TUNED], seed)]
         found += trials(NAMES, [*OURS, *(name for family in GRIDS if family != "Adam" for name in grid(family))], seed)
         found += trials(NAMES, [*STARTS, *VARIANTS], seed) if seed < last or seed == SEEDS[0] else []
-        found += trials(LONG, [DEFAULT, *PEERS, *grid("Adam")], seed, MANY)
+        found += trials(LONG, [DEFAULT, DECAYED, *PEERS, *grid("Adam")], seed, MANY)
         found += trials((name for name in LONG if name in SMALL), [TUNED], seed, MANY)
     return found
 
