@@ -253,3 +253,52 @@ def test_a_branch_on_what_is_tuned_is_named():
         for _ in range(3):
             optimizer.step()
     assert optimizer.hyperparameters()[0]["lr"] > 0.1
+
+
+@pytest.mark.parametrize("above", [(), (SGD(lr=0.0),), (SGD(lr=0.0), SGD(lr=0.0))])
+def test_a_rule_may_put_new_tensors_into_the_state_that_it_is_given(above):
+    @dataclass(frozen=True)
+    class HeavyBall(Rule):
+        lr: float = hyperparameter(0.1, nonnegative)
+        momentum: float = hyperparameter(0.9, hg.unit_interval)
+
+        def init(self, param):
+            return {"m": torch.zeros_like(param)}
+
+        def update(self, param, grad, state, c):
+            state["m"] = self.momentum * state["m"] + grad
+            return param - self.lr * state["m"], state
+
+    p, q = (torch.ones(3, requires_grad=True) for _ in range(2))
+    for optimizer in (Hyperoptimizer([p], hg.Tower((HeavyBall(), *above))), torch.optim.SGD([q], lr=0.1, momentum=0.9)):
+        for _ in range(4):
+            optimizer.zero_grad()
+            (p.square() + q.square()).sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize("part", [True, False], ids=["some", "none"])
+def test_what_is_tuned_need_not_take_part_in_a_step_of_every_shape(part):
+    """Of a rule that is run parameter by parameter."""
+
+    @dataclass(frozen=True)
+    class Matrices(Rule):
+        lr: float = hyperparameter(0.1, nonnegative)
+        weight_decay: float = hyperparameter(0.1, nonnegative)
+        elementwise = False
+
+        def update(self, param, grad, state, c):
+            if param.ndim > 1:
+                grad = grad + self.weight_decay * param
+            return param - (self.lr if part or param.ndim > 1 else 0.1) * grad, state
+
+    params = [torch.ones(3, requires_grad=True), torch.ones(2, 2, requires_grad=True)]
+    optimizer = Hyperoptimizer(params, Matrices() / SGD(lr=0.0))
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum(p.square().sum() / 2 for p in params).backward()
+        optimizer.step()
+    found = optimizer.hypergradients()[0]
+    assert found["lr"] == pytest.approx(-3 * 0.9 * part - 4 * (1 - 0.11) * 1.1)
+    assert found["weight_decay"] == pytest.approx(-4 * (1 - 0.11) * 0.1)
