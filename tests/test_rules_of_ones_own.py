@@ -253,3 +253,192 @@ def test_a_branch_on_what_is_tuned_is_named():
         for _ in range(3):
             optimizer.step()
     assert optimizer.hyperparameters()[0]["lr"] > 0.1
+
+
+@pytest.mark.parametrize("above", [(), (SGD(lr=0.0),), (SGD(lr=0.0), SGD(lr=0.0))])
+def test_a_rule_may_put_new_tensors_into_the_state_that_it_is_given(above):
+    @dataclass(frozen=True)
+    class HeavyBall(Rule):
+        lr: float = hyperparameter(0.1, nonnegative)
+        momentum: float = hyperparameter(0.9, hg.unit_interval)
+
+        def init(self, param):
+            return {"m": torch.zeros_like(param)}
+
+        def update(self, param, grad, state, c):
+            state["m"] = self.momentum * state["m"] + grad
+            return param - self.lr * state["m"], state
+
+    p, q = (torch.ones(3, requires_grad=True) for _ in range(2))
+    for optimizer in (Hyperoptimizer([p], hg.Tower((HeavyBall(), *above))), torch.optim.SGD([q], lr=0.1, momentum=0.9)):
+        for _ in range(4):
+            optimizer.zero_grad()
+            (p.square() + q.square()).sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize("part", [True, False], ids=["some", "none"])
+def test_what_is_tuned_need_not_take_part_in_a_step_of_every_shape(part):
+    """Of a rule that is run parameter by parameter."""
+
+    @dataclass(frozen=True)
+    class Matrices(Rule):
+        lr: float = hyperparameter(0.1, nonnegative)
+        weight_decay: float = hyperparameter(0.1, nonnegative)
+        elementwise = False
+
+        def update(self, param, grad, state, c):
+            if param.ndim > 1:
+                grad = grad + self.weight_decay * param
+            return param - (self.lr if part or param.ndim > 1 else 0.1) * grad, state
+
+    params = [torch.ones(3, requires_grad=True), torch.ones(2, 2, requires_grad=True)]
+    optimizer = Hyperoptimizer(params, Matrices() / SGD(lr=0.0))
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum(p.square().sum() / 2 for p in params).backward()
+        optimizer.step()
+    found = optimizer.hypergradients()[0]
+    assert found["lr"] == pytest.approx(-3 * 0.9 * part - 4 * (1 - 0.11) * 1.1)
+    assert found["weight_decay"] == pytest.approx(-4 * (1 - 0.11) * 0.1)
+
+
+@dataclass(frozen=True)
+class Centred(Scaled):
+    """Gradient centralization: of vectors nothing."""
+
+    def update(self, param, grad, state, c):
+        if grad.ndim > 1:
+            grad = grad - grad.mean(dim=tuple(range(1, grad.ndim)), keepdim=True)
+        return param - self.scale * grad, state
+
+
+@dataclass(frozen=True)
+class Kernels(Scaled):
+    def update(self, param, grad, state, c):
+        return param - (2 * self.scale if grad.ndim == 4 else self.scale) * grad, state
+
+
+@dataclass(frozen=True)
+class Clips(Scaled):
+    """By a norm that is seldom reached."""
+
+    def update(self, param, grad, state, c):
+        return param - self.scale * grad * (1e3 / grad.norm()).clamp(max=1.0), state
+
+
+@dataclass(frozen=True)
+class Unpacks(Scaled):
+    def update(self, param, grad, state, c):
+        rows, columns = grad.shape[0], grad[0].numel()
+        (rows, columns), first = grad.view(rows, columns).shape, grad.shape[1]
+        return param - self.scale * grad / (rows * columns * first), state
+
+
+@dataclass(frozen=True)
+class Asserts(Scaled):
+    def update(self, param, grad, state, c):
+        assert grad.ndim > 1
+        return param - self.scale * grad, state
+
+
+@pytest.mark.parametrize("rule", [Centred, Kernels, Clips, Unpacks, Asserts])
+def test_a_rule_that_looks_at_the_shape_sees_it(rule):
+    torch.manual_seed(0)
+    params = [torch.zeros(shape, requires_grad=True) for shape in ((2, 3), (3, 3), (2, 1, 2, 2))]
+    optimizer = Hyperoptimizer(params, rule(scale=0.1) / SGD(lr=0.0))
+    for p in params:
+        p.grad = 200 * torch.randn(p.shape)
+    optimizer.step()
+    at = rule(scale=0.1).at({"scale": torch.tensor(0.1)})
+    for p in params:
+        torch.testing.assert_close(p.detach(), at.update(torch.zeros(p.shape), p.grad, {}, ())[0])
+
+
+class Refused:
+    """By what is wrong: the methods of a rule, and the message."""
+
+    def writes_param(self, param, grad, state, c):
+        return param.sub_(self.scale * grad), state
+
+    def writes_grad(self, param, grad, state, c):
+        grad += 0.1 * param
+        return param - self.scale * grad, state
+
+    def writes_state(self, param, grad, state, c):
+        return param - self.scale * state["m"].mul_(0.9).add_(grad), state
+
+    def number(self, param, grad, state, c):
+        return param - self.scale * grad, {"m": 0.0}
+
+    def nothing(self, param, grad, state, c):
+        param - self.scale * grad
+
+    def no_state(self, param, grad, state, c):
+        return param - self.scale * grad, None
+
+    def takes_the_number(self, param, grad, state, c):
+        return param.sub(grad, alpha=self.scale), state
+
+    def takes_its_root(self, param, grad, state, c):
+        return param - math.sqrt(self.scale) * grad, state
+
+    def takes_an_item(self, param, grad, state, c):
+        return param - self.scale.item() * grad, state
+
+
+REFUSED = {
+    "writes_param": r"writes to the parameter; it must return new tensors",
+    "writes_grad": r"writes to the gradient; it must return new tensors",
+    "writes_state": r"writes to the state 'm'; it must return new tensors",
+    "number": r"update returns the state 'm' as 0\.0; it must be a tensor",
+    "nothing": r"update returns None; it must return a tuple: new_param, new_state",
+    "no_state": r"update returns the state None; it must be a dict of tensors",
+    "takes_the_number": r"takes the number of a hyperparameter that is tuned, scale: .*x - lr \* y for x\.sub\(y, alpha=lr\)",
+    "takes_its_root": r"takes the number of .* tuned, scale: write torch\.sqrt\(x\) for math\.sqrt\(x\)",
+    "takes_an_item": r"takes the number of .* no lr\.item\(\)",
+}
+
+
+@pytest.mark.parametrize(("what", "apart"), [(x, a) for x in REFUSED for a in (False, True) if not (a and x[:5] == "takes")])
+def test_an_update_that_is_none_is_told(what, apart):
+    @dataclass(frozen=True)
+    class Wrong(Scaled):
+        elementwise = not apart
+        update = getattr(Refused, what)
+
+        def init(self, param):
+            return {"m": torch.zeros_like(param)} if what in ("number", "writes_state") else {}
+
+    p = torch.ones(3, requires_grad=True)
+    p.grad = torch.ones(3)
+    with pytest.raises(TypeError, match=rf"Wrong.*{REFUSED[what]}"):
+        Hyperoptimizer([p], Wrong() / SGD(lr=1e-3)).step()
+    assert p.tolist() == p.grad.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("method", "found", "message"),
+    [
+        ("coefficients", None, r"coefficients returns None; it must return a tuple: \(x,\)"),
+        ("coefficients", {"a": 1.0}, r"coefficients returns \{'a': 1.0\}; it must return a tuple"),
+        ("init", None, r"init returns the state None; it must be a dict of tensors"),
+    ],
+)
+def test_a_method_that_returns_another_thing_is_told(method, found, message):
+    wrong = dataclass(frozen=True)(type("Wrong", (Scaled,), {method: lambda self, x: found}))
+    p = torch.ones(3, requires_grad=True)
+    p.grad = torch.ones(3)
+    with pytest.raises(TypeError, match=rf"Wrong\.{message}"):
+        Hyperoptimizer([p], wrong() / SGD(lr=1e-3)).step()
+    assert p.tolist() == [1, 1, 1]
+
+
+def test_a_setting_that_cannot_be_told_apart_is_told():
+    @dataclass(frozen=True)
+    class Steps(Scaled):
+        steps: object = ()
+
+    with pytest.raises(TypeError, match=r"Steps: steps=\[1, 2\] is not allowed; it must be hashable, such as a tuple"):
+        Steps(steps=[1, 2])

@@ -27,7 +27,7 @@ def remembered(rule: Rule) -> tuple[str, ...]:
     name that is not free.
     """
     owner, like = type(rule).__name__, torch.zeros((1, 1))
-    for name, x in (state := rule.init(like)).items():
+    for name, x in (state := _mapping(rule, "init", rule.init(like))).items():
         if not isinstance(x, Tensor) or x.shape != like.shape:
             raise TypeError(
                 f"{owner}: the state {name!r} is {x!r}; it must be shaped like the parameter: torch.zeros_like(param)"
@@ -60,8 +60,14 @@ def sums_after(rule: Rule, step: Tensor, before: Mapping[str, Tensor]) -> dict[s
     return {n: before.get(n, 0.0) + x for n, x in rule.at(before).summed(step).items()}
 
 
+class Unlike(ValueError):
+    """A rule does not do what every rule does."""
+
+
 def elementwise(rule: Rule) -> bool:
-    """Whether each element moves by itself: two move together as they do apart. Found once for a class and its settings."""
+    """Whether each element moves by itself: together, in whatever shape, they move as they do apart. Found once for a class
+    and its settings.
+    """
     if not rule.elementwise:
         return False
     kind = type(rule), *(getattr(rule, n) for n in rule.settings())
@@ -72,34 +78,70 @@ def elementwise(rule: Rule) -> bool:
     return _found[kind]
 
 
+ELEMENTS = (0.7, 50.0), (-30.0, -2e-3), (4e-3, 1e-6), (8.0, 1e9)
+"""Parameters and their gradients, among them what is beyond every bound by which a rule may clip a norm."""
+SHAPES = (4,), (2, 2), (2, 1, 1, 2)
+"""Of vectors, matrices, and kernels of a convolution."""
+
+
 def _moves_apart(rule: Rule) -> bool:
-    params, grads = torch.tensor([0.7, -30.0], dtype=torch.float64), torch.tensor([50.0, -2e-3], dtype=torch.float64)
+    params, grads = torch.tensor(ELEMENTS, dtype=torch.float64).unbind(1)
     given = {n: torch.tensor(next(each(getattr(rule, n))), dtype=torch.float64) for n in rule.hyperparameters()}
 
     def walk(param: Tensor, grad: Tensor) -> Tensor:
         at, state, sums = rule.at(given), rule.init(param), dict[str, Tensor]()
         for count in (1.0, 2.0, 3.0):
-            names = state.keys()
             at, c, sums = prepared(at, torch.tensor(count, dtype=torch.float64), sums)
-            param, state = _several(rule, "update", at.update(param, grad * count, state, c), "new_param, new_state")
-            if state.keys() != names:
-                raise ValueError(
-                    f"{type(rule).__name__}: init returns a state of {sorted(names)}, update one of {sorted(state)}"
-                )
-        return torch.stack([param, *state.values()])
+            param, state = updated(at, param, grad * count, state, c)
+        return torch.stack([x.expand_as(param).flatten() for x in (param, *state.values())])
 
     try:
         apart = torch.cat([walk(p, g) for p, g in zip(params.split(1), grads.split(1), strict=True)], dim=1)
-        return torch.allclose(walk(params, grads), apart, rtol=1e-9, atol=0, equal_nan=True)
-    except (RuntimeError, IndexError):  # it needs a shape
+        together = (walk(params.view(shape), grads.view(shape)) for shape in SHAPES)
+        return all(torch.allclose(x, apart, rtol=1e-9, atol=0, equal_nan=True) for x in together)
+    except Unlike:
+        raise
+    except (RuntimeError, IndexError, ValueError, AssertionError):  # it needs a shape
         return False
 
 
+def updated(at: Rule, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
+    """`Rule.update`. Raises TypeError or ValueError where it writes to what it is given, or returns something else."""
+    owner, given = type(at).__name__, {"the parameter": param, "the gradient": grad}
+    given |= {f"the state {n!r}": x for n, x in state.items()}
+    versions = [x._version for x in given.values()]
+    found = _several(at, "update", at.update(param, grad, {**state}, c), "new_param, new_state")
+    for (name, x), version in zip(given.items(), versions, strict=True):
+        if x._version != version:
+            raise TypeError(f"{owner}.update writes to {name}; it must return new tensors: x + y, not x.add_(y) or x += y")
+    if len(found) != 2 or not isinstance(found[0], Tensor):
+        raise TypeError(f"{owner}.update returns {found!r}; it must return a tuple: new_param, new_state")
+    if _mapping(at, "update", found[1]).keys() != state.keys():
+        raise Unlike(f"{owner}: init returns a state of {sorted(state)}, update one of {sorted(found[1])}")
+    for name, x in found[1].items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{owner}.update returns the state {name!r} as {x!r}; it must be a tensor like the one it is given")
+    return found[0], found[1]
+
+
 def _several(rule: Rule, method: str, found: Any, instead: str) -> Any:
-    """What a method has returned. Raises TypeError where that is a tensor and not several things."""
-    if isinstance(found, Tensor):
-        raise TypeError(f"{type(rule).__name__}.{method} returns a tensor; it must return a tuple: {instead}")
+    """What a method has returned. Raises TypeError where that is not several things."""
+    if not isinstance(found, (tuple, list)):
+        what = "a tensor" if isinstance(found, Tensor) else repr(found)
+        raise TypeError(f"{type(rule).__name__}.{method} returns {what}; it must return a tuple: {instead}")
     return found
+
+
+def _mapping(rule: Rule, method: str, found: Any) -> Any:
+    """What a method has returned of a state. Raises TypeError where that is no dict."""
+    if not isinstance(found, Mapping):
+        raise TypeError(f"{type(rule).__name__}.{method} returns the state {found!r}; it must be a dict of tensors")
+    return found
+
+
+NUMBER = "takes the number of", "torch.sqrt(x) for math.sqrt(x), x - lr * y for x.sub(y, alpha=lr), no float(lr), no lr.item()"
+READS = {"ambiguous": ("branches on", "torch.where in the place of `if`"), "converted to": NUMBER, "must be Number": NUMBER}
+"""By what an error says: what a rule does with the value of a hyperparameter, and what to write."""
 
 
 def branches(rule: Rule, names: Sequence[str]) -> None:
@@ -109,11 +151,12 @@ def branches(rule: Rule, names: Sequence[str]) -> None:
     try:
         at, c, _ = prepared(at, param.sum(), {})
         at.update(param, param, rule.init(param), c)
-    except RuntimeError as error:
-        if "ambiguous" not in str(error):
+    except (RuntimeError, TypeError, ValueError) as error:
+        if not (said := [words for words in READS if words in str(error)]):
             raise
-        tuned = f"{type(rule).__name__} branches on a hyperparameter that is tuned, {' or '.join(names)}"
-        raise TypeError(f"{tuned}: write torch.where in the place of `if`, or leave it out of tune") from error
+        (does, write), owner, tuned = READS[said[0]], type(rule).__name__, " or ".join(names)
+        message = f"{owner} {does} a hyperparameter that is tuned, {tuned}: write {write}, or leave it out of tune"
+        raise TypeError(message) from error
 
 
 def rehearse(rule: Rule, p: Tensor, param: Tensor, state: State) -> None:
@@ -126,7 +169,8 @@ def rehearse(rule: Rule, p: Tensor, param: Tensor, state: State) -> None:
         raise ValueError(f"a parameter has shape {tuple(p.shape)}: {why}")
     at = rule.at({n: param.new_tensor(next(each(getattr(rule, n)))) for n in rule.hyperparameters()})
     at, c, _ = prepared(at, param.new_ones(()), {})
-    moved, after = at.update(param, torch.zeros_like(param), state, c)
+    own = param.clone(), torch.zeros_like(param), {n: x.clone() for n, x in state.items()}
+    moved, after = updated(at, *own, c)
     results = {"param": moved, **after}, {"param": param, **state}
     shapes, expected = ({n: tuple(x.shape) for n, x in found.items()} for found in results)
     if shapes != expected:

@@ -293,6 +293,8 @@ class Rule(metaclass=Notation):
         for f in fields(self):
             if isinstance(f.default, bool) and not isinstance(getattr(self, f.name), bool):
                 raise ValueError(f"{owner}: {f.name}={getattr(self, f.name)!r} is not allowed; it must be True or False")
+        for name in (n for n in self.settings() if getattr(type(getattr(self, n)), "__hash__", None) is None):
+            raise TypeError(f"{owner}: {name}={getattr(self, name)!r} is not allowed; it must be hashable, such as a tuple")
 
     def _check_options(self) -> None:
         """Raise ValueError or TypeError for an option of tuning that is not allowed; keep names as a tuple."""

@@ -277,7 +277,8 @@ class Step:
             now: the scalars of this step, of the dtype to work in. shape: (rows, elements or 1)
         """
         scalars, (param, grad, state, kept) = self.scalars(now), piece
-        old, p, g = dict(zip(self.state, state, strict=True)), param.to(now.dtype), grad.to(now.dtype)
+        places, p, g = dict(zip(self.state, state, strict=True)), param.to(now.dtype), grad.to(now.dtype)
+        old = {**places}  # a rule may hand it on with other tensors in it
         if not kept or self.replays or self.follows:
             new, new_state, sensitivity = self._moved(scalars, p, g, old, kept)
         else:
@@ -285,7 +286,7 @@ class Step:
             new, new_state, sensitivity = advance(scalars, p, g, old)
         if not self.replays:
             self._keep(kept, sensitivity, scalars)
-        pairs = [(t, x) for t, x in ((param, new), *((old[n], x) for n, x in new_state.items())) if x is not t]
+        pairs = [(t, x) for t, x in ((param, new), *((places[n], x) for n, x in new_state.items())) if x is not t]
         for target, x in [(t, x.clone() if any(x is y for y, _ in pairs) else x) for t, x in pairs]:
             target.copy_(x)  # what is handed on from one to the other was read before it is written
 
@@ -309,8 +310,10 @@ class Step:
         at, c, _ = prepared(self.rule.at({**scalars.values, **h}), scalars.t, scalars.sums)
         new, after = at.update(param, grad, state, c)
         u = torch.zeros_like(new, requires_grad=True)
-        pulled = torch.autograd.grad(new, list(h.values()), u, create_graph=True, materialize_grads=True)
-        found = [torch.autograd.grad(x, u, retain_graph=True)[0] if x.requires_grad else torch.zeros_like(new) for x in pulled]
+        pulled: Any = [None] * len(h)  # of what takes no part in a step of this shape
+        if new.requires_grad:
+            pulled = torch.autograd.grad(new, list(h.values()), u, create_graph=True, allow_unused=True)
+        found = [torch.zeros_like(new) if x is None else torch.autograd.grad(x, u, retain_graph=True)[0] for x in pulled]
         after = {n: x.detach() for n, x in after.items()}
         return new.detach(), after, [t * scalars.scale[n] for n, t in zip(self.names, found, strict=True)]
 
