@@ -3,6 +3,7 @@
 import gc
 import warnings
 import weakref
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,7 +13,20 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from hypergradient import POSITIVE, SGD, Adagrad, Adam, Hyperoptimizer, Muon, RMSprop, auto, engine
+from hypergradient import (
+    POSITIVE,
+    SGD,
+    Adagrad,
+    Adam,
+    Hyperoptimizer,
+    Muon,
+    RMSprop,
+    Rule,
+    auto,
+    engine,
+    hyperparameter,
+    nonnegative,
+)
 from hypergradient.compiled import Compiled, taken_apart
 
 pytestmark = [compiler, pytest.mark.usefixtures("fresh_compiler")]
@@ -260,3 +274,27 @@ def test_a_gradient_that_is_negated_on_paper_alone(compile):
         for optimizer in optimizers:
             optimizer.step()
     torch.testing.assert_close(p, twin)
+
+
+def test_a_rule_that_the_compiler_cannot_follow_goes_without():
+    """It asks for the number of the step."""
+
+    @dataclass(frozen=True)
+    class Halves(Rule):
+        lr: float = hyperparameter(0.1, nonnegative)
+
+        def coefficients(self, step):
+            return (self.lr if float(step) < 3 else self.lr / 2,)
+
+        def update(self, param, grad, state, c):
+            return param - c[0] * grad, state
+
+    p = torch.nn.Parameter(torch.ones(4))
+    optimizer = Hyperoptimizer([p], Halves() / SGD(lr=0.0), compile=True)
+    p.grad = p.detach().clone()
+    with pytest.warns(RuntimeWarning, match="compile=True: no working compiler, going on without"):
+        optimizer.step()
+    for _ in range(2):
+        p.grad = p.detach().clone()
+        optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.full((4,), 0.9 * 0.9 * 0.95))

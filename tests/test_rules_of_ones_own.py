@@ -442,3 +442,59 @@ def test_a_setting_that_cannot_be_told_apart_is_told():
 
     with pytest.raises(TypeError, match=r"Steps: steps=\[1, 2\] is not allowed; it must be hashable, such as a tuple"):
         Steps(steps=[1, 2])
+
+
+@dataclass(frozen=True)
+class Ignores(Scaled):
+    """Its derivatives are lost, or there are none."""
+
+    momentum: float = hyperparameter(0.5, hg.unit_interval)
+
+    def init(self, param):
+        return {"m": torch.zeros_like(param)}
+
+    def update(self, param, grad, state, c):
+        with torch.no_grad():
+            m = self.momentum * state["m"] + grad
+        return param - self.scale * m, {"m": m}
+
+
+@dataclass(frozen=True)
+class IgnoresAll(Ignores):
+    @torch.no_grad()
+    def update(self, param, grad, state, c):
+        return super().update(param, grad, state, c)
+
+
+@dataclass(frozen=True)
+class Mixes(Ignores):
+    def update(self, param, grad, state, c):
+        return param - self.scale.item() * grad / grad.norm(), {"m": self.momentum * grad}
+
+
+IDLE = (Ignores, "momentum"), (IgnoresAll, "scale or momentum"), (Mixes, "scale")
+
+
+@pytest.mark.parametrize(("rule", "names"), IDLE, ids=str)
+def test_what_is_tuned_in_vain_is_said(rule, names):
+    p = torch.ones(3, requires_grad=True)
+    p.grad = torch.ones(3)
+    for tower in (rule() / SGD(lr=1e-3), *([SGD(lr=0.1) / rule() / SGD(lr=1e-3)] if rule is not Mixes else [])):
+        with pytest.warns(RuntimeWarning, match=rf"{rule.__name__}: no step depends on {names}, which is tuned, and so stays"):
+            Hyperoptimizer([p], tower).step()
+
+
+def test_what_acts_now_and_then_is_not_tuned_in_vain():
+    @dataclass(frozen=True)
+    class Rarely(Scaled):
+        late: float = hyperparameter(0.5, nonnegative)
+
+        def coefficients(self, step):
+            return (self.late if float(step) > 100 else self.scale,)
+
+        def update(self, param, grad, state, c):
+            return param - c[0] * grad, state
+
+    p = torch.ones(3, requires_grad=True)
+    p.grad = torch.ones(3)
+    Hyperoptimizer([p], Rarely() / SGD(lr=1e-3)).step()  # and no warning

@@ -168,7 +168,7 @@ class Engine:
             self._compiled[function, form] = Compiled(function, form, dynamic)
         try:
             return self._compiled[function, form](tensors)
-        except (torch._dynamo.exc.BackendCompilerFailed, torch._dynamo.exc.Unsupported) as error:
+        except torch._dynamo.exc.TorchDynamoException as error:
             self.compile = False  # before anything has run, so nothing is done twice
             inner = getattr(error, "inner_exception", error)
             cause = f"{type(inner).__name__}: {inner}".splitlines()[0]

@@ -16,7 +16,7 @@ from torch import Tensor
 from .charts import Charts, interval
 from .normalize import NORMALIZATIONS
 from .numerics import finite, finite_or_zero, ratio
-from .probe import follows_movement, ours, prepared, sums
+from .probe import follows_movement, ours, prepared, sums, warn_of_idle
 from .rule import Rule, State
 from .sensitivity import Step, Tensors, slopes
 from .tower import Tower
@@ -151,6 +151,7 @@ class Level:
     def __init__(self, own: Hyperparameters, below: Sequence[Hyperparameters]) -> None:
         self.own, self.below, t = own, list(below), len(own.names)
         added = sums(own.rule)
+        warn_of_idle(own.rule, own.names)
         self.state = (*own.rule.init(torch.zeros((1,))), *added)
         self.rows = COUNT + 1 + len(self.state)
         end = 0

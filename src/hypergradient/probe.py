@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import UserDict
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -157,6 +158,37 @@ def branches(rule: Rule, names: Sequence[str]) -> None:
         (does, write), owner, tuned = READS[said[0]], type(rule).__name__, " or ".join(names)
         message = f"{owner} {does} a hyperparameter that is tuned, {tuned}: write {write}, or leave it out of tune"
         raise TypeError(message) from error
+
+
+def idle(rule: Rule, names: Sequence[str]) -> list[str]:
+    """Which of `names` have no derivative in any of some steps, so that nothing would ever move them."""
+    left, one = [*names], torch.ones((2, 2), dtype=torch.float64)
+    for count in (1.0, 2.0, 1000.0):
+        values = {n: (one.sum() / 8).requires_grad_(n in names) for n in rule.hyperparameters()}
+        at, c, _ = prepared(rule.at(values), count * one.sum() / 4, {})
+        try:
+            moved, after = updated(at, one, one.clone(), rule.init(one), c)
+        except (RuntimeError, IndexError, ValueError, AssertionError):  # it needs another shape
+            return []
+        made = [x for x in (moved, *after.values()) if x.requires_grad]
+        if left and made:
+            ones = list(map(torch.ones_like, made))
+            found = torch.autograd.grad(made, [values[n] for n in left], ones, allow_unused=True)
+            left = [n for n, x in zip(left, found, strict=True) if x is None]
+    return left
+
+
+def warn_of_idle(rule: Rule, names: Sequence[str]) -> None:
+    """Say which of `names` are tuned in vain."""
+    with on_host(), torch.enable_grad():
+        left = [] if ours(rule) else idle(rule, names)
+    if left:
+        warnings.warn(
+            f"{type(rule).__name__}: no step depends on {' or '.join(left)}, which is tuned, and so stays as it is. Is it used "
+            "under torch.no_grad, detached, or read by .item()? If it has no effect, leave it out of tune",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def rehearse(rule: Rule, p: Tensor, param: Tensor, state: State) -> None:

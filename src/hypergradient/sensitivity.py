@@ -89,6 +89,8 @@ class Step:
             if names and self.elementwise:
                 probe.branches(self.rule, names)
             keeps, self.weights = probe.keeps(self.rule, names, values, c)
+            if keeps != "movement":
+                probe.warn_of_idle(self.rule, names)
             self.links = probe.links(values, c, names) if keeps != "movement" else []
             self.looks = probe.looks(self.rule, values, c)
         t, k = len(names), len(c)
