@@ -285,3 +285,19 @@ def test_a_value_of_a_level_that_is_not_allowed_is_not_loaded():
     saved = copy.deepcopy(another.state_dict())
     next(iter(saved["param_groups"][0]["learned"]["levels"].values()))["values"]["lr"] = -1.0
     unchanged(optimizer, mine, lambda: optimizer.load_state_dict(saved), ValueError, r"SGD: lr=-1.0 is not allowed")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.nn.Linear(2, 2),), r"params=Linear is a module: write Hyperoptimizer\(model\.parameters\(\)\)"),
+        (
+            ([torch.ones(2, requires_grad=True)], 1e-3),
+            r"got 0\.001: it finds the lr; leave it out, or start at one with auto\(lr=…\)",
+        ),
+    ],
+    ids=["a module", "an lr"],
+)
+def test_what_was_an_argument_of_torch_is_told(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        Hyperoptimizer(*arguments)

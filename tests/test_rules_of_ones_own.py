@@ -498,3 +498,26 @@ def test_what_acts_now_and_then_is_not_tuned_in_vain():
     p = torch.ones(3, requires_grad=True)
     p.grad = torch.ones(3)
     Hyperoptimizer([p], Rarely() / SGD(lr=1e-3)).step()  # and no warning
+
+
+def test_a_number_that_is_no_hyperparameter_is_told():
+    @dataclass(frozen=True)
+    class Plain(Rule):
+        lr: float = 0.1
+
+        def update(self, param, grad, state, c):
+            return param - self.lr * grad, state
+
+    with pytest.raises(
+        TypeError, match=r"Plain has no hyperparameters.*such as lr: float = hyperparameter\(1e-3, nonnegative\)"
+    ):
+        Plain() / SGD(lr=1e-3)
+
+
+def test_a_multiplier_that_is_none_is_told():
+    @dataclass(frozen=True)
+    class Other(Ratio):
+        multiplier = "scale"
+
+    with pytest.raises(ValueError, match=r"Other: multiplier='scale' is not one of its hyperparameters: lr, beta"):
+        Other()

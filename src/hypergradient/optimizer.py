@@ -102,6 +102,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
             )
         if isinstance(params, torch.optim.Optimizer):
             raise TypeError(f"params={type(params).__name__} is an optimizer: write from_torch(optimizer, above=…)")
+        if isinstance(params, torch.nn.Module):
+            raise TypeError(f"params={type(params).__name__} is a module: write Hyperoptimizer(model.parameters())")
         if per not in ("all", "group", "tensor"):
             raise ValueError(f"per={per!r} is not allowed; it must be 'all', 'group' or 'tensor'")
         self.tower, self.per, self.compile = auto() if tower is None else Tower.of(tower), per, compile

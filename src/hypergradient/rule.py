@@ -313,6 +313,10 @@ class Rule(metaclass=Notation):
                     f"{owner}: {argument} names {unknown[0]!r}, which is not one of its hyperparameters; "
                     f"allowed: {', '.join(self.tunable())}"
                 )
+        if self.multiplier is not None and self.multiplier not in self.tunable():
+            raise ValueError(
+                f"{owner}: multiplier={self.multiplier!r} is not one of its hyperparameters: {', '.join(self.tunable())}"
+            )
         object.__setattr__(self, "charts", {n: Chart.of(c) for n, c in self.charts.items()})
 
     def check_chart(self, owner: str, name: str, value: Any) -> None:

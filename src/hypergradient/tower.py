@@ -29,9 +29,13 @@ class Tower:
             if not isinstance(rule, Rule):
                 hint = f": write {rule.__name__}()" if isinstance(rule, type) and issubclass(rule, Rule) else ""
                 hint = ": write from_torch(optimizer, above=…)" if hasattr(rule, "param_groups") else hint
+                hint = ": it finds the lr; leave it out, or start at one with auto(lr=…)" if isinstance(rule, float) else hint
                 raise TypeError(f"a tower is made of rules such as Adam(lr=1e-3); got {rule!r}{hint}")
             if not rule.hyperparameters():
-                raise TypeError(f"{type(rule).__name__} has no hyperparameters: a rule is a @dataclass(frozen=True) with some")
+                raise TypeError(
+                    f"{type(rule).__name__} has no hyperparameters: a rule is a @dataclass(frozen=True) with "
+                    "some, such as lr: float = hyperparameter(1e-3, nonnegative)"
+                )
         for below, rule in zip(self.rules, self.rules[1:], strict=False):
             _check(below, rule)
 
