@@ -68,11 +68,7 @@ class Compiled:
         return noted
 
     def _program(self, tensors: Sequence[Tensor], found: Any) -> Callable[..., Any] | None:
-        """What has just been run of the tensors, to be called by itself; None where that is not all that was done.
-
-        Args:
-            found: what was returned.
-        """
+        """What has just been run, and returned `found`, to be called by itself; None where that is not all that was done."""
         leaves = list[Tensor]()
         form = taken_apart(found, leaves)
         if len(self._ran) != 1:

@@ -47,11 +47,7 @@ class Engine:
     # -------------------------------------------------------------------- a step
 
     def step(self, levels: Levels, work: Sequence[tuple[Group, Bucket]], leave: Tensor | None) -> None:
-        """Move all levels and the buckets.
-
-        Args:
-            leave: see `Levels.tune`; None where there are no levels.
-        """
+        """Move all levels and the buckets; `leave`: see `Levels.tune`, None where there are no levels."""
         self._plays = self._may_play(levels, work)
         clocks = {id(b.clock): (g.owner, g.step, g.schedule, b.clock) for g, b in work}
         asks = tuple(clocks.values())
@@ -94,9 +90,7 @@ class Engine:
         self._compiled = {k: f for k, f in self._compiled.items() if levels not in (getattr(k[0], "__self__", None), *k[1])}
 
     def _may_play(self, levels: Levels, work: Sequence[tuple[Group, Bucket]]) -> bool:
-        """Whether a step can be played from tapes: on the CPU, and by rules that are known to do nothing but to operate on
-        tensors.
-        """
+        """Whether a step can be played from tapes: on the CPU, by rules known to do nothing but to operate on tensors."""
         here = (x.is_cpu and readable(x) for x in (levels.memory, *(bucket.grad for _, bucket in work)))
         return not self.compile and levels.ours and all(group.step.ours for group, _ in work) and all(here)
 

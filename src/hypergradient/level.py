@@ -382,11 +382,7 @@ class Levels:
         return learned
 
     def expected(self, asks: Sequence[Ask], memory: Tensor) -> list[Tensor]:
-        """What is asked for as it would be if nothing were learned in this step, in which nothing is counted yet.
-
-        Args:
-            memory: coordinates and units.
-        """
+        """What is asked for as if nothing were learned in this step, which is not counted; `memory`: coordinates and units."""
         learned = self.learned(memory)[0]
         each = [(step, own.values(learned, said), torch.cat([clock[:1] + 1, clock[1:]])) for own, step, said, clock in asks]
         return [step.prepare(*values, clock) for step, values, clock in each]

@@ -24,9 +24,7 @@ _found: dict[Any, bool] = {}
 
 
 def remembered(rule: Rule) -> tuple[str, ...]:
-    """The names of what `rule` remembers. Raises TypeError where that is not tensors like the parameter, ValueError for a
-    name that is not free.
-    """
+    """The names of what `rule` remembers. TypeError where it is not shaped like the parameter, ValueError for a taken name."""
     owner, like = type(rule).__name__, torch.zeros((1, 1))
     for name, x in (state := _mapping(rule, "init", rule.init(like))).items():
         if not isinstance(x, Tensor) or x.shape != like.shape:
@@ -46,18 +44,14 @@ def sums(rule: Rule) -> tuple[str, ...]:
 
 
 def prepared(rule: Any, step: Tensor, before: Mapping[str, Tensor]) -> tuple[Any, tuple[Any, ...], dict[str, Tensor]]:
-    """`rule` with its sums, its coefficients, and these sums after the step number `step`.
-
-    Args:
-        before: the sums before it; what is not there is 0.
-    """
+    """`rule` with its sums, its coefficients, and these sums, after the step number `step`; `before`: the sums before it."""
     sums = sums_after(rule, step, before)
     at = rule.at(sums) if sums else rule
     return at, at.coefficients(step), sums
 
 
 def sums_after(rule: Rule, step: Tensor, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The sums of `rule` after the step number `step`, from those `before` it."""
+    """The sums of `rule` after the step number `step`, from those `before` it; what is not there is 0."""
     return {n: before.get(n, 0.0) + x for n, x in rule.at(before).summed(step).items()}
 
 
