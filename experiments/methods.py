@@ -66,7 +66,7 @@ def cosine(make: Callable[[Params], Optimizer], params: Params, steps: int) -> M
 
 def cooled(make: Callable[[Params], Optimizer], params: Params, steps: int) -> Made:
     """As it is, but for the last fifth of the steps, in which the step size falls to 0 in a straight line."""
-    optimizer, begin = make(params), steps - steps // 5
+    optimizer, begin = make(params), steps - max(1, steps // 5)
     return optimizer, LambdaLR(optimizer, lambda i: 1.0 if i < begin else (steps - i) / (steps - begin))
 
 
