@@ -379,3 +379,19 @@ def test_a_parameter_that_goes_after_a_load_takes_nothing_of_the_others():
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     del other.param_groups[0]["params"][0]
     assert other.hyperparameters()[0]["lr"] == optimizer.hyperparameters()[0]["lr"][1:]
+
+
+def test_a_group_of_another_optimizer_has_the_rule_of_this_one():
+    """Also one that has been taken away from that."""
+    a, b, c, twin = (torch.nn.Parameter(torch.ones(3)) for _ in range(4))
+    other, mine = Hyperoptimizer([{"params": [a]}, {"params": [b]}], Adam() / SGD(lr=1e-5)), Hyperoptimizer([c], SGD(lr=0.1))
+    expected = torch.optim.SGD([twin], lr=0.1)
+    a.grad, twin.grad, c.grad = (torch.ones(3) for _ in range(3))
+    other.step()
+    taken = other.param_groups.pop()
+    other.step()
+    mine.add_param_group({"params": [b], "learned": taken["learned"]})
+    b.grad = torch.ones(3)
+    mine.step()
+    expected.step()
+    torch.testing.assert_close(b, twin)

@@ -44,6 +44,7 @@ class Own:
     watch: Watch = field(default_factory=Watch)
     levels: Levels = field(default_factory=lambda: Levels([], torch.empty(0, device="cpu")))
     groups: list[Group] = field(default_factory=list)
+    gone: list[tuple[Any, Rule]] = field(default_factory=list)  # of groups taken away, the object under "learned", and the rule
     steps: dict[Any, Step] = field(default_factory=dict)  # see `Group`
     made: int = 0  # how many steps it has made
     built: Any = None  # what the levels are made from
@@ -201,8 +202,10 @@ class Hyperoptimizer(torch.optim.Optimizer):
         found = [self._found(e, [g for g in before if g.entry is e], gone) for e in entries]
         memory.refresh(self, [g for g in gone if hasattr(g, "owner")])
         for lost in gone:  # by the time that one comes back, the last step will be another
-            lost.learned.update(last=[], rule=lost.rule)
+            lost.learned["last"] = []
+        self._own.gone += [(g.learned, g.rule) for g in gone]
         rules, own = [self.tower.rules[0], *self.rules], [self._rule_of(e) for e in entries]
+        self._own.gone = [x for x in self._own.gone if not any(x[0] is e.get(LEARNED) for e in entries)]
         self._own.groups = [g for g in found if g is not None]
         for i in (i for i, g in enumerate(found) if g is None):
             entry, rule = entries[i], own[i]
@@ -214,9 +217,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def _rule_of(self, entry: dict[str, Any]) -> Rule | None:
         """That of the group whose dict, or a copy of whose dict, `entry` is: also of one that has been taken away."""
-        learned = entry.get(LEARNED, {})
-        here = (g.rule for g in self._own.groups if g.entry is entry or g.learned is learned)
-        return next(here, learned.get("rule"))
+        mine = (g.rule for g in self._own.groups if g.entry is entry)
+        known = chain(((g.learned, g.rule) for g in self._own.groups), reversed(self._own.gone))
+        return next(chain(mine, (rule for learned, rule in known if learned is entry.get(LEARNED))), None)
 
     def _found(self, entry: dict[str, Any], own: list[Group], gone: list[Group]) -> Group | None:
         """The group that goes on in `entry`: its own, or one of those that are gone, of whose dict this is a copy."""
