@@ -80,6 +80,15 @@ def test_evaluation_equals_that_of_one_process(how, ranks):
             assert_same({"": mine}, {"": theirs})
 
 
+def test_fsdp2_state_may_be_copied_and_written_to():
+    """Small shards lie side by side: `copy.deepcopy` takes one that has an offset for something else."""
+    plan = PLANS["tall"]
+    expected = workers.halved_in_place("alone", plan)
+    for result in launch(workers.halved_in_place, 2, "sharded", plan):
+        for mine, theirs in zip(result, expected, strict=True):
+            assert_same({"": mine}, {"": theirs})
+
+
 def test_fsdp2_equals_one_process_for_every_rule():
     first, other = launch(workers.trained, 2, "sharded", EVERY_RULE, 4)
     assert_same(first, alone(4, rules=True))

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import random
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -501,6 +502,40 @@ def test_the_next_steps_are_those_of_torch_with_other_groups(edit, combination):
 @pytest.mark.parametrize("edit", EDITS + REPLACEMENTS)
 def test_it_is_in_the_next_checkpoint(edit, combination, later):
     saved_and_resumed(edit, combination, later)
+
+
+@pytest.mark.parametrize("combination", TOWERS[:-1], ids=name_of)
+@pytest.mark.parametrize("edit", EDITS + REPLACEMENTS + GROUPS)
+def test_what_has_just_been_loaded_may_be_edited(edit, combination, monkeypatch):
+    """Before its first step, too, a resumed optimizer goes on as the one that was saved."""
+    monkeypatch.setattr("hypergradient.group.ALONE", 1)  # of what is gathered, nobody knows which part was written to
+    if edit in GROUPS and combination[3] == 1:
+        edit = the_entry_is_deleted  # there is nothing to regroup
+    optimizer = make(combination, RATE)
+    go(optimizer, 4)
+    twin = resumed(optimizer, combination, RATE)
+    for o in (optimizer, twin):
+        edit(o)
+        go(o, 3, 5)
+    torch.testing.assert_close(everything(twin), everything(optimizer), rtol=0, atol=0)
+    assert values(twin) == values(optimizer)
+
+
+@pytest.mark.parametrize("alone", [1 << 17, 1], ids=["gathered", "alone"])
+@pytest.mark.parametrize("seed", range(30))
+def test_any_sequence_of_edits_goes_on_as_torch(seed, alone, monkeypatch):
+    monkeypatch.setattr("hypergradient.group.ALONE", alone)
+    chance = random.Random(seed)
+    combination = chance.choice([c for c in (*KINDS, *TWO) if c[4] is SMALL])
+    edits = chance.sample([*EDITS, *REPLACEMENTS[:-4], *GROUPS[:-2]], 6)
+    optimizer, twin = make(combination), make_twin(combination)
+    for t, edit in enumerate(edits):
+        for o in (optimizer, twin):
+            go(o, 1, 2 * t)
+            if all(len(group["params"]) for group in o.param_groups) and (len(o.param_groups) > 1 or edit not in GROUPS):
+                edit(o)
+            go(o, 1, 2 * t + 1)
+        same_as_torch(optimizer, twin)
 
 
 @pytest.mark.parametrize("later", [0, 1], ids=["saved at once", "saved a step later"])

@@ -239,6 +239,17 @@ def evaluated(how: str, plan: Plan) -> list[dict[str, Any]]:
     return [*found, run.go(1).result()]
 
 
+def halved_in_place(how: str, plan: Plan) -> list[dict[str, Any]]:
+    """A run in which somebody halves an average, and one that goes on from a copy in memory of what it was before that."""
+    run = Run(how, plan).go(3)
+    copied = copy.deepcopy((run.model.state_dict(), run.optimizer.state_dict()))
+    run.optimizer.state[run.optimizer.param_groups[0]["params"][0]]["exp_avg"].mul_(0.5)
+    found = [run.go(2).result()]
+    run.model.load_state_dict(copied[0])
+    run.optimizer.load_state_dict(copied[1])
+    return [*found, run.go(2).result()]
+
+
 def looked_at(sharded: bool) -> tuple[float, ...]:
     """Outputs at the average and in training, after a training with passes in evaluation and none backward. Of a model whose
     root has parameters of its own, which FSDP2 keeps gathered after such a pass.

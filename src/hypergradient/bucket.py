@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors as flatten
 
 from .layout import Layout, address
-from .numerics import exact, readable, storage, wide
+from .numerics import alike, exact, readable, storage, wide
 from .probe import rehearse
 from .sample import Samples
 from .sensitivity import Step
@@ -80,7 +80,7 @@ class Bucket:
         if not step.elementwise:
             rehearse(step.rule, members[0], self._flat(parts).to(self.dtype), dict(zip(step.state, self.state, strict=True)))
         self.kinds, self.versions = [_kind(p) for p in members], self._versions()
-        self.given = [[(n, x, _place(x)) for n, x in entry.items()] for entry in self.entries]
+        self.given = [[(n, x, place(x)) for n, x in entry.items()] for entry in self.entries]
         for p, entry in zip(members, self.entries, strict=True):
             memory.setdefault(p, {}).update(entry)
 
@@ -176,7 +176,8 @@ class Bucket:
         self.version = [x._version for x in (self.steps, *self.sums)]
 
     def _versions(self) -> list[int]:
-        return [x._version for x in (*self.state, *self.kept)]
+        names = (*self.step.state, *self.step.kept) if self.layout.mesh is not None else ()  # where tensors count apart
+        return [x._version for x in (*self.state, *self.kept, *(mine[n] for mine in self.entries for n in names))]
 
     def written(self) -> bool:
         """Whether somebody has written to what the last step has left behind, of any member: views have one counter."""
@@ -185,19 +186,17 @@ class Bucket:
     def own(self, i: int, memory: Memory) -> bool:
         """Whether `memory` holds of the member `i` what this bucket has put there."""
         found = memory.get(self.members[i], {})
-        return all(found.get(n) is x and _place(x) == where for n, x, where in self.given[i])
+        return all(found.get(n) is x and place(x) == where for n, x, where in self.given[i])
 
     def changed(self, memory: Memory) -> list[Tensor]:
         """The members of which `memory` holds other numbers than this bucket has put there, in the same place or elsewhere."""
         names = (*self.step.state, *self.step.kept)
         views = [self._views(n, x) for n, x in zip(names, (*self.state, *self.kept), strict=True)]
 
-        def alike(i: int, found: Mapping[str, Any]) -> bool:
-            pairs = [(found.get(n), mine[i]) for n, mine in zip(names, views, strict=True)]
-            return all(isinstance(x, Tensor) and x.shape == y.shape and torch.equal(x.to(y), y) for x, y in pairs)
-
         others = [(i, p) for i, p in enumerate(self.members) if not self.own(i, memory)]
-        return [p for i, p in others if self.layout.mesh is not None or not alike(i, memory.get(p, {}))]
+        found = ((p, memory.get(p, {}), [x[i] for x in views]) for i, p in others)
+        spread = self.layout.mesh is not None
+        return [p for p, mine, left in found if spread or not all(map(alike, map(mine.get, names), left))]
 
     # ------------------------------------------------------------- members and elements
 
@@ -299,5 +298,5 @@ def _kind(p: Tensor) -> tuple[Any, ...]:
     return p.shape, p.stride(), p.dtype, p.device, Layout.of(p)
 
 
-def _place(x: Any) -> tuple[Any, ...]:
+def place(x: Any) -> tuple[Any, ...]:
     return address(x), x.shape, x.stride()

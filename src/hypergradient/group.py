@@ -99,7 +99,8 @@ class Group:
         self.resting = {i for i, rests in enumerate(self.saved.get("resting", ())) if rests}  # had not moved in the last step
         self.buckets: list[Bucket] = []
         self.moving: list[Bucket] = []  # those that move in this step
-        self.last: dict[int, Tensor] = {}  # scalars of the last step by its number; of a checkpoint at 0. shape: (rows, sets)
+        last = self.saved.get("last")  # scalars of the last step by its number; of a checkpoint at 0. shape: (rows, sets)
+        self.last = {0: torch.tensor(last, dtype=torch.float64, device="cpu")} if last and any(last[0]) else {}
 
     # ------------------------------------------------------------ what the user says
 
@@ -178,9 +179,9 @@ class Group:
             owner.memory = like.new_tensor(next(iter(self.saved["levels"].values()))["memory"])
         elif old is not None and old.names == owner.names:
             owner.memory = old.memory
-            if tensor:
-                here = [column or 0 for column in columns]
-                self.last = {count: rows[:, here] for count, rows in self.last.items()} if old.sets else {}
+        if tensor:
+            here = [column or 0 for column in columns]
+            self.last = {count: rows[:, here] for count, rows in self.last.items() if rows.shape[1]}
         before = 0 if owner.memory is None else owner.memory.shape[1] // max(1, len(owner.names))  # perhaps fewer parameters
         owner.source = {
             k * sets + i: k * before + column
@@ -193,8 +194,7 @@ class Group:
     def use(self, owner: Hyperparameters) -> None:
         """Use these hyperparameters, from here on or from where a checkpoint left them."""
         self.params = list(self.entry["params"])
-        if self.saved.get("last") and any(self.saved["last"][0]):
-            self.last = {0: owner.given.new_tensor(self.saved["last"])}
+        self.last = {count: rows.to(owner.given) for count, rows in self.last.items()}
         self.owner, self.fresh, self.saved = owner, set(), {}
         self._schedule()
 

@@ -70,6 +70,9 @@ class Layout(NamedTuple):
             return part
         from torch.distributed.tensor import DTensor
 
+        if offset := part.storage_offset() * part.element_size():  # `copy.deepcopy` fails where a DTensor has one
+            rest = part.untyped_storage()[offset:]
+            part = part.new_empty(0).set_(cast(Any, rest), 0, part.shape, part.stride())
         return DTensor.from_local(part, self.mesh, self.placements, shape=like.shape, stride=like.stride())
 
     @property

@@ -99,6 +99,11 @@ def storage(x: Tensor) -> int:
     return cast(int, x.untyped_storage()._cdata)
 
 
+def alike(x: Any, y: Tensor) -> bool:
+    """Whether `x` is a tensor with the numbers of `y`."""
+    return isinstance(x, Tensor) and x.shape == y.shape and torch.equal(x.to(y), y)
+
+
 def readable(x: Tensor) -> bool:
     """Whether the host can read `x`: it has numbers."""
     return not x.is_meta and type(x) is Tensor

@@ -49,6 +49,7 @@ class Own:
     made: int = 0  # how many steps it has made
     built: Any = None  # what the levels are made from
     basis: tuple[Any, list[Any], Callable[[Any], int], list[int]] = (None, [], address, [])  # what the buckets are made from
+    loaded: dict[Tensor, Any] = field(default_factory=dict)  # `memory.marks` of a checkpoint, until the next step
     cotangents: dict[Tensor, Tensor] = field(default_factory=dict)  # the gradients of `tune_on`
     entered: dict[Tensor, Rule] = field(default_factory=dict)  # with which a parameter became its average
 
@@ -341,7 +342,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
             return
         moving = [p for p, moves in zip(params, chain.from_iterable(present), strict=True) if moves]
         shared = overlapping(moving)
+        edited, self._own.loaded = memory.edited(self.state, self._own.loaded), {}
         for group, here in zip(groups, present, strict=True):
+            group.resting |= {i for i, p in enumerate(group.entry["params"]) if p in edited}
             group.fill(self.state, here, shared)
         pattern, seen = (present, [(b.live, True, True) for g in groups for b in g.buckets], shapes), self._objects(params)
         place = Tensor.data_ptr if set(map(type, seen)) <= {Tensor, torch.nn.Parameter} else address
@@ -526,6 +529,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             if key in adapted["state"]:
                 known = adapted["state"][key].items()  # perhaps of a living optimizer
                 self.state[p] = {n: memory.copied(x, None if n in numbers else p) for n, x in known if x is not None}
+        self._own.loaded = memory.marks(self.state)
         for group, p in [(g, p) for g in self._own.groups if g.saved.get("evaluating") for p in g.entry["params"]]:
             evaluation.resume(group.rule, p, self.state.get(p) or {})
 
@@ -570,3 +574,4 @@ class Hyperoptimizer(torch.optim.Optimizer):
         made = [group.saved["made"] for group in self._own.groups if "made" in group.saved]
         steps = (int(mine.get("step", 1)) for mine in self.state.values() if isinstance(mine, dict))
         self._own.made = max(made or steps, default=0)  # one of torch says it of each parameter alone
+        self._own.loaded = memory.marks(self.state)
