@@ -298,3 +298,46 @@ def test_a_rule_that_the_compiler_cannot_follow_goes_without():
         p.grad = p.detach().clone()
         optimizer.step()
     torch.testing.assert_close(p.detach(), torch.full((4,), 0.9 * 0.9 * 0.95))
+
+
+@dataclass(frozen=True)
+class Exchanged(Rule):
+    """Two states that change places, and the parameter as it was before."""
+
+    lr: float = hyperparameter(0.1, nonnegative)
+
+    def init(self, param):
+        return {"a": torch.zeros_like(param), "b": torch.ones_like(param), "before": torch.zeros_like(param)}
+
+    def update(self, param, grad, state, c):
+        return param - self.lr * grad, {"a": state["b"], "b": state["a"], "before": param}
+
+
+@pytest.mark.parametrize("tower", [Exchanged(), Exchanged() / SGD(lr=0.0)], ids=repr)
+def test_a_compiled_step_may_hand_on_what_it_was_given(tower):
+    p = torch.nn.Parameter(torch.ones(4))
+    optimizer = Hyperoptimizer([p], tower, compile=True)
+    for _ in range(3):
+        p.grad = torch.ones(4)
+        optimizer.step()
+    assert optimizer._own.engine.compile
+    assert [optimizer.state[p][n][0].item() for n in ("a", "b", "before")] == pytest.approx([1.0, 0.0, 0.8])
+
+
+def test_what_is_asked_and_exchanged_in_a_compiled_function_is_not_traced():
+    p = torch.nn.Parameter(torch.ones(4))
+    optimizer = Hyperoptimizer([p])
+    p.grad = torch.ones(4)
+    optimizer.step()
+    counter = CompileCounter()
+
+    @torch.compile(backend=counter)
+    def validate(x):
+        optimizer.eval()
+        y = (p * x).sum() * optimizer.hyperparameters()[0]["r"]
+        optimizer.train()
+        return y
+
+    with torch.no_grad():
+        validate(torch.ones(4))
+    assert counter.op_count <= 3

@@ -125,3 +125,18 @@ def test_a_copy_and_its_scheduler_go_on_after_a_load():
     scheduler.step()
     assert ours.param_groups[0]["lr"] == 0.05
     train(ours, mine, 1)
+
+
+@pytest.mark.parametrize("above", [None, SGD(lr=1e-5), "auto"], ids=str)
+def test_a_group_that_comes_later_has_the_defaults_of_the_optimizer(above):
+    """Not those of its first group."""
+    a, b = (torch.ones(2, requires_grad=True) for _ in range(2))
+    groups = [{"params": [a], "lr": 1e-4, "weight_decay": 0.0}]
+    options = {"lr": 0.01, "weight_decay": 0.3, "betas": (0.8, 0.9), "maximize": True}
+    optimizer = from_torch(torch.optim.AdamW(groups, **options), above)
+    optimizer.add_param_group({"params": [b]})
+    group = optimizer.param_groups[1]
+    assert {n: group[n] for n in options} == options
+    b.grad = torch.ones(2)
+    optimizer.step()
+    assert (b > 1 - 0.3 * 0.01 - 1e-6).all()

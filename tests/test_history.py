@@ -428,3 +428,17 @@ def test_of_several_optimizers_that_step_now_and_then_all_are_logged(tmp_path, f
         rows = list(csv.DictReader(file))
     for name in ("hyperparameters/0.Adam.lr", "hyperparameters/0.Adam.lr.optimizer1"):
         assert [int(row["step"]) for row in rows if row.get(name)] == list(range(5, 46, 4))
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_copy_records_the_steps_of_its_copy(closed):
+    params = parameters()
+    optimizer = Hyperoptimizer(params, Adam() / SGD(lr=1e-5))
+    history = History(optimizer)
+    train(optimizer, params, 2)
+    if closed:
+        history.close()
+    theirs, twin, copied = copy.deepcopy((params, optimizer, history))
+    train(twin, theirs, 3, 2)
+    assert {r["step"] for r in copied.records()} == {*range(2 if closed else 5)}
+    assert {r["step"] for r in history.records()} == {0, 1}

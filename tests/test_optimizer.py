@@ -266,3 +266,21 @@ def test_another_loss_may_have_sparse_gradients_of_what_others_move():
         optimizer.zero_grad()
         other.zero_grad()
     assert optimizer.hypergradients()[0]["lr"] != 0
+
+
+@pytest.mark.parametrize("tower", [None, AdamW(lr=1e-3), AdamW(lr=1e-3) / SGD(lr=1e-5)], ids=repr)
+def test_defaults_are_those_of_new_groups(tower):
+    """As in torch: what a group shows that says nothing of itself, also when they are changed."""
+    a, b, c = (torch.ones(2, requires_grad=True) for _ in range(3))
+    optimizer = Hyperoptimizer([a], tower)
+    assert {n: optimizer.param_groups[0][n] for n in optimizer.defaults} == optimizer.defaults
+    optimizer.defaults["weight_decay"] = 0.5
+    optimizer.add_param_group({"params": [b]})
+    optimizer.add_param_group({"params": [c], "weight_decay": 0.1, "betas": (0.5, 0.6)} if tower else {"params": [c]})
+    assert [group["weight_decay"] for group in optimizer.param_groups][1:] == [0.5, 0.1 if tower else 0.5]
+    assert not tower or optimizer.hyperparameters(2)[0]["beta1"] == 0.5
+
+
+def test_a_list_of_parameters_is_no_module():
+    params = torch.nn.ParameterList([torch.ones(2), torch.ones(3)])
+    assert Hyperoptimizer(params).param_groups[0]["params"] == [*params]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hypergradient as hg
-from hypergradient import SGD, Averages, Hyperoptimizer, Rule, hyperparameter, nonnegative
+from hypergradient import SGD, Averages, Hyperoptimizer, Rule, hyperparameter, nonnegative, probe
 
 
 def test_a_rule_may_hand_on_what_it_is_given():
@@ -521,3 +521,131 @@ def test_a_multiplier_that_is_none_is_told():
 
     with pytest.raises(ValueError, match=r"Other: multiplier='scale' is not one of its hyperparameters: lr, beta"):
         Other()
+
+
+@dataclass(frozen=True)
+class Limited(Rule):
+    """Clips the norm of a parameter's gradient."""
+
+    lr: float = hyperparameter(0.1, nonnegative)
+    clip: float = hyperparameter(1.0, nonnegative, tuned=False)
+
+    def update(self, param, grad, state, c):
+        return param - self.lr * grad * torch.clamp(self.clip / grad.norm(), max=1), state
+
+
+@dataclass(frozen=True)
+class Trusted(Rule):
+    """A trust ratio that is switched off by default."""
+
+    lr: float = hyperparameter(0.1, nonnegative)
+    trust: float = hyperparameter(0.0, nonnegative, tuned=False)
+
+    def update(self, param, grad, state, c):
+        ratio = torch.where(self.trust > 0, self.trust * param.norm() / grad.norm(), 1.0)
+        return param - self.lr * ratio * grad, state
+
+
+@dataclass(frozen=True)
+class FromThreeOn(Rule):
+    """Signs for rows of three and more."""
+
+    lr: float = hyperparameter(0.1, nonnegative)
+
+    def update(self, param, grad, state, c):
+        return param - self.lr * (grad - grad.mean(-1, keepdim=True) if grad.shape[-1] >= 3 else grad), state
+
+
+@dataclass(frozen=True)
+class Convolutional(Rule):
+    """Another thing for the kernels of one-dimensional convolutions."""
+
+    lr: float = hyperparameter(0.1, nonnegative)
+
+    def update(self, param, grad, state, c):
+        return param - self.lr * (grad.flip(2) if grad.ndim == 3 else grad), state
+
+
+SELDOM = [
+    (Limited(lr=0.0), {"lr": 0.1}, [(2,), (3,)]),
+    (Limited(clip=1e15), {"clip": 1.0}, [(2,), (3,)]),
+    (Trusted(), {"trust": 0.01}, [(2,), (3,)]),
+    (FromThreeOn(), {}, [(4, 3), (2,)]),
+    (Convolutional(), {}, [(2, 1, 3), (2,)]),
+]
+
+
+@pytest.mark.parametrize(("rule", "values", "shapes"), SELDOM, ids=[f"{type(r).__name__} {v}" for r, v, _ in SELDOM])
+def test_what_a_rule_seldom_does_is_found_by_the_probe(rule, values, shapes):
+    """With other values, and from some size on."""
+    probe._found.clear()
+    Hyperoptimizer([torch.ones(1, requires_grad=True)], rule)  # found once for its class
+    params = [torch.arange(1.0, 1 + math.prod(shape)).view(shape).requires_grad_() for shape in shapes]
+    optimizer = Hyperoptimizer([{"params": params, **values}], rule)
+    expected = []
+    for p in params:
+        p.grad = p.detach() * p.detach()
+        at = rule.at({n: torch.tensor(values.get(n, getattr(rule, n))) for n in rule.hyperparameters()})
+        expected.append(at.update(p.detach(), p.grad, {}, ())[0])
+    optimizer.step()
+    torch.testing.assert_close([p.detach() for p in params], expected)
+
+
+@dataclass(frozen=True)
+class Rooted(Rule):
+    """RMSprop as one writes it: its root has an infinite slope at 0."""
+
+    lr: float = hyperparameter(0.01, nonnegative)
+    beta: float = hyperparameter(0.9, hg.unit_interval)
+
+    def init(self, param):
+        return {"v": torch.zeros_like(param)}
+
+    def update(self, param, grad, state, c):
+        v = self.beta * state["v"] + (1 - self.beta) * grad * grad
+        return param - self.lr * grad / (torch.sqrt(v) + 1e-8), {"v": v}
+
+
+@pytest.mark.parametrize("horizon", [1, 2])
+def test_an_element_that_never_moves_does_not_hold_the_others(horizon):
+    found = []
+    for grads in ([2.0, 1.0, 3.0], [2.0, 1.0, 3.0, 0.0]):
+        p = torch.ones(len(grads), requires_grad=True)
+        optimizer = Hyperoptimizer([p], Rooted(horizon=horizon) / SGD(lr=1e-5))
+        for t in range(5):
+            p.grad = torch.tensor(grads) * (1 + t)
+            optimizer.step()
+        found.append((optimizer.hyperparameters()[0], optimizer.hypergradients()[0]))
+    assert found[0] == found[1]
+    assert found[0][0]["lr"] != 0.01
+
+
+@dataclass(frozen=True)
+class Late(Rule):
+    """What is tuned acts from the fourth step on."""
+
+    lr: float = hyperparameter(0.1, nonnegative)
+    late: float = hyperparameter(0.5, nonnegative)
+
+    def coefficients(self, step):
+        return (self.lr * self.late if step > 3 else self.lr * 1.0,)
+
+    def update(self, param, grad, state, c):
+        return param - c[0] * grad, state
+
+
+def test_what_acts_from_some_step_on_has_its_derivative():
+    p = torch.ones(1, requires_grad=True)
+    optimizer = Hyperoptimizer([p], Late() / SGD(lr=0.0))
+    for _ in range(5):
+        p.grad = torch.full((1,), 2.0)
+        optimizer.step()
+    assert optimizer.hypergradients()[0] == pytest.approx({"lr": -4.0 * 0.5, "late": -4.0 * 0.1})
+
+
+def test_a_rule_is_a_value_that_can_be_hashed_and_read_back():
+    rules = [hg.Adam(), hg.Adam(horizon=math.inf, charts={"lr": hg.POSITIVE}), hg.auto().rules[0], hg.auto().rules[1]]
+    assert len({*rules, *(hg.Adam(), SGD())}) == 5
+    names = {**vars(hg), "math": math}
+    assert all(eval(repr(rule), names) == rule for rule in rules)
+    assert hash(SGD() / SGD()) == hash(SGD() / SGD())

@@ -292,3 +292,40 @@ def train_a_bowl(optimizer, p, steps):
     for _ in range(steps):
         p.grad = p.detach() + 0.1 * torch.randn_like(p)
         optimizer.step()
+
+
+def test_evaluation_in_a_closure_that_is_not_left_goes_back_by_itself():
+    mine, theirs = parameters(), parameters()
+    a, b = Hyperoptimizer(mine, TOWER), Hyperoptimizer(theirs, TOWER)
+    train(a, mine, 5), train(b, theirs, 5)
+
+    def looks():
+        value = closure(a, mine)
+        a.eval()
+        return value
+
+    a.step(looks), b.step(lambda: closure(b, theirs))
+    torch.testing.assert_close(mine, theirs, **EXACT)
+
+
+def test_an_entry_of_the_users_that_is_called_training_is_none_of_ours():
+    params = parameters()
+    optimizer = Hyperoptimizer(params, TOWER)
+    train(optimizer, params, 2)
+    optimizer.state[params[0]]["training"] = True
+    train(optimizer, params, 2)
+    assert optimizer.state[params[0]]["training"] is True
+
+
+def test_a_hook_after_loading_may_go_back_to_training():
+    params = parameters()
+    optimizer = Hyperoptimizer(params, TOWER)
+    train(optimizer, params, 5)
+    before = [p.detach().clone() for p in params]
+    optimizer.eval()
+    theirs = clones(params)
+    twin = Hyperoptimizer(theirs, TOWER)
+    twin.register_load_state_dict_post_hook(lambda o: o.train())
+    twin.load_state_dict(stored(optimizer.state_dict()))
+    twin.train()
+    torch.testing.assert_close([p.detach() for p in theirs], before)

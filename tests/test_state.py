@@ -958,3 +958,45 @@ def test_learning_goes_on_beyond_what_single_precision_can_count(tower):
     assert optimizer.state[params[0]]["step"] == 2**24
     assert len({value for value, *_ in found[1:]}) == 5
     assert found[1][1:] == found[-1][1:]
+
+
+def test_a_hook_after_loading_may_edit_the_state():
+    def edit(o):
+        del o.state[first(o)]
+        o.state[everything(o)[1]]["mine"] = 1
+
+    for optimizer in (make(ALONE[0]), make_twin(ALONE[0])):
+        go(optimizer, 2)
+        optimizer.register_load_state_dict_post_hook(edit)
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        assert first(optimizer) not in optimizer.state
+        assert optimizer.state[everything(optimizer)[1]]["mine"] == 1
+
+
+def test_a_number_of_ones_own_comes_back_as_it_was():
+    optimizer = make(TOWERS[0])
+    go(optimizer, 2)
+    optimizer.state[first(optimizer)]["norm"] = torch.tensor(3.0)
+    twin = resumed(optimizer, TOWERS[0], 0.0)
+    assert twin.state[first(twin)]["norm"].shape == ()
+
+
+@pytest.mark.parametrize("above", [None, SGD(lr=1e-3)], ids=["alone", "tuned"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_an_lr_that_is_a_tensor_is_one_after_a_checkpoint(dtype, above):
+    def made(params):
+        return from_torch(torch.optim.Adam(params, lr=torch.tensor(0.01, dtype=dtype)), above)
+
+    mine = make_params(SMALL)
+    optimizer = made(mine)
+    go(optimizer, 3)
+    optimizer.param_groups[0]["lr"].mul_(0.3)
+    go(optimizer, 1, 3)
+    twin = made([p.detach().clone().requires_grad_() for p in mine])
+    twin.load_state_dict(stored(optimizer.state_dict()))
+    assert isinstance(twin.param_groups[0]["lr"], torch.Tensor)
+    assert twin.param_groups[0]["lr"].item() == optimizer.param_groups[0]["lr"].item()
+    for o in (optimizer, twin):
+        o.param_groups[0]["lr"].fill_(0.02)
+        go(o, 3, 4)
+    torch.testing.assert_close(everything(twin), everything(optimizer), rtol=0, atol=0)

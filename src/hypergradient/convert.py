@@ -50,7 +50,15 @@ def from_torch(
         group["rule"] = replace(rule, **{n: getattr(own, n) for n in own.settings()}) if alike else own
         group["rule"] = _under(above, group["rule"]).rules[0]
     result = Hyperoptimizer(groups, _under(above, rule), **options)
+    usual = _translated({**optimizer.defaults, "params": []}, type(optimizer), tuning)
+    result.defaults.update({n: usual[n] for n in result.defaults if n in usual})
     result.load_state_dict(optimizer.state_dict())
+    _replace(optimizer, result)
+    return result
+
+
+def _replace(optimizer: torch.optim.Optimizer, result: Hyperoptimizer) -> None:
+    """Put `result` in the place of `optimizer`: schedulers, hooks and scripts hold the dicts of that."""
     for i, (theirs, mine) in enumerate(zip(optimizer.param_groups, result.param_groups, strict=True)):
         theirs.clear()
         theirs.update({n: x for n, x in mine.items() if n not in ENGINE or n in result.rules[i].settings()})
@@ -59,7 +67,6 @@ def from_torch(
         setattr(result, hooks, getattr(optimizer, hooks))
     optimizer.param_groups, optimizer.state, result.instead_of = result.param_groups, result.state, optimizer
     optimizer._opt_called = True  # type: ignore[attr-defined]  # what a scheduler asks, which warns where no step was made
-    return result
 
 
 def _tuning(optimizer: Any, above: Any, options: dict[str, Any]) -> dict[str, Any]:

@@ -15,10 +15,15 @@ TRAINING = "training"
 """The name under which `state` holds what a parameter was in training, while the average is in its place."""
 
 
+def inside(entry: Any) -> bool:
+    """Whether `entry`, what is remembered of a parameter, is of one in whose place the average is."""
+    return isinstance(entry, dict) and isinstance(entry.get(TRAINING), Tensor)
+
+
 def enter(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
     """Put the average into `p`; `entry`: what is remembered of it."""
     here, state = _parts(rule, p, entry, wide(p.dtype))
-    if TRAINING in entry or state is None:
+    if inside(entry) or state is None:
         return
     average = rule.evaluated(here.to(wide(p.dtype), copy=True), state)
     entry[TRAINING] = p.detach().clone()
@@ -27,7 +32,7 @@ def enter(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
 
 def leave(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
     """Put back what `p` was in training, to the bit; where somebody has changed it since, what belongs to that average."""
-    if TRAINING not in entry:
+    if not inside(entry):
         return
     old = _real(Layout.of(p).local(entry[TRAINING]))
     dtype = wide(old.dtype)  # of the average as it was made; `p` may have become another since

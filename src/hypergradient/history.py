@@ -52,7 +52,7 @@ class History:
             raise ValueError(f"every={every!r} is not allowed; it must be an integer of at least 1")
         self.optimizer, self.every = optimizer, every
         self._told: dict[int, Any] = {}  # by step: a Snapshot, or once it has been read the records
-        self._hook = optimizer.register_step_post_hook(self._record)
+        self._hook: Any = optimizer.register_step_post_hook(self._record)
 
     def _record(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         step = self.optimizer.made() - 1
@@ -64,7 +64,17 @@ class History:
 
     def close(self) -> None:
         """Stop recording; what has been recorded stays."""
-        self._hook.remove()
+        if self._hook:
+            self._hook.remove()
+        self._hook = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_hook": bool(self._hook)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy records the steps of the copy of its optimizer, which has come without hooks, as in torch."""
+        vars(self).update(state)
+        self._hook = self.optimizer.register_step_post_hook(self._record) if self._hook else None
 
     def records(self) -> list[dict[str, Any]]:
         """All that has been recorded, step by step.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .bucket import place
-from .evaluation import TRAINING
+from .evaluation import TRAINING, inside
 from .group import LEARNED, Group
 from .level import title
 from .numerics import alike, readable
@@ -63,7 +63,7 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
         "followed": group.followed,
         "highest": [group.highest, group.rise],
         "start": group.start,
-        "evaluating": int(any(TRAINING in (optimizer.state.get(p) or {}) for p in group.entry["params"])),
+        "evaluating": int(any(inside(optimizer.state.get(p)) for p in group.entry["params"])),
         "resting": [int(i in past and not past[i][1]) for i in range(len(group.entry["params"]))],
         "said": {type(group.rule).__name__: said},
         "levels": {
@@ -97,7 +97,7 @@ def packed(state_dict: dict[str, Any]) -> dict[str, Any]:
     """`state_dict` with the values in force in its groups."""
     for entry in state_dict["param_groups"]:
         entry[LEARNED] = deepcopy(entry[LEARNED])
-        entry.update({n: force for n, (*_, force) in words(entry).items()})
+        entry.update({n: _like(entry[n], force) for n, (*_, force) in words(entry).items()})
         if "betas" in entry:
             entry["betas"] = entry["beta1"], entry["beta2"]
     return state_dict
@@ -106,6 +106,11 @@ def packed(state_dict: dict[str, Any]) -> dict[str, Any]:
 def words(entry: Mapping[str, Any]) -> dict[str, list[float]]:
     """What the dict of a group has kept under `said`."""
     return next(iter((entry.get(LEARNED) or {}).get("said", {}).values()), {})
+
+
+def _like(given: Any, value: float) -> Any:
+    """`value`, in a tensor where what the user has `given` is one."""
+    return torch.full_like(given, value) if isinstance(given, Tensor) else value
 
 
 # ----------------------------------------------------------------------------- and to come back
@@ -151,10 +156,12 @@ def restore(entry: dict[str, Any], main: str) -> dict[str, float]:
         for n, value in zip(("beta1", "beta2"), entry["betas"], strict=True):
             entry[n] = value if n not in entry or (n in said and entry[n] == said[n][3]) else entry[n]
     for n, (base, old, known, force) in said.items():
-        now = float(entry.get(n, force))
-        entry[n] = old if now in (old, force) else now * base * rise / known if known else now
-        if n == main and old and entry[n] != old:
-            entry[LEARNED] = {**entry[LEARNED], "highest": [highest * entry[n] / old, rise]}
+        given = entry.get(n, force)
+        now, same = float(given), [float(_like(given, x)) for x in (old, force)]
+        user = old if now in same else now * base * rise / known if known else now
+        entry[n] = _like(given, user)
+        if n == main and old and user != old:
+            entry[LEARNED] = {**entry[LEARNED], "highest": [highest * user / old, rise]}
     entry.pop("betas", None)
     return {n: base for n, (base, *_) in said.items()}
 
@@ -183,14 +190,16 @@ def check(tower: Tower, rule: Rule, sets: int, where: str, saved: Mapping[str, A
             )
 
 
-def copied(value: Any, param: Tensor | None) -> Any:
-    """A copy of what is remembered; a number of an optimizer of torch, such as NAdam's product, in the shape of `param`."""
-    if not isinstance(value, Tensor) or param is None:
-        return value.clone() if isinstance(value, Tensor) else value
+def copied(value: Any, param: Tensor, spread: bool) -> Any:
+    """A copy of what is remembered of `param`; to be `spread` over its elements, where it is a number of an optimizer of torch,
+    such as NAdam's product.
+    """
+    if not isinstance(value, Tensor) or not spread or value.ndim:
+        return value.to(param.device).clone() if isinstance(value, Tensor) else value
     value = value.to(param.device)  # as torch.optim
-    if value.ndim == 0 and param.ndim and param.is_complex() and not value.is_complex():
+    if param.ndim and param.is_complex() and not value.is_complex():
         value = torch.complex(value, value)  # for both parts
-    return value.expand(param.shape).clone() if value.ndim == 0 else value.clone()
+    return value.expand(param.shape).clone()
 
 
 def upgraded(state_dict: dict[str, Any]) -> dict[str, Any]:

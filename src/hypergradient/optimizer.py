@@ -22,13 +22,19 @@ from .layout import Layout, address, overlapping, reshard, total
 from .level import COUNT, Hyperparameters, Level, Levels, upper
 from .numerics import exact, plain, readable
 from .objective import gradients
-from .probe import sums
+from .probe import remembered
 from .report import Snapshot, printed
 from .rule import Rule
 from .sensitivity import Step
 from .tower import Tower
 from .watch import Watch
 
+INSTEAD = (
+    (torch.optim.Optimizer, "an optimizer", "from_torch(optimizer, above=…)"),
+    (torch.nn.Module, "a module", "Hyperoptimizer(model.parameters())"),
+)
+MANY = 1000
+"""Groups taken away of which the rule is known."""
 Grads = list[list[Tensor | None]]
 
 
@@ -102,16 +108,16 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 f"Hyperoptimizer has no argument {', '.join(others)}; allowed: params, tower, per, maximize, compile. "
                 "It finds the lr; other values belong to a rule: auto(weight_decay=0.1), Adam(lr=1e-3) / SGD(lr=1e-5)"
             )
-        if isinstance(params, torch.optim.Optimizer):
-            raise TypeError(f"params={type(params).__name__} is an optimizer: write from_torch(optimizer, above=…)")
-        if isinstance(params, torch.nn.Module):
-            raise TypeError(f"params={type(params).__name__} is a module: write Hyperoptimizer(model.parameters())")
+        for kind, what, write in INSTEAD:
+            if isinstance(params, kind) and not isinstance(params, torch.nn.ParameterList):
+                raise TypeError(f"params={type(params).__name__} is {what}: write {write}")
         if per not in ("all", "group", "tensor"):
             raise ValueError(f"per={per!r} is not allowed; it must be 'all', 'group' or 'tensor'")
         self.tower, self.per, self.compile = auto() if tower is None else Tower.of(tower), per, compile
         self._own = Own(Engine(compile))
-        defaults: dict[str, Any] = {}
-        values_of(defaults, self.tower.rules[0], "group 0")
+        usual = self._usual_lr(rule := self.tower.rules[0])
+        defaults: dict[str, Any] = {} if usual is None else {"lr": usual}
+        values_of(defaults, rule, "group 0")
         super().__init__(params, {**defaults, "maximize": maximize})
 
     # ------------------------------------------------------------------ groups
@@ -121,6 +127,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """The rule of each group."""
         return [group.rule for group in self._own.groups]
 
+    @_disable_dynamo
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add the dict `param_group`, also in mid-training; its hyperparameters are fresh, the levels above go on.
 
@@ -130,8 +137,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
         where = f"group {len(self.param_groups)}"
         if not isinstance(param_group, dict) or "params" not in param_group:
             raise TypeError(f"{where}: a group is a dict with 'params', got {param_group!r}")
-        entry = {**param_group, LEARNED: {}}
-        rule, params = self._rule_of(param_group) or self.tower.rules[0], entry["params"]
+        entry, rule = {**param_group, LEARNED: {}}, self._rule_of(param_group)
+        if rule is None and "rule" not in param_group:
+            given = {"betas", *(("beta1", "beta2") if "betas" in param_group else ())}
+            entry = {**{n: x for n, x in self.defaults.items() if n not in given}, **entry}
+        rule, params = rule or self.tower.rules[0], entry["params"]
         entry["params"] = [params] if isinstance(params, Tensor) else params if isinstance(params, set) else list(params)
         group, known = self._group(entry, [rule], where), set(entry)
         super().add_param_group(entry)
@@ -176,12 +186,15 @@ class Hyperoptimizer(torch.optim.Optimizer):
                     "parameter; use FSDP2, torch.distributed.fsdp.fully_shard"
                 )
 
+    def _usual_lr(self, rule: Rule) -> float | None:
+        return usual_lr(rule) if self.tower.height else None
+
     def _settle(self, entry: dict[str, Any], rule: Rule, where: str) -> tuple[Rule, dict[str, float], dict[str, float]]:
         """Complete the dict of a group, and find its rule, the bases of its tuned hyperparameters, and what is learned from
         elsewhere.
         """
         saved, begins = memory.restore(entry, rule.multiplier or "lr"), dict[str, float]()
-        if usual := usual_lr(rule) if self.tower.height else None:
+        if usual := self._usual_lr(rule):
             start = float(getattr(rule, "lr"))  # noqa: B009
             if entry.setdefault("lr", usual) != start:
                 saved, begins = {"lr": usual, **saved}, {"lr": start}
@@ -204,7 +217,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         memory.refresh(self, [g for g in gone if hasattr(g, "owner")])
         for lost in gone:  # by the time that one comes back, the last step will be another
             lost.learned["last"] = []
-        self._own.gone += [(g.learned, g.rule) for g in gone]
+        self._own.gone = [*self._own.gone[-MANY:], *((g.learned, g.rule) for g in gone)]
         rules, own = [self.tower.rules[0], *self.rules], [self._rule_of(e) for e in entries]
         self._own.gone = [x for x in self._own.gone if not any(x[0] is e.get(LEARNED) for e in entries)]
         self._own.groups = [g for g in found if g is not None]
@@ -287,11 +300,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
             ValueError: a group says what is not allowed, likewise.
         """
         loss = None
-        if any(map(evaluation.averages, self.rules)) and self._evaluating():
-            self.train()
+        self._leave_evaluation()
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+            self._leave_evaluation()
         grads = [[p.grad for p in group["params"]] for group in self.param_groups]
         self._check_gradients(grads)
         if all(g is None for g in chain.from_iterable(grads)):  # nothing moves, so the last step stays the last
@@ -426,9 +439,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """Put the parameters of training back, to the bit. `step` does it by itself."""
         self._exchange(evaluation.leave)
 
-    def _evaluating(self) -> bool:
-        return any(isinstance(entry, dict) and evaluation.TRAINING in entry for entry in self.state.values())
+    def _leave_evaluation(self) -> None:
+        if any(map(evaluation.averages, self.rules)) and any(map(evaluation.inside, self.state.values())):
+            self.train()
 
+    @_disable_dynamo
     @torch.inference_mode(False)
     @torch.no_grad()
     def _exchange(self, move: Callable[[Rule, Tensor, dict[str, Any]], None]) -> None:
@@ -450,6 +465,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     # ------------------------------------------------------------ what it does
 
+    @_disable_dynamo
     def hyperparameters(self, group: int = 0) -> list[dict[str, Any]]:
         """The values in force now in group number `group`, by default 0, in natural units, by level; level 0 moves the weights.
 
@@ -462,6 +478,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._assemble()
         return self.snapshot().hyperparameters(group)
 
+    @_disable_dynamo
     def hypergradients(self, group: int = 0) -> list[dict[str, Any]]:
         """``dL/dvalue`` as read in the last step, for what is tuned, in the shape of `hyperparameters`.
 
@@ -489,6 +506,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     # ------------------------------------------------------------- checkpoints
 
+    @_disable_dynamo
     def state_dict(self) -> dict[str, Any]:
         """As of every optimizer of torch. In its groups, the values are those in force, for an optimizer of torch to go on
         with; what has been learned stands beside them under "learned".
@@ -500,6 +518,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         finally:
             hook.remove()
 
+    @_disable_dynamo
     @torch.inference_mode(False)
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, to the last bit; or from one of the optimizer of torch that is like the rule.
@@ -517,18 +536,24 @@ class Hyperoptimizer(torch.optim.Optimizer):
             self._compare(adapted["param_groups"])
             return adapted
 
-        hook = self.register_load_state_dict_pre_hook(look)  # the last one, that sees what others have made of it
+        hooks = [
+            self.register_load_state_dict_pre_hook(look),  # the last one, that sees what others have made of it
+            self.register_load_state_dict_post_hook(lambda _: self._take(adapted), prepend=True),  # others may edit it
+        ]
         try:
             super().load_state_dict(state_dict)
         finally:
-            hook.remove()
-        # torch has cast the state to the dtypes of the parameters; what it remembers of half-precision ones is wider.
+            for hook in hooks:
+                hook.remove()
+
+    def _take(self, adapted: dict[str, Any]) -> None:
+        """Take over the state. (torch has cast it to the dtypes of the parameters; that of half precision is wider.)"""
         saved = chain.from_iterable(group["params"] for group in adapted["param_groups"])
-        numbers = {"step", *chain.from_iterable(map(sums, self.rules))}
+        own = {n for rule in self.rules for n in remembered(rule)}
         for p, key in zip(chain.from_iterable(group["params"] for group in self.param_groups), saved, strict=True):
             if key in adapted["state"]:
                 known = adapted["state"][key].items()  # perhaps of a living optimizer
-                self.state[p] = {n: memory.copied(x, None if n in numbers else p) for n, x in known if x is not None}
+                self.state[p] = {n: memory.copied(x, p, n in own) for n, x in known if x is not None}
         self._own.loaded = memory.marks(self.state)
         for group, p in [(g, p) for g in self._own.groups if g.saved.get("evaluating") for p in g.entry["params"]]:
             evaluation.resume(group.rule, p, self.state.get(p) or {})

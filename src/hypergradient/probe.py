@@ -10,12 +10,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from .averages import Averages
 from .charts import POSITIVE, UNIT
 from .numerics import on_host
 from .rule import Age, Rule, State, each
 
+STEPS = 2.0, 1.0, 1000.0
+"""The numbers of the steps in which a rule is looked at."""
 RESERVED = "step", "numbers", "training"
 """Names that the state of a rule cannot have, besides those that begin with `KEPT` or "level "."""
 KEPT = "last_"
@@ -77,23 +80,41 @@ ELEMENTS = (0.7, 50.0), (-30.0, -2e-3), (4e-3, 1e-6), (8.0, 1e9)
 """Parameters and their gradients, among them what is beyond every bound by which a rule may clip a norm."""
 SHAPES = (4,), (2, 2), (2, 1, 1, 2)
 """Of vectors, matrices, and kernels of a convolution."""
+ASKED = Tensor.size, Tensor.dim, Tensor.numel, Tensor.__len__, *(getattr(Tensor, n).__get__ for n in ("shape", "ndim"))
+"""By what a rule asks for a shape: it may do one thing from some size on."""
+
+
+class Asks(TorchFunctionMode):
+    """Notes whether a shape is asked for."""
+
+    found = False
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found |= function in ASKED
+        return function(*args, **(kwargs or {}))
 
 
 def _moves_apart(rule: Rule) -> bool:
+    """With its values, and with others: what is switched off now may be on in another group."""
     params, grads = torch.tensor(ELEMENTS, dtype=torch.float64).unbind(1)
-    given = {n: torch.tensor(next(each(getattr(rule, n))), dtype=torch.float64) for n in rule.hyperparameters()}
+    own = {n: torch.tensor(next(each(getattr(rule, n))), dtype=torch.float64) for n in rule.hyperparameters()}
 
-    def walk(param: Tensor, grad: Tensor) -> Tensor:
+    def walk(param: Tensor, grad: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         at, state, sums = rule.at(given), rule.init(param), dict[str, Tensor]()
         for count in (1.0, 2.0, 3.0):
             at, c, sums = prepared(at, torch.tensor(count, dtype=torch.float64), sums)
-            param, state = updated(at, param, grad * count, state, c)
+            with asks:
+                param, state = updated(at, param, grad * count, state, c)
         return torch.stack([x.expand_as(param).flatten() for x in (param, *state.values())])
 
-    try:
-        apart = torch.cat([walk(p, g) for p, g in zip(params.split(1), grads.split(1), strict=True)], dim=1)
-        together = (walk(params.view(shape), grads.view(shape)) for shape in SHAPES)
+    def alike(given: Mapping[str, Tensor]) -> bool:
+        apart = torch.cat([walk(p, g, given) for p, g in zip(params.split(1), grads.split(1), strict=True)], dim=1)
+        together = (walk(params.view(shape), grads.view(shape), given) for shape in SHAPES)
         return all(torch.allclose(x, apart, rtol=1e-9, atol=0, equal_nan=True) for x in together)
+
+    asks = Asks()
+    try:
+        return all(map(alike, (own, dict.fromkeys(own, params.new_tensor(0.5))))) and not asks.found
     except Unlike:
         raise
     except (RuntimeError, IndexError, ValueError, AssertionError):  # it needs a shape
@@ -157,7 +178,7 @@ def branches(rule: Rule, names: Sequence[str]) -> None:
 def idle(rule: Rule, names: Sequence[str]) -> list[str]:
     """Which of `names` have no derivative in any of some steps, so that nothing would ever move them."""
     left, one = [*names], torch.ones((2, 2), dtype=torch.float64)
-    for count in (1.0, 2.0, 1000.0):
+    for count in STEPS:
         values = {n: (one.sum() / 8).requires_grad_(n in names) for n in rule.hyperparameters()}
         at, c, _ = prepared(rule.at(values), count * one.sum() / 4, {})
         try:
@@ -223,11 +244,11 @@ def follows_movement(rule: Rule, names: Sequence[str]) -> bool:
     return unbounded and (*names,) == (rule.multiplier,) and rule.chart(names[0]) == POSITIVE
 
 
-def scalars(rule: Rule, names: Sequence[str]) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-    """Values for a step of one element, of which `names` are tuned, and the coefficients made of them."""
+def scalars(rule: Rule, names: Sequence[str], count: float = 2.0) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    """Values for step number `count` of one element, of which `names` are tuned, and the coefficients made of them."""
     one = torch.ones((), dtype=torch.float64)
     values = {n: (one / 2).requires_grad_(n in names) for n in rule.hyperparameters()}
-    _, c, _ = prepared(rule.at(values), 2 * one, {})
+    _, c, _ = prepared(rule.at(values), count * one, {})
     _several(rule, "coefficients", c, "(x,), also of a single one")
     return values, tuple(x if isinstance(x, Tensor) else one.new_tensor(x) for x in c)
 
@@ -245,14 +266,14 @@ def looks(rule: Rule, values: dict[str, Tensor], c: tuple[Tensor, ...]) -> set[s
     return found
 
 
-def links(values: dict[str, Tensor], c: tuple[Tensor, ...], names: Sequence[str]) -> list[tuple[int, str]]:
-    """Which coefficient depends on which of `names`."""
-    tuned, links = [values[n] for n in names], []
-    for i, x in enumerate(c):
-        if x.requires_grad:
-            found = torch.autograd.grad(x, tuned, allow_unused=True, retain_graph=True)
-            links += [(i, n) for n, slope in zip(names, found, strict=True) if slope is not None]
-    return links
+def links(rule: Rule, names: Sequence[str]) -> list[tuple[int, str]]:
+    """Which coefficient depends on which of `names`, in any of some steps."""
+    links = dict[tuple[int, str], None]()
+    for values, c in (scalars(rule, names, count) for count in STEPS):
+        for i, x in ((i, x) for i, x in enumerate(c) if x.requires_grad):
+            found = torch.autograd.grad(x, [values[n] for n in names], allow_unused=True, retain_graph=True)
+            links.update({(i, n): None for n, slope in zip(names, found, strict=True) if slope is not None})
+    return sorted(links, key=lambda link: (link[0], names.index(link[1])))
 
 
 def keeps(rule: Rule, names: Sequence[str], values: dict[str, Tensor], c: tuple[Tensor, ...]) -> tuple[str, dict[str, int]]:
@@ -267,7 +288,7 @@ def keeps(rule: Rule, names: Sequence[str], values: dict[str, Tensor], c: tuple[
     weights = _weights(rule, values, c) if made and names and rule.one_step and not rule.normalize else None
     if not weights:
         return "sensitivity" if weights is None else "nothing", {}
-    undone = all(rule.chart(n) == UNIT for i, n in links(values, c, names) if i in weights.values())
+    undone = all(rule.chart(n) == UNIT for i, n in links(rule, names) if i in weights.values())
     return ("gradient", weights) if undone else ("sensitivity", {})
 
 

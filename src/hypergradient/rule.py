@@ -133,7 +133,7 @@ class Rule(metaclass=Notation):
     """
 
     tune: tuple[str, ...] | None = field(default=None, kw_only=True)
-    charts: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    charts: Mapping[str, Any] = field(default_factory=dict, kw_only=True, hash=False)
     horizon: float | Age = field(default=1, kw_only=True)
     normalize: str | None = field(default=None, kw_only=True)
     sample: int = field(default=1, kw_only=True)
@@ -327,7 +327,11 @@ class Rule(metaclass=Notation):
 
     def __repr__(self) -> str:
         shown = [(f.name, getattr(self, f.name), f) for f in sorted(fields(self), key=lambda f: bool(f.kw_only))]
-        body = (f"{n}={v!r}" for n, v, f in shown if n == "lr" or v != (f.default if n != "charts" else {}))
+        body = (
+            f"{n}={'math.inf' if v == math.inf else repr(v)}"
+            for n, v, f in shown
+            if n == "lr" or v != (f.default if n != "charts" else {})
+        )
         return f"{type(self).__name__}({', '.join(body)})"
 
 

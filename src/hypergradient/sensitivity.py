@@ -20,7 +20,7 @@ from torch.nn.functional import threshold
 
 from . import probe
 from .normalize import NORMALIZATIONS
-from .numerics import added, finite_or_zero, on_host
+from .numerics import added, copied, finite_or_zero, on_host
 from .probe import KEPT, prepared, sums_after
 from .rule import Rule, State
 from .sample import Sample
@@ -91,7 +91,7 @@ class Step:
             keeps, self.weights = probe.keeps(self.rule, names, values, c)
             if keeps != "movement":
                 probe.warn_of_idle(self.rule, names)
-            self.links = probe.links(values, c, names) if keeps != "movement" else []
+            self.links = probe.links(self.rule, names) if keeps != "movement" else []
             self.looks = probe.looks(self.rule, values, c)
         t, k = len(names), len(c)
         ends = accumulate((1, len(self.sums), len(self.order), t, k, t * k), initial=0)
@@ -146,7 +146,7 @@ class Step:
             return [*[x.expand(1, sets) for x in made(values[:t])], values.new_zeros(t * k, sets)]
         own = torch.eye(k, dtype=values.dtype, device=values.device).unsqueeze(2).expand(k, k, sets)
         (c,), _, (slope,) = slopes(copies, [values[:t].unsqueeze(1).expand(t, k, sets)], [own])
-        assert slope is not None
+        slope = torch.zeros_like(own) if slope is None else slope  # in this step none depends on what is tuned
         return [c.select(1, 0), (slope * scale.unsqueeze(1)).view(t * k, sets)]
 
     def scalars(self, rows: Tensor) -> Scalars:
@@ -289,7 +289,7 @@ class Step:
         if not self.replays:
             self._keep(kept, sensitivity, scalars)
         pairs = [(t, x) for t, x in ((param, new), *((places[n], x) for n, x in new_state.items())) if x is not t]
-        for target, x in [(t, x.clone() if any(x is y for y, _ in pairs) else x) for t, x in pairs]:
+        for target, x in [(t, copied(x) if any(x is y for y, _ in pairs) else x) for t, x in pairs]:
             target.copy_(x)  # what is handed on from one to the other was read before it is written
 
     def follow(self, piece: Piece, now: Tensor) -> None:
@@ -303,7 +303,8 @@ class Step:
 
     def _keep(self, kept: Tensors, sensitivity: Tensors, scalars: Scalars) -> None:
         for t, slope in zip(kept, sensitivity, strict=True):  # what is not finite would stay for ever
-            t.copy_(slope if self.rule.one_step else finite_or_zero(t * self.rule.fading(scalars.t) + slope))
+            new = slope if self.rule.one_step else t * self.rule.fading(scalars.t) + slope
+            t.copy_(new if self.rule.one_step and self.ours else finite_or_zero(new))  # a root's slope at 0, in others' rules
 
     @torch.enable_grad()
     def _advance_any(self, scalars: Scalars, param: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
