@@ -1,6 +1,7 @@
 """Whose the state is: what scripts do to `state`, `param_groups` and `state_dict()` does what it does with torch.optim."""
 
 import copy
+import io
 import pickle
 import random
 from collections import defaultdict
@@ -11,6 +12,8 @@ import pytest
 import torch
 from cases import RULES, parameters, train
 from helpers import refusal, stored
+from torch.utils._python_dispatch import return_and_correct_aliasing
+from torch.utils._pytree import tree_map
 
 import hypergradient as hg
 from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer, Muon, RMSprop, from_torch
@@ -1000,3 +1003,37 @@ def test_an_lr_that_is_a_tensor_is_one_after_a_checkpoint(dtype, above):
         o.param_groups[0]["lr"].fill_(0.02)
         go(o, 3, 4)
     torch.testing.assert_close(everything(twin), everything(optimizer), rtol=0, atol=0)
+
+
+class Wrapped(torch.Tensor):
+    """Stands for another tensor, as quantized ones do."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, strides=inner.stride())
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __tensor_flatten__(self):
+        return ["inner"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner, *_):
+        return Wrapped(inner["inner"])
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        inner, options = tree_map(lambda x: x.inner if isinstance(x, Wrapped) else x, (args, kwargs or {}))
+        out = tree_map(lambda x: Wrapped(x) if isinstance(x, torch.Tensor) else x, function(*inner, **options))
+        return return_and_correct_aliasing(function, args, kwargs or {}, out)
+
+
+def test_the_state_of_parameters_that_stand_for_others_can_be_copied_and_saved():
+    params = [torch.nn.Parameter(Wrapped(x.detach())) for x in make_params(SMALL)]
+    optimizer = Hyperoptimizer(params, AdamW(lr=1e-3))
+    for p in params:
+        p.grad = Wrapped(torch.ones(p.shape))
+    optimizer.step()
+    copy.deepcopy(optimizer.state_dict())
+    torch.save(optimizer.state_dict(), io.BytesIO())

@@ -1,12 +1,13 @@
-"""A step size that runs away, or comes to rest at 0, is said once, with the group, the value and what to write instead."""
+"""What goes wrong in tuning is said once, with the group, the value and what to write instead."""
 
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
 from cases import parameters, train
 
-from hypergradient import SGD, Adam, Hyperoptimizer, auto
+from hypergradient import SGD, Adam, Averages, Hyperoptimizer, auto, hyperparameter, nonnegative, unit_interval
 
 
 def descend(tower, steps=40, **options):
@@ -50,3 +51,48 @@ def test_nothing_is_said_of_what_goes_well(tower):
         warnings.simplefilter("error")
         params = parameters()
         train(Hyperoptimizer(params, tower), params, 60)
+
+
+@dataclass(frozen=True)
+class Rooted(Averages):
+    """RMSprop as one writes it."""
+
+    lr: float = hyperparameter(0.01, nonnegative)
+    beta: float = hyperparameter(0.9, unit_interval)
+
+    def init(self, param):
+        return {"v": torch.zeros_like(param)}
+
+    def coefficients(self, step):
+        return (1 - self.beta,)
+
+    def averages(self, grad, c):
+        return {"v": (grad, c[0], grad)}
+
+    def displacement(self, state, c):
+        return self.lr * state["v"] / (torch.sqrt(state["v"]) + 1e-8)
+
+
+@dataclass(frozen=True)
+class Safe(Rooted):
+    def displacement(self, state, c):
+        return self.lr * state["v"] / (torch.sqrt(state["v"].clamp_min(1e-38)) + 1e-8)
+
+
+@pytest.mark.parametrize("rule", [Rooted(), Safe()], ids=repr)
+def test_a_rule_of_ones_own_whose_derivative_is_never_finite_is_said(rule):
+    p, rests = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    optimizer = Hyperoptimizer([{"params": [rests]}, {"params": [p]}], rule / SGD(lr=1e-5))
+
+    def go():
+        for t in range(40):
+            p.grad = torch.tensor([1.0 + t, 0.0])
+            rests.grad = torch.ones(2) if t < 12 else None
+            optimizer.step()
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        go()
+    messages = [str(w.message) for w in said]
+    assert len(messages) == isinstance(rule, Rooted) - isinstance(rule, Safe)
+    assert all("group 1: the hypergradients of Rooted are NaN" in m for m in messages)

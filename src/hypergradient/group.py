@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .bucket import Bucket, Memory
-from .layout import Layout
+from .layout import Layout, wrapper
 from .level import Hyperparameters, title
 from .numerics import readable
 from .rule import Rule, check
@@ -254,7 +254,7 @@ class Group:
         for i, mine in known.items():
             p = self.params[i]
             size = Layout.of(p).local(p).numel()
-            alone = size >= ALONE or apart or id(p) in shared or self.step.sample(p)
+            alone = size >= ALONE or apart or id(p) in shared or self.step.sample(p) or wrapper(p)
             kind = p.dtype, p.device, Layout.of(p, whole=apart), i if alone else None, *mine
             filled[kind] += size
             alike[(filled[kind] // bound, *kind)].append(i)

@@ -98,6 +98,11 @@ def total(parts: Iterable[tuple[Key, Processes, Tensor]]) -> dict[Key, Tensor]:
     return found
 
 
+def wrapper(x: Tensor) -> bool:
+    """Whether a tensor only stands for others, and is no shard: a part of one cannot be copied or saved."""
+    return type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not hasattr(x, "placements")
+
+
 def address(x: Any) -> int:
     """Where the elements of `x` that are here begin; 0 where there are none."""
     here = getattr(x, "_local_tensor", x)

@@ -1,4 +1,4 @@
-"""A watch over step sizes: one that runs away, or comes to rest at 0, is said once."""
+"""A watch over what is tuned: a step size that runs away or comes to rest at 0, or what cannot be read, is said once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .group import Group
-from .level import Levels
+from .level import READ, Levels
 from .numerics import REACH, readable
 
 EVERY = 8
@@ -37,6 +37,7 @@ class Watch:
     def __init__(self) -> None:
         self._said = False
         self._seen: list[float] = []
+        self._unread = set[int]()  # which could not be read when that was looked at
         self._coming: tuple[Tensor, torch.cuda.Event | None] | None = None
 
     def look(self, groups: Sequence[Group], levels: Levels, made: int) -> None:
@@ -48,14 +49,17 @@ class Watch:
         if made % EVERY == 1:
             self._coming = self._copied(levels)
         elif self._coming is not None and (self._coming[1] is None or self._coming[1].query()):
-            self._compare(groups, self._coming[0].tolist())
+            values, read = self._coming[0].tolist()
+            self._compare(groups, values)
+            self._look_at_what_is_read(groups, read)
             self._coming = None
 
     @staticmethod
     def _copied(levels: Levels) -> tuple[Tensor, torch.cuda.Event | None] | None:
         if not readable(levels.memory) or levels.memory.device.type not in ("cpu", "cuda"):  # others would be waited for
             return None
-        found = levels.learned(levels.memory)[0]
+        first = levels.levels[0]
+        found = torch.stack([levels.learned(levels.memory)[0], levels.of(first)[READ]])
         there = torch.empty_like(found, device="cpu", pin_memory=found.is_cuda).copy_(found, non_blocking=True)
         event = torch.cuda.current_stream(found.device).record_event() if found.is_cuda else None
         return there, event
@@ -74,6 +78,17 @@ class Watch:
                 if own.rule.normalize is None and value > max(1.0, old * FAR):
                     far = f"from {old:.3g} to {value:.3g} in {EVERY} steps"
                     return self._say(f"group {i}: the learned lr has run away, {far}{ADVICE}")
+
+    def _look_at_what_is_read(self, groups: Sequence[Group], read: list[float]) -> None:
+        """Of rules of one's own: where a derivative is not finite, nothing moves. (Of the others' it is the gradient's.)"""
+        before, self._unread = self._unread, {i for i, x in enumerate(read) if x != x}
+        for i, group in enumerate(groups):
+            lost = {*range(group.owner.place.start, group.owner.place.stop)} & before & self._unread
+            if lost and group.moving and group.followed > EVERY and not group.step.ours:
+                return self._say(
+                    f"group {i}: the hypergradients of {type(group.rule).__name__} are NaN, so nothing is tuned. Has a root in "
+                    "it an infinite slope at 0? Write torch.sqrt(x.clamp_min(1e-38)) for torch.sqrt(x)"
+                )
 
     def _look_at_schedules(self, groups: Sequence[Group]) -> None:
         for i, group in enumerate(groups):
