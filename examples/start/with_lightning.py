@@ -31,11 +31,11 @@ class Digits(pl.LightningModule):
 
     def on_validation_model_eval(self):  # Lightning does not call the optimizer's eval and train by itself
         super().on_validation_model_eval()
-        for optimizer in self.trainer.optimizers:
-            optimizer.eval()
+        if self.trainer.state.fn == "fit":  # elsewhere the weights are those of a checkpoint, or of the last epoch's average
+            for optimizer in self.trainer.optimizers:
+                optimizer.eval()
 
-    def on_validation_model_train(self):
-        super().on_validation_model_train()
+    def on_train_batch_start(self, batch, batch_idx):  # not before: checkpoints are of the weights that were evaluated
         for optimizer in self.trainer.optimizers:
             optimizer.train()
 

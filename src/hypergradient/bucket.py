@@ -255,8 +255,9 @@ class Bucket:
         if len(self.members) > 1:
             torch._foreach_copy_(self.layout.parts(self.members), self.places[: len(self.members)])
             return
-        if self.complex or self.layout.mesh is not None or not self.param._is_view():  # perhaps a copy
-            own, (p,) = Layout.of(self.members[0]), self.members
+        (p,) = self.members
+        if self.complex or p.is_neg() or self.layout.mesh is not None or not self.param._is_view():  # perhaps a copy
+            own = Layout.of(p)
             here = own.local(p)
             if storage(here) != storage(self.param):
                 here.copy_(own.local(self.layout.join(self.views(self.param)[0], p)))
@@ -264,7 +265,7 @@ class Bucket:
 
     def rest(self) -> None:
         """Let a step pass in which these elements did not move."""
-        self.live = self.live and not self.step.replays  # what it has left behind is no more what a replay would need
+        self.live = self.live and not self.step.lapses
         for kept in self.kept:
             kept.mul_(self.step.rule.fading(max(self.count, 1)))
         self.versions = self._versions()

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints, transforms
+from torch.distributions import Distribution, constraints, transforms
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import Transform
 
@@ -159,10 +159,18 @@ def _spell(transform: Transform) -> str:
     """`transform` with its arguments, which its own `repr` leaves out."""
     if isinstance(transform, transforms.ComposeTransform):
         return f"ComposeTransform([{', '.join(map(_spell, transform.parts))}])"
+    if isinstance(transform, transforms._InverseTransform):
+        return f"{_spell(transform.inv)}.inv"
     given = inspect.signature(type(transform)).parameters  # not what a transform has computed and kept since, as `sign`
-    numbers = {n: x.tolist() if isinstance(x, Tensor) else x for n, x in vars(transform).items() if n in given}
-    said = (f"{n}={x!r}" for n, x in numbers.items() if isinstance(x, (int, float, list)))
+    said = (f"{n}={text}" for n, x in vars(transform).items() if n in given and (text := _argument(x)))
     return f"{type(transform).__name__}({', '.join(said)})"
+
+
+def _argument(x: Any) -> str:
+    if isinstance(x, Distribution):
+        return f"{type(x).__name__}({', '.join(f'{n}={_argument(getattr(x, n))}' for n in x.arg_constraints)})"
+    x = x.tolist() if isinstance(x, Tensor) else x
+    return repr(x) if isinstance(x, (int, float, list)) else ""
 
 
 REAL = Chart(transforms.identity_transform, name="REAL")

@@ -160,9 +160,10 @@ class Engine:
             return self._played(function, form, tensors, dynamic is not False)
         if (function, form) not in self._compiled:
             self._compiled[function, form] = Compiled(function, form, dynamic)
+        exc = torch._dynamo.exc
         try:
             return self._compiled[function, form](tensors)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except (exc.TorchDynamoException, getattr(exc, "FailOnRecompileLimitHit", exc.TorchDynamoException)) as error:
             self.compile = False  # before anything has run, so nothing is done twice
             inner = getattr(error, "inner_exception", error)
             cause = f"{type(inner).__name__}: {inner}".splitlines()[0]

@@ -97,6 +97,7 @@ class Group:
         self.highest, self.rise = self.heights = self.saved.get("highest", (0.0, 1.0))
         self.followed: int = self.saved.get("followed", 0)  # steps one after the other, each of which could read the one before
         self.resting = {i for i, rests in enumerate(self.saved.get("resting", ())) if rests}  # had not moved in the last step
+        self.edited = set[Tensor]()  # of which somebody has written to what a checkpoint remembers
         self.buckets: list[Bucket] = []
         self.moving: list[Bucket] = []  # those that move in this step
         last = self.saved.get("last")  # scalars of the last step by its number; of a checkpoint at 0. shape: (rows, sets)
@@ -222,7 +223,7 @@ class Group:
         here = {i: (*past.get(i, (0, False)), moves, self._sums(i, memory)) for i, moves in enumerate(present)}
         alike = self._alike({i: mine for i, mine in here.items() if present[i] or i in past}, shared)
         known = {(b.step, b.count, *b.sets, *map(id, b.members)): b for b in self.buckets if b.intact(memory)}
-        self.buckets, self.resting = [], set()
+        self.buckets, self.resting, self.edited = [], set(), set()
         for (*_, count, live, _, sums), positions in alike.items():
             members, sets = [self.params[i] for i in positions], positions if self.owner.sets > 1 else []
             bucket = known.get(key := (self.step, count, *sets, *map(id, members)))
@@ -297,7 +298,7 @@ class Group:
     def past(self, memory: Memory) -> Iterator[tuple[int, tuple[int, bool]]]:
         """Of each parameter that has moved before: how many steps it has made, and whether the last can be read."""
         found: dict[int, tuple[int, bool]] = {}
-        lost: set[int] = set()
+        lost = set(map(id, self.edited))
         resting = self.resting.union(*(b.positions for b in self.buckets if not b.live))
         for bucket in self.buckets:
             if self.step.replays and bucket.written():
@@ -310,19 +311,21 @@ class Group:
         for i, p in enumerate(self.entry["params"]):
             times[id(p)] += 1
             if (entry := memory.get(p)) and id(p) not in found:
-                found[id(p)] = self._remembered(p, entry, i in resting or id(p) in lost)
+                found[id(p)] = self._remembered(p, entry, i in resting, id(p) in lost)
             count, live = found.get(id(p), (0, False))
             count += times[id(p)] - 1  # one parameter twice moves twice
             if id(p) in found or count:
                 yield i, (count, live and (times[id(p)] == 1 or count in self.last or not self.step.replays))
 
-    def _remembered(self, p: Tensor, entry: Mapping[str, Any], lost: bool) -> tuple[int, bool]:
-        """As `past`, of a parameter that is in no bucket; `lost`: its last step is known to be of no use."""
+    def _remembered(self, p: Tensor, entry: Mapping[str, Any], rests: bool, lost: bool) -> tuple[int, bool]:
+        """As `past`, of a parameter that is in no bucket; `rests`: it did not move in the last step; `lost`: that cannot be
+        replayed.
+        """
         count = int(entry.get("step", 1))
         shape = p.shape if (sample := self.step.sample(p)) is None else sample.shape
         left = all(getattr(entry.get(n), "shape", None) == shape for n in self.step.kept)
         known = not self.step.replays or (not lost and (count in self.last or 0 in self.last))
-        return count, count > 0 and left and known
+        return count, count > 0 and left and known and not (rests and self.step.lapses)
 
     def gather(self, grads: Sequence[Tensor | None], cotangents: Mapping[Tensor, Tensor]) -> list[Bucket]:
         """Read the parameters that have a gradient. Returns their buckets."""

@@ -108,8 +108,8 @@ def title(rule: Rule, names: Sequence[str]) -> str:
         names: which of its hyperparameters are tuned.
     """
     charts = [f"{n} {rule.chart(n)!r}" for n in names]
-    settings = [f for f in fields(rule) if "constraint" not in f.metadata and f.name not in ("tune", "charts")]
-    settings = [f for f in settings if names or not f.kw_only]
+    left = ("tune", "charts") if names else [f.name for f in fields(Rule)]
+    settings = [f for f in fields(rule) if "constraint" not in f.metadata and f.name not in left]
     said = [f"{f.name}={v!r}" for f in settings if (v := getattr(rule, f.name)) != f.default]
     return f"{type(rule).__name__}[{', '.join(charts + said)}]"
 
@@ -120,7 +120,9 @@ def upper(tower: Tower, like: Tensor) -> Iterator[Hyperparameters]:
         given = {n: getattr(rule, n) for n in rule.hyperparameters()}
         each = below.tuned() if any(isinstance(v, Mapping) for v in given.values()) else ()
         rows = {n: [v[b] for b in each] if isinstance(v, Mapping) else [v] * max(1, len(each)) for n, v in given.items()}
-        yield Hyperparameters(rule, rows, like, tuned=level < tower.height, below=each)
+        own = Hyperparameters(rule, rows, like, tuned=level < tower.height, below=each)
+        own.moves = False  # of what a level moves, the sensitivity is derived
+        yield own
 
 
 Ask = tuple[Hyperparameters, Step, Tensor, Tensor]
@@ -176,7 +178,8 @@ class Level:
         self.rule = self.own.rule.at({"off": off, **{n: self.columns(value) for n, value in fixed.items()}})
         self.origin = raw.clone() if self.rule.uses("weight_decay") else None
         alone = self.member is not None or self.origin is not None
-        self.kind = title(self.own.rule, self.own.names), [self.own.initial[n] for n in fixed], id(self) if alone else None
+        charts, values = [chart for h in self.below for chart in h.charts], [self.own.initial[n] for n in fixed]
+        self.kind = type(self.own.rule), title(self.own.rule, self.own.names), charts, values, id(self) if alone else None
 
     def columns(self, values: Tensor) -> Tensor:
         """From sets of its own hyperparameters to what they move. shape: (…, sets) -> (…, n), or (…, 1) of a single set"""

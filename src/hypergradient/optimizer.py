@@ -357,7 +357,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         shared = overlapping(moving)
         edited, self._own.loaded = memory.edited(self.state, self._own.loaded), {}
         for group, here in zip(groups, present, strict=True):
-            group.resting |= {i for i, p in enumerate(group.entry["params"]) if p in edited}
+            group.edited = edited
             group.fill(self.state, here, shared)
         pattern, seen = (present, [(b.live, True, True) for g in groups for b in g.buckets], shapes), self._objects(params)
         place = Tensor.data_ptr if set(map(type, seen)) <= {Tensor, torch.nn.Parameter} else address

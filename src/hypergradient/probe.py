@@ -76,11 +76,19 @@ def elementwise(rule: Rule) -> bool:
     return _found[kind]
 
 
-ELEMENTS = (0.7, 50.0), (-30.0, -2e-3), (4e-3, 1e-6), (8.0, 1e9)
-"""Parameters and their gradients, among them what is beyond every bound by which a rule may clip a norm."""
+PARAMS = 0.7, -30.0, 4e-3, 8.0
+GRADS = (
+    ((50.0, -2e-3, 1e-6, 1e9), (-1e2, -4e-3, 2e-6, -2e9), (1e2, 6e-3, -3e-6, -3e9), (1.0, 2.0, 3.0, 4.0)),
+    ((0.0, 1e-15, 1e20, 1.0), (1.0, 0.0, -1e-15, 1e20), (math.inf, 1.0, 2.0, math.nan), (0.0, 0.0, 1.0, 1.0)),
+)
+"""Elements and their gradients in some steps: of all sizes, with other signs in other steps, and what is not finite."""
 SHAPES = (4,), (2, 2), (2, 1, 1, 2)
 """Of vectors, matrices, and kernels of a convolution."""
-ASKED = Tensor.size, Tensor.dim, Tensor.numel, Tensor.__len__, *(getattr(Tensor, n).__get__ for n in ("shape", "ndim"))
+ASKED = {
+    *(getattr(Tensor, n) for n in ("size", "dim", "ndimension", "numel", "nelement", "stride", "__len__")),
+    *(getattr(Tensor, n).__get__ for n in ("shape", "ndim")),
+    torch.numel,
+}
 """By what a rule asks for a shape: it may do one thing from some size on."""
 
 
@@ -96,25 +104,25 @@ class Asks(TorchFunctionMode):
 
 def _moves_apart(rule: Rule) -> bool:
     """With its values, and with others: what is switched off now may be on in another group."""
-    params, grads = torch.tensor(ELEMENTS, dtype=torch.float64).unbind(1)
+    params = torch.tensor(PARAMS, dtype=torch.float64)
     own = {n: torch.tensor(next(each(getattr(rule, n))), dtype=torch.float64) for n in rule.hyperparameters()}
 
-    def walk(param: Tensor, grad: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+    def walk(param: Tensor, grads: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         at, state, sums = rule.at(given), rule.init(param), dict[str, Tensor]()
-        for count in (1.0, 2.0, 3.0):
+        for count, grad in zip((1.0, 2.0, 3.0, 1000.0), grads, strict=True):
             at, c, sums = prepared(at, torch.tensor(count, dtype=torch.float64), sums)
             with asks:
-                param, state = updated(at, param, grad * count, state, c)
+                param, state = updated(at, param, grad.view_as(param), state, c)
         return torch.stack([x.expand_as(param).flatten() for x in (param, *state.values())])
 
-    def alike(given: Mapping[str, Tensor]) -> bool:
-        apart = torch.cat([walk(p, g, given) for p, g in zip(params.split(1), grads.split(1), strict=True)], dim=1)
-        together = (walk(params.view(shape), grads.view(shape), given) for shape in SHAPES)
+    def alike(given: Mapping[str, Tensor], grads: Tensor) -> bool:
+        apart = torch.cat([walk(p, g, given) for p, g in zip(params.split(1), grads.split(1, dim=1), strict=True)], dim=1)
+        together = (walk(params.view(shape), grads, given) for shape in SHAPES)
         return all(torch.allclose(x, apart, rtol=1e-9, atol=0, equal_nan=True) for x in together)
 
-    asks = Asks()
+    asks, values = Asks(), (own, dict.fromkeys(own, params.new_tensor(0.5)))
     try:
-        return all(map(alike, (own, dict.fromkeys(own, params.new_tensor(0.5))))) and not asks.found
+        return all(alike(given, params.new_tensor(grads)) for given in values for grads in GRADS) and not asks.found
     except Unlike:
         raise
     except (RuntimeError, IndexError, ValueError, AssertionError):  # it needs a shape

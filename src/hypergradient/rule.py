@@ -219,7 +219,8 @@ class Rule(metaclass=Notation):
     @cache  # asked in every step
     def settings(cls) -> tuple[str, ...]:
         """The names of all that cannot be tuned and has no number to be moved: flags, and what enters `init` only."""
-        return tuple(f.name for f in fields(cls) if not f.kw_only and f.name not in cls.tunable())
+        options = {f.name for f in fields(Rule)}
+        return tuple(f.name for f in fields(cls) if f.name not in options and f.name not in cls.tunable())
 
     @classmethod
     def constraint(cls, name: str) -> Constraint:

@@ -74,6 +74,7 @@ class Step:
         looks: the names of the state that its preconditioner looks up.
         kept: under which names is remembered what is kept of each step until its hypergradient is read.
         replays: whether that is read by a replay.
+        lapses: whether it says nothing any more after a step in which a parameter rests.
         weights: for that, of which averages the weight depends on what is tuned; which coefficient it is.
         follows: whether what is kept is the movement of the elements.
     """
@@ -99,6 +100,7 @@ class Step:
         self.coefficients, self.linked = k, sorted({i for i, _ in self.links})
         self.kept = tuple(KEPT + n for n in {"sensitivity": names, "nothing": ()}.get(keeps, (keeps,)))
         self.replays = keeps in ("gradient", "nothing")
+        self.lapses = self.replays or rule.one_step
         self.follows = keeps == "movement"
 
     def sample(self, p: Tensor) -> Sample | None:
@@ -310,15 +312,19 @@ class Step:
     def _advance_any(self, scalars: Scalars, param: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
         """As `advance`, of any rule: ``u -> (dU/dh)^T u`` is linear, so its derivative with respect to u is ``dU/dh``."""
         h = {n: scalars.values[n].detach().requires_grad_() for n in self.names}
-        at, c, _ = prepared(self.rule.at({**scalars.values, **h}), scalars.t, scalars.sums)
-        new, after = at.update(param, grad, state, c)
+        made, k = {i: scalars.c[i].detach().requires_grad_() for i in self.linked}, len(scalars.c)
+        at = self.rule.at({**scalars.values, **h})
+        new, after = at.update(param, grad, state, tuple(made.get(i, x) for i, x in enumerate(scalars.c)))
         u = torch.zeros_like(new, requires_grad=True)
-        pulled: Any = [None] * len(h)  # of what takes no part in a step of this shape
+        pulled: Any = [None] * (len(h) + len(made))  # of what takes no part in a step of this shape
         if new.requires_grad:
-            pulled = torch.autograd.grad(new, list(h.values()), u, create_graph=True, allow_unused=True)
+            pulled = torch.autograd.grad(new, [*h.values(), *made.values()], u, create_graph=True, allow_unused=True)
         found = [torch.zeros_like(new) if x is None else torch.autograd.grad(x, u, retain_graph=True)[0] for x in pulled]
-        after = {n: x.detach() for n, x in after.items()}
-        return new.detach(), after, [t * scalars.scale[n] for n, t in zip(self.names, found, strict=True)]
+        slopes = {n: x * scalars.scale[n] for n, x in zip(h, found, strict=False)}
+        through = dict(zip(made, found[len(h) :], strict=True))
+        for i, n in self.links:
+            slopes[n] = slopes[n] + through[i] * scalars.jacobian[self.names.index(n) * k + i]
+        return new.detach(), {n: x.detach() for n, x in after.items()}, [*slopes.values()]
 
     def _moved(self, scalars: Scalars, p: Tensor, g: Tensor, state: State, kept: Tensors) -> tuple[Tensor, State, Tensors]:
         """One step without its derivative. Its gradient is kept where the replay needs it; else, how far it went."""

@@ -37,7 +37,7 @@ class Watch:
     def __init__(self) -> None:
         self._said = False
         self._seen: list[float] = []
-        self._unread = set[int]()  # which could not be read when that was looked at
+        self._reading, self._unread = set[int](), set[int]()  # what should have been read when that was looked at; was not
         self._coming: tuple[Tensor, torch.cuda.Event | None] | None = None
 
     def look(self, groups: Sequence[Group], levels: Levels, made: int) -> None:
@@ -47,6 +47,8 @@ class Watch:
         if self._said or not levels.levels or made % EVERY not in (1, 2):
             return
         if made % EVERY == 1:
+            own = [g for g in groups if g.moving and g.followed > 1 and not g.step.ours]
+            self._reading = {i for g in own for i in range(g.owner.place.start, g.owner.place.stop)}
             self._coming = self._copied(levels)
         elif self._coming is not None and (self._coming[1] is None or self._coming[1].query()):
             values, read = self._coming[0].tolist()
@@ -81,10 +83,9 @@ class Watch:
 
     def _look_at_what_is_read(self, groups: Sequence[Group], read: list[float]) -> None:
         """Of rules of one's own: where a derivative is not finite, nothing moves. (Of the others' it is the gradient's.)"""
-        before, self._unread = self._unread, {i for i, x in enumerate(read) if x != x}
+        before, self._unread = self._unread, {i for i, x in enumerate(read) if x != x and i in self._reading}
         for i, group in enumerate(groups):
-            lost = {*range(group.owner.place.start, group.owner.place.stop)} & before & self._unread
-            if lost and group.moving and group.followed > EVERY and not group.step.ours:
+            if {*range(group.owner.place.start, group.owner.place.stop)} & before & self._unread:
                 return self._say(
                     f"group {i}: the hypergradients of {type(group.rule).__name__} are NaN, so nothing is tuned. Has a root in "
                     "it an infinite slope at 0? Write torch.sqrt(x.clamp_min(1e-38)) for torch.sqrt(x)"
