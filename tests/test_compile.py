@@ -341,3 +341,13 @@ def test_what_is_asked_and_exchanged_in_a_compiled_function_is_not_traced():
     with torch.no_grad():
         validate(torch.ones(4))
     assert counter.op_count <= 3
+
+
+def test_where_the_compiler_has_had_enough_a_step_goes_on_without():
+    params = [torch.nn.Parameter(torch.ones(300, 500)), torch.nn.Parameter(torch.ones(300, 1000)[:, ::2])]
+    optimizer = Hyperoptimizer(params, SGD(lr=0.5), compile=True)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    with torch._dynamo.config.patch(recompile_limit=1), pytest.warns(RuntimeWarning, match="going on without"):
+        optimizer.step()
+    assert all((p == 0.5).all() for p in params)

@@ -246,3 +246,17 @@ def test_who_redefines_averages_is_replayed_as_they_are_now(rule, options, per):
         found.append((*optimizer.hyperparameters(), *optimizer.hypergradients(), mine))
     for other in found[1:]:
         torch.testing.assert_close(found[0], other, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+def test_over_the_whole_run_an_upper_level_reads_as_over_a_very_long_one():
+    """What is followed as a movement is the weights alone."""
+    found = []
+    for horizon in (math.inf, 1e12):
+        p = torch.tensor([2.0], requires_grad=True)
+        middle = SGD(lr=0.01, charts={"lr": POSITIVE}, horizon=horizon)
+        optimizer = Hyperoptimizer([p], SGD(lr=0.1) / middle / SGD(lr=1e-3))
+        for _ in range(5):
+            p.grad = 2 * p.detach()
+            optimizer.step()
+        found.append([optimizer.hyperparameters()[1]["lr"], optimizer.hypergradients()[1]["lr"]])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)

@@ -107,3 +107,15 @@ def test_a_parameter_without_a_gradient_is_not_tuned_by_the_others(compile):
         )
         runs.append((last, a.detach(), b.detach()))
     torch.testing.assert_close(*runs, rtol=1e-10, atol=0)
+
+
+def test_after_a_step_in_which_all_rest_nothing_is_read_of_what_was_kept():
+    """An Adam above would go on by its momentum."""
+    p, other = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    optimizer = Hyperoptimizer([{"params": [p]}, {"params": [other]}], SGD(lr=0.1) / Adam(lr=1e-3))
+    for t in range(4):
+        before = optimizer.hyperparameters()
+        p.grad, other.grad = (None if t == 2 else p.detach().clone()), torch.ones(2)
+        optimizer.step()
+    assert math.isnan(optimizer.hypergradients()[0]["lr"])
+    assert optimizer.hyperparameters()[0]["lr"] == before[0]["lr"]

@@ -44,3 +44,17 @@ def test_channels_last_and_expanded_gradients():
         assert model[0].weight.is_contiguous(memory_format=layout)
         runs.append([[p.detach().contiguous() for p in model.parameters()], bias.detach()])
     torch.testing.assert_close(*runs, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("above", [None, SGD(lr=1e-3)], ids=repr)
+def test_a_parameter_that_is_negated_on_paper_alone_moves(above):
+    z = torch.randn(5, dtype=torch.complex128)
+    p = torch.nn.Parameter(z.conj().imag)
+    twin = torch.nn.Parameter(p.detach().clone().resolve_neg())
+    assert p.is_neg()
+    for q in (p, twin):
+        optimizer = Hyperoptimizer([q], SGD(lr=0.1) if above is None else SGD(lr=0.1) / above)
+        for t in range(3):
+            q.grad = torch.full((5,), 1.0 + t, dtype=torch.float64)
+            optimizer.step()
+    torch.testing.assert_close(p.detach().resolve_neg(), twin.detach())

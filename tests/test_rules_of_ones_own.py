@@ -649,3 +649,140 @@ def test_a_rule_is_a_value_that_can_be_hashed_and_read_back():
     names = {**vars(hg), "math": math}
     assert all(eval(repr(rule), names) == rule for rule in rules)
     assert hash(SGD() / SGD()) == hash(SGD() / SGD())
+
+
+@dataclass(frozen=True)
+class Cautious(Rule):
+    """Moves along a momentum where the gradient has its sign, by so much more as that is seldom."""
+
+    lr: float = hyperparameter(0.1, nonnegative)
+
+    def init(self, param):
+        return {"m": torch.zeros_like(param)}
+
+    def update(self, param, grad, state, c):
+        m = 0.9 * state["m"] + 0.1 * grad
+        mask = (m * grad > 0).to(grad.dtype)
+        return param - self.lr * m * mask / mask.mean().clamp_min(1e-3), {"m": m}
+
+
+@dataclass(frozen=True)
+class Guarded(Rule):
+    """Stands still where a gradient is not finite."""
+
+    lr: float = hyperparameter(0.1, nonnegative)
+
+    def update(self, param, grad, state, c):
+        return torch.where(grad.isfinite().all(), param - self.lr * grad, param), state
+
+
+@dataclass(frozen=True)
+class AfterWarmUp(Rule):
+    """Divides by a norm from the sixth step on."""
+
+    lr: float = hyperparameter(0.1, nonnegative)
+
+    def coefficients(self, step):
+        return ((step > 5).to(torch.float64),)
+
+    def update(self, param, grad, state, c):
+        return param - self.lr * (c[0] * grad / grad.norm() + (1 - c[0]) * grad), state
+
+
+@dataclass(frozen=True)
+class Counting(Rule):
+    lr: float = hyperparameter(0.1, nonnegative)
+
+    def update(self, param, grad, state, c):
+        return param - (self.lr if torch.numel(grad) > 10 else 2 * self.lr) * grad, state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flagged(Rule):
+    """All of its fields by keyword alone."""
+
+    lr: float = hyperparameter(0.1, nonnegative)
+    norm: bool = False
+
+    def update(self, param, grad, state, c):
+        return param - self.lr * (grad / grad.norm() if self.norm else grad), state
+
+
+@pytest.mark.parametrize("rule", [Cautious(), Guarded(), AfterWarmUp(), Counting(), Flagged(norm=True)], ids=repr)
+def test_parameters_of_a_rule_that_mixes_move_together_as_they_do_apart(rule):
+    def trained(groups):
+        chance = torch.Generator().manual_seed(0)
+        optimizers = [Hyperoptimizer(params, rule) for params in groups]
+        for t in range(8):
+            for p in (p for params in groups for p in params):
+                p.grad = torch.randn(p.shape, generator=chance)
+                if t == 3 and len(p) == 3:
+                    p.grad[0] = math.nan if isinstance(rule, Guarded) else 0.0
+            for optimizer in optimizers:
+                optimizer.step()
+        return [p.detach() for params in groups for p in params]
+
+    Hyperoptimizer([torch.ones(1, requires_grad=True)], type(rule)())
+    a, b, c, d = (torch.ones(n, requires_grad=True) for n in (3, 4, 3, 4))
+    torch.testing.assert_close(trained([[a, b]]), trained([[c], [d]]))
+
+
+def test_flags_by_keyword_alone_are_of_each_group():
+    a, b = (torch.ones(2, requires_grad=True) for _ in range(2))
+    optimizer = Hyperoptimizer([{"params": [a]}, {"params": [b], "rule": Flagged(norm=True)}], Flagged())
+    for p in (a, b):
+        p.grad = torch.tensor([3.0, 4.0])
+    optimizer.step()
+    assert a.tolist() == pytest.approx([0.7, 0.6])
+    assert b.tolist() == pytest.approx([0.94, 0.92])
+
+
+@dataclass(frozen=True)
+class Biased(Rule):
+    """A rule that mixes elements, and needs 1 - beta exactly."""
+
+    lr: float = hyperparameter(0.1, nonnegative)
+    beta: float = hyperparameter(0.9999999, hg.unit_interval)
+    elementwise = False
+
+    def init(self, param):
+        return {"v": torch.zeros_like(param)}
+
+    def coefficients(self, step):
+        return 1 - self.beta, self.lr * 2
+
+    def update(self, param, grad, state, c):
+        v = state["v"] + c[0] * (grad * grad - state["v"])
+        return param - c[1] * self.lr * grad / grad.norm(), {"v": v}
+
+
+def test_the_coefficients_of_a_rule_that_mixes_are_as_exact_when_it_is_tuned():
+    found = []
+    for tower in (Biased(), Biased() / SGD(lr=0.0)):
+        p = torch.ones(2, dtype=torch.float32, requires_grad=True)
+        optimizer = Hyperoptimizer([p], tower)
+        for _ in range(3):
+            p.grad = torch.full_like(p, 3.0)
+            optimizer.step()
+        found.append((p.tolist(), optimizer.state[p]["v"].tolist()))
+    assert found[0] == found[1]
+    expected = -2 * 2 * 0.1 * 3 / 18**0.5 * 3 * 2  # of lr * 2 * lr
+    assert optimizer.hypergradients()[0]["lr"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_rule_of_ones_own_may_have_the_name_of_another():
+    @dataclass(frozen=True)
+    class Other(SGD):
+        def update(self, param, grad, state, c):
+            return param - self.lr * grad.sign() * 1e-3, state
+
+    same = dataclass(frozen=True)(type("SGD", (Other,), {"__module__": __name__}))
+    learned = []
+    for kind in (Other, same):
+        p = torch.ones(2, requires_grad=True)
+        optimizer = Hyperoptimizer([p], SGD(lr=0.1) / SGD(lr=1e-3) / kind(lr=1.0) / SGD(lr=1e-6))
+        for _ in range(6):
+            p.grad = p.detach().clone()
+            optimizer.step()
+        learned.append([level["lr"] for level in optimizer.hyperparameters()])
+    assert learned[0] == learned[1]

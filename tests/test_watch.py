@@ -96,3 +96,14 @@ def test_a_rule_of_ones_own_whose_derivative_is_never_finite_is_said(rule):
     messages = [str(w.message) for w in said]
     assert len(messages) == isinstance(rule, Rooted) - isinstance(rule, Safe)
     assert all("group 1: the hypergradients of Rooted are NaN" in m for m in messages)
+
+
+def test_a_rule_of_ones_own_that_rests_every_second_step_is_not_said():
+    p, other = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    optimizer = Hyperoptimizer([{"params": [p]}, {"params": [other]}], Safe() / SGD(lr=1e-5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for t in range(40):
+            p.grad = torch.ones(2) if t % 2 else None
+            other.grad = torch.ones(2)
+            optimizer.step()
