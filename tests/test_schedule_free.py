@@ -329,3 +329,15 @@ def test_a_hook_after_loading_may_go_back_to_training():
     twin.load_state_dict(stored(optimizer.state_dict()))
     twin.train()
     torch.testing.assert_close([p.detach() for p in theirs], before)
+
+
+@pytest.mark.parametrize("power", [-1.0, 2.0])
+def test_a_first_step_of_an_lr_of_0_weighs_nothing_under_any_power(power):
+    params = parameters()
+    optimizer = Hyperoptimizer(params, AdamWScheduleFree(lr=0.01, weight_lr_power=power))
+    optimizer.param_groups[0]["lr"] = 0.0
+    train(optimizer, params, 1)
+    optimizer.param_groups[0]["lr"] = 0.01
+    train(optimizer, params, 3)
+    optimizer.eval()
+    assert all(p.isfinite().all() for p in params)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .numerics import ratio
+from .numerics import REACH, ratio
 from .rule import Rule, State
 
 
@@ -39,7 +39,7 @@ class ScheduleFree(Rule):
 
     def _weight(self, step: Tensor, highest: Tensor) -> Tensor:
         own: Any = self
-        weight: Tensor = own.lr.sign() * highest**own.weight_lr_power * step**own.r
+        weight: Tensor = own.lr.sign() * highest.clamp_min(REACH.tiny) ** own.weight_lr_power * step**own.r
         return weight
 
     def new(self, step: Tensor) -> Tensor:
