@@ -348,6 +348,6 @@ def test_where_the_compiler_has_had_enough_a_step_goes_on_without():
     optimizer = Hyperoptimizer(params, SGD(lr=0.5), compile=True)
     for p in params:
         p.grad = torch.ones_like(p)
-    with torch._dynamo.config.patch(recompile_limit=1), pytest.warns(RuntimeWarning, match="going on without"):
+    with torch._dynamo.config.patch(cache_size_limit=1), pytest.warns(RuntimeWarning, match="going on without"):
         optimizer.step()
     assert all((p == 0.5).all() for p in params)
