@@ -548,7 +548,7 @@ class Trusted(Rule):
 
 @dataclass(frozen=True)
 class FromThreeOn(Rule):
-    """Signs for rows of three and more."""
+    """Centres rows of three and more."""
 
     lr: float = hyperparameter(0.1, nonnegative)
 
@@ -716,14 +716,14 @@ def test_parameters_of_a_rule_that_mixes_move_together_as_they_do_apart(rule):
         for t in range(8):
             for p in (p for params in groups for p in params):
                 p.grad = torch.randn(p.shape, generator=chance)
-                if t == 3 and len(p) == 3:
+                if t == 3 and len(p) == 6:
                     p.grad[0] = math.nan if isinstance(rule, Guarded) else 0.0
             for optimizer in optimizers:
                 optimizer.step()
         return [p.detach() for params in groups for p in params]
 
     Hyperoptimizer([torch.ones(1, requires_grad=True)], type(rule)())
-    a, b, c, d = (torch.ones(n, requires_grad=True) for n in (3, 4, 3, 4))
+    a, b, c, d = (torch.ones(n, requires_grad=True) for n in (6, 7, 6, 7))  # together more than 10
     torch.testing.assert_close(trained([[a, b]]), trained([[c], [d]]))
 
 
