@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 from cases import parameters, train
-from torch.distributions.transforms import AffineTransform
+from torch.distributions import constraints
+from torch.distributions.transforms import AffineTransform, Transform
 
 from hypergradient import (
     POSITIVE,
@@ -23,6 +24,23 @@ from hypergradient import (
     hyperparameter,
     nonnegative,
 )
+
+
+class Unsigned(Transform):
+    """Doubles, and does not say that it rises."""
+
+    domain = codomain = constraints.real
+    bijective = True
+
+    def _call(self, x):
+        return 2 * x
+
+    def _inverse(self, y):
+        return y / 2
+
+    def log_abs_det_jacobian(self, x, y):
+        return torch.full_like(x, 2.0).log()
+
 
 BAD = {
     "negative lr": (lambda: Adam(lr=-1.0), ValueError, r"Adam: lr=-1.0 .* \[0, inf\)"),
@@ -42,6 +60,7 @@ BAD = {
         ValueError,
         "charts names 'speed'.*lr, beta1, beta2, eps, weight_decay",
     ),
+    "chart without a sign": (lambda: SGD(charts={"lr": Unsigned()}), TypeError, r"charts: Unsigned\(\) lacks .* sign"),
     "not a chart": (lambda: Adam(charts={"lr": "log"}), TypeError, r"'log' is not a chart.*REAL, POSITIVE, UNIT"),
     "horizon": (lambda: Adam(horizon=0.5), ValueError, r"horizon=0.5 .* \[1, inf\], or Age"),
     "normalize": (lambda: Adam(normalize="max"), ValueError, r"normalize='max'.*'cosine'"),

@@ -24,6 +24,8 @@ from .sensitivity import Step
 
 Memory = MutableMapping[Tensor, dict[str, Any]]
 """`optimizer.state`."""
+COUNTED = 1 << 24
+"""As far as single precision counts."""
 
 
 class Bucket:
@@ -42,7 +44,7 @@ class Bucket:
         uniform: whether all members use one set.
         state: what the rule remembers of the elements.
         kept: what is kept of the last step until its hypergradient is read.
-        steps, told: `count`, for each member: as the user can change it, and as it was left. shape of both: (members,)
+        steps: `count`, for each member, as the user can change it. shape: (members,)
         sums: of each number that the rule adds up, the sum, for each member. shape: (members,)
         scalars: those of the last step, where it is replayed, in the dtype to work in. shape: (rows, segments)
         sample: what is read of the elements, if not all; `samples`: with the first of some, that of all of them side by side.
@@ -107,8 +109,8 @@ class Bucket:
         """Put the number of steps into the entries, and what is added up over them."""
         step, alone = known[0].get("step"), len(self.members) == 1
         own = alone and isinstance(step, Tensor) and (step.dtype, step.ndim, step.device) == (torch.float32, 0, here)
-        self.told = torch.full((len(self.members),), float(self.count), device=here, dtype=torch.float32)
-        self.steps = cast(Tensor, step).view(1) if own else self.told.clone()
+        fresh = torch.full((len(self.members),), float(self.count), device=here, dtype=torch.float32)
+        self.steps = cast(Tensor, step).view(1) if own else fresh
         like: Any = {"dtype": exact(here), "device": here}
         each = [[torch.as_tensor(mine.get(n, 0.0), **like).reshape(()) for mine in known] for n in self.step.sums]
         self.sums = list(map(torch.stack, each))
@@ -164,7 +166,8 @@ class Bucket:
         """Whether nobody has written to the steps. Where the host need not wait, it sees that also of ``.data``."""
         if [x._version for x in (self.steps, *self.sums)] != self.version:
             return False
-        return self.steps.device.type != "cpu" or not readable(self.steps) or torch.equal(self.steps, self.told)
+        left = [float(min(self.count, COUNTED))] * len(self.members)
+        return self.steps.device.type != "cpu" or not readable(self.steps) or self.steps.tolist() == left
 
     def summed(self, sums: Sequence[Tensor]) -> Sequence[Tensor]:
         """From the sums of every set to those of each member. shape: (sets,) -> (members or 1,)"""

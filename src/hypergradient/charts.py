@@ -88,10 +88,15 @@ class Chart:
         return f"Chart({_spell(self.transform)}, relative=True)" if self.relative else _spell(self.transform)
 
     def holds(self, value: float) -> bool:
-        """Whether some raw coordinate stands for `value`."""
+        """Whether some raw coordinate stands for `value`. Raises TypeError for a transform without some of its methods."""
         with on_host():
             number = torch.tensor(value, dtype=torch.float64)
-            back = self.unit(number) * self.transform(self.raw(number))
+            try:
+                raw = self.raw(number)
+                back, _ = self.unit(number) * self.transform(raw), self.slope(raw)
+            except NotImplementedError as error:
+                need = "_call, _inverse, log_abs_det_jacobian, and sign, which is 1 or -1"
+                raise TypeError(f"charts: {self!r} lacks a method; a transform of one's own has {need}") from error
             return torch.allclose(back, number, rtol=1e-6, atol=0.0)
 
     def unit(self, value: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
+from operator import is_
 from typing import Any
 
 import torch
@@ -89,6 +90,7 @@ class Group:
         self.saved: dict[str, Any] = dict(self.learned)  # by `memory.learned`, until there are levels to take it over
         self.params: list[Tensor] = list(entry["params"])  # those that the buckets are made of
         self.said = {n: float(entry[n]) for n in rule.hyperparameters()}  # by the user
+        self.heard: list[Any] = []  # what the dict said last
         self.fresh: set[str] = set()  # which of the hyperparameters that are tuned begin anew
         self.main = rule.multiplier or "lr"  # the name of its step size
         self.start: float = self.saved.get("start", entry.get(f"initial_{self.main}", entry.get(self.main, 0.0)))
@@ -112,6 +114,9 @@ class Group:
             ValueError: it says what is not allowed. Nothing has changed then.
         """
         entry, rule, old = self.entry, self.rule, self.said
+        heard = [entry.get(n) for n in (*old, "betas", *rule.settings())]
+        if len(heard) == len(self.heard) and all(map(is_, heard, self.heard)):
+            return
         said = {n: number(where, n, entry[n], rule) for n in old}
         pair = {"beta1", "beta2"} <= said.keys()
         if pair and tuple(entry["betas"]) != (old["beta1"], old["beta2"]):
@@ -129,7 +134,9 @@ class Group:
             entry.update({n: said[n] for n in ("beta1", "beta2") if said[n] != entry[n]})
         if said != old and hasattr(self, "owner"):
             self._schedule()
+        self.heard = [] if any(isinstance(x, Tensor) for x in heard) else heard  # which may become another number
 
+    @torch.inference_mode(False)  # used in training, also if said in a validation loop
     def _schedule(self) -> None:
         """What the dict says, as the step needs it. A step size that starts at 0 is frozen until it is raised."""
         bases, owner = self.bases, self.owner
@@ -339,7 +346,7 @@ class Group:
         self.highest, self.rise = self.heights
         if moved := self.moving:
             self.followed = self.followed + 1 if any(b.live for b in moved) else 1
-            torch._foreach_add_([x for b in moved for x in (b.steps, b.told)], 1)
+            torch._foreach_add_([b.steps for b in moved], 1)
             if self.step.sums:
                 clocks = {id(b.clock): b.clock for b in moved}
                 sums = {name: clock[1:].unbind() for name, clock in clocks.items()}

@@ -246,7 +246,6 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 return group
         return None
 
-    @torch.inference_mode(False)  # what is made in a validation loop is used in training
     def _assemble(self) -> list[Group]:
         """All groups as the user has left them, with the hyperparameters that move them, and the levels above."""
         self._reconcile()
@@ -257,7 +256,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         sets = [list(map(id, group.entry["params"])) for group in groups] if self.per == "tensor" else []
         built = device, [*groups], self.rules, sets
         if groups and (any(group.fresh for group in groups) or built != self._own.built):
-            self._build(torch.empty((), dtype=exact(device), device=device))
+            self._build(device)
             self._own.built = built
         return groups
 
@@ -267,8 +266,10 @@ class Hyperoptimizer(torch.optim.Optimizer):
         moving = (p for p in params if p.grad is not None)
         return next(moving, params[0]).device if params else torch.device("cpu")
 
-    def _build(self, like: Tensor) -> None:
+    @torch.inference_mode(False)  # what is made in a validation loop is used in training
+    def _build(self, device: torch.device) -> None:
         """Make the hyperparameters of all groups and the levels anew; all that has been learned goes on."""
+        like = torch.empty((), dtype=exact(device), device=device)
         saved = next((list(group.saved["levels"].values()) for group in self._own.groups if group.saved.get("levels")), [])
         above = [level.own.memory for level in self._own.levels.levels] or [like.new_tensor(x["memory"]) for x in saved[1:]]
         for group in self._own.groups:
@@ -288,7 +289,6 @@ class Hyperoptimizer(torch.optim.Optimizer):
     # -------------------------------------------------------------------- step
 
     @_disable_dynamo  # traced with the model, it would compile again and again
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every level, along the gradients that are in ``p.grad`` now.
 

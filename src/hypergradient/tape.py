@@ -7,6 +7,7 @@ tape plays these in plain floats, and works on elements in as few passes as it c
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import c_float
@@ -86,6 +87,8 @@ FACTORIES = "zeros_like", "ones_like", "full_like", "new_zeros", "zeros", "scala
 COPIES = "copy", "clone", "_to_copy"
 MOVES = "cat", "stack", "index_select"
 """Operations that put numbers in other places."""
+ARRAYS = {torch.float32: "f", torch.float64: "d"}
+"""What torch makes a tensor of as it is."""
 SUMS = {"sum": (" + ", "0.0"), "all": (" and ", "True")}
 
 # ----------------------------------------------------------------------------------------- elements
@@ -333,9 +336,23 @@ class Recorder(TorchDispatchMode):
         of = [self._element(x) for x in given]
         if name in FACTORS and of.pop() != 1:
             raise Unrecordable(f"{name} with a factor")
-        if not isinstance(first, Elements) and name in ("add", "mul", "sub"):
+        if name in ("mul", "neg"):
+            return self._product(*of, *[-1.0] * (name == "neg"), dtype=out.dtype)
+        if not isinstance(first, Elements) and name in ("add", "sub"):
             name, of = "rsub" if name == "sub" else name, of[::-1]
         return self._line(name, tuple(of), out.dtype)
+
+    def _product(self, *of: Any, dtype: torch.dtype) -> Name:
+        """In one operation, where one of them is itself times -1, and in none where all elements are one number."""
+        known = [self.lines[x].of[1] if x in self.lines and self.lines[x].what == "full" else x for x in of]
+        x, y = sorted(known, key=lambda x: not isinstance(x, Elements))
+        if not isinstance(x, Elements):
+            like = next(x for x in of if isinstance(x, Elements))
+            return self._line("full", (like, self._number("{0} * {1}", (x, y), dtype)), dtype)
+        made = self.lines.get(x)
+        if made is not None and made.what == "mul" and made.of[1] == -1 and not isinstance(y, Elements):
+            x, y = made.of[0], self._number("-{0}", (y,), dtype)
+        return self._line("mul", (x, y), dtype)
 
 
 def _leaves(x: Any) -> list[Any]:
@@ -399,6 +416,7 @@ class Program:
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self.known: dict[str, Any] = {**FUNCTIONS, "torch": torch, "tensor": torch.tensor, "cpu": torch.device("cpu")}
+        self.known |= {"array": array, "frombuffer": torch.frombuffer}
         self.head: list[tuple[list[Any], str]] = []
         self.tail: list[str] = []
         self.needed: set[Any] = set()
@@ -413,7 +431,8 @@ class Program:
                 self.changed[name] = value
             return
         cells, mine = self.recorder.names[storage(x)], named(name, x)
-        self.head.append((mine, f"{name}.{'tolist()' if x.ndim == 1 else 'reshape(-1).tolist()'}"))
+        if mine:
+            self.head.append((mine, f"{nested(mine, x.shape)} = {name}.{'tolist' if x.ndim else 'item'}()"))
         if cells != mine:
             self.tail.append(f"{name}.copy_({self._tensor(cells, x)})")
 
@@ -436,9 +455,13 @@ class Program:
         return self._tensor(self.recorder.atoms(x, x.shape), x)
 
     def _tensor(self, cells: Sequence[Any], like: Tensor) -> str:
-        """The text that makes a tensor of numbers."""
+        """The text that makes a tensor of numbers. (Of an array torch makes one in a third of the time.)"""
         self.needed.update(cells)
-        text = f"tensor([{', '.join(map(repr, cells))}], dtype={like.dtype}, device=cpu)"
+        text = f"[{', '.join(map(repr, cells))}]"
+        if cells and (code := ARRAYS.get(like.dtype)):
+            text = f"frombuffer(array({code!r}, {text}), dtype={like.dtype})"
+        else:
+            text = f"tensor({text}, dtype={like.dtype}, device=cpu)"
         return text if like.ndim == 1 else f"{text}.view({tuple(like.shape)})"
 
     def played(self, names: Sequence[Name], result: str) -> Callable[..., Any]:
@@ -448,7 +471,7 @@ class Program:
             if line.name in used:
                 lines.insert(0, self._fused(line, uses))
                 used.update(lines[0].reads())
-        body = [f"{', '.join(mine)}, = {text}" for mine, text in self.head if used & set(mine)]
+        body = [text for mine, text in self.head if used & set(mine)]
         body += self._body(lines) + self.tail
         text = "\n    ".join([f"def played({', '.join(names)}):", *body, f"return {result}"])
         exec(text, self.known)  # of nothing but what stands above
@@ -503,6 +526,14 @@ class Program:
             of.append(f"tensor({x!r}, dtype={kind}, device=cpu)" if number else repr(x))
         more = [f"{n}={x!r}" for n, x in line.more.items()] + ([f"out={target}"] if target else [])
         return f"each_{line.what}({', '.join([*of, *more])})"
+
+
+def nested(names: Sequence[Any], shape: Sequence[int]) -> str:
+    """Names as the targets of what `Tensor.tolist` returns."""
+    if not shape:
+        return repr(names[0])
+    each = len(names) // shape[0]
+    return f"[{', '.join(nested(names[i * each : (i + 1) * each], shape[1:]) for i in range(shape[0]))}]"
 
 
 def named(name: str, x: Tensor) -> list[Any]:
