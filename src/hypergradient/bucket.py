@@ -45,7 +45,7 @@ class Bucket:
         state: what the rule remembers of the elements.
         kept: what is kept of the last step until its hypergradient is read.
         steps: `count`, for each member, as the user can change it. shape: (members,)
-        sums: of each number that the rule adds up, the sum, for each member. shape: (members,)
+        sums: of each number that the rule adds up, the sum, for each member. shape: (sums, members)
         scalars: those of the last step, where it is replayed, in the dtype to work in. shape: (rows, segments)
         sample: what is read of the elements, if not all; `samples`: with the first of some, that of all of them side by side.
         clock: `count` in the dtype of hyperparameters, and the sums; the same tensor for buckets with the same history.
@@ -112,14 +112,14 @@ class Bucket:
         fresh = torch.full((len(self.members),), float(self.count), device=here, dtype=torch.float32)
         self.steps = cast(Tensor, step).view(1) if own else fresh
         like: Any = {"dtype": exact(here), "device": here}
-        each = [[torch.as_tensor(mine.get(n, 0.0), **like).reshape(()) for mine in known] for n in self.step.sums]
-        self.sums = list(map(torch.stack, each))
+        each = [torch.as_tensor(mine.get(n, 0.0), **like).reshape(1) for n in self.step.sums for mine in known]
+        self.sums = torch.cat([torch.empty(0, **like), *each]).view(len(self.step.sums), len(self.members))
         for n, numbers in zip(("step", *self.step.sums), (self.steps, *self.sums), strict=True):
             for entry, mine in zip(self.entries, numbers.unbind(), strict=True):
                 entry[n] = mine
         if own:
             self.entries[0]["step"] = step
-        self.version = [x._version for x in (self.steps, *self.sums)]
+        self.version = self.steps._version, self.sums._version
 
     def _adopted(self, name: str, known: Sequence[Mapping[str, Any]]) -> Tensor | None:
         """Of a single member: what is known, where it can be worked on as it is."""
@@ -164,19 +164,19 @@ class Bucket:
 
     def untouched(self) -> bool:
         """Whether nobody has written to the steps. Where the host need not wait, it sees that also of ``.data``."""
-        if [x._version for x in (self.steps, *self.sums)] != self.version:
+        if (self.steps._version, self.sums._version) != self.version:
             return False
         left = [float(min(self.count, COUNTED))] * len(self.members)
         return self.steps.device.type != "cpu" or not readable(self.steps) or self.steps.tolist() == left
 
-    def summed(self, sums: Sequence[Tensor]) -> Sequence[Tensor]:
-        """From the sums of every set to those of each member. shape: (sets,) -> (members or 1,)"""
-        return sums if self.index is None else [x.index_select(0, self.index) for x in sums]
+    def summed(self, sums: Tensor) -> Tensor:
+        """From the sums of every set to those of each member. shape: (sums, sets) -> (sums, members)"""
+        return (sums if self.index is None else sums.index_select(1, self.index)).expand_as(self.sums)
 
     def tick(self) -> None:
         """Know that the steps have been counted."""
         self.count, self.live, self.versions = self.count + 1, True, self._versions()
-        self.version = [x._version for x in (self.steps, *self.sums)]
+        self.version = self.steps._version, self.sums._version
 
     def _versions(self) -> list[int]:
         names = (*self.step.state, *self.step.kept) if self.layout.mesh is not None else ()  # where tensors count apart

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PIECE = 1 << 18
 """Elements worked on at a time, about: enough for dispatch not to matter, few enough for a cache."""
+WHOLE = 1 << 20
+"""Elements up to which a step of a single bucket is run as one: it reads them once, not first for what it learns."""
 
 # The allocator of glibc gives freed memory back to the system beyond a bound that follows the largest block it has seen
 # freed. Where that is small, as in the training of a small network, a step spends most of its time on page faults.
@@ -98,7 +100,7 @@ class Engine:
         """Whether a step in which only this bucket moves can be one function."""
         one = len(levels.levels[0].below) == 1 and bucket.grad.device == levels.memory.device
         plain = bucket.index is None and bucket.step.elementwise and not bucket.layout.processes and not bucket.sample
-        return one and plain and (self.compile or (self._plays and bucket.param.numel() < 3 * PIECE // 2))
+        return one and plain and (self.compile or (self._plays and bucket.param.numel() <= WHOLE))
 
     def _read(self, levels: Levels, work: Sequence[tuple[Group, Bucket]], expected: Mapping[Any, Tensor]) -> list[Tensor]:
         """What the last step says of each of the hyperparameters that the first level moves."""

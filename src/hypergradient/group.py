@@ -276,11 +276,11 @@ class Group:
 
     def _clock(self, bucket: Bucket, known: Tensor | None) -> Tensor:
         """What counts the steps of a bucket, and of others with the same history; `known`: that of these."""
-        shape = 1 + len(bucket.sums), self.owner.sets if bucket.sums else 1
-        clock = self.owner.given.new_zeros(shape) if known is None else known
+        sums = len(self.step.sums)
+        clock = self.owner.given.new_zeros(1 + sums, self.owner.sets if sums else 1) if known is None else known
         clock[0] = bucket.count
-        for row, mine in zip(clock[1:], bucket.sums, strict=True):
-            row[bucket.sets or [0]] = mine if bucket.sets else mine[:1]
+        if sums:
+            clock[1:, bucket.sets or [0]] = bucket.sums if bucket.sets else bucket.sums[:, :1]
         return clock
 
     def recent(self) -> Tensor:
@@ -348,9 +348,6 @@ class Group:
             self.followed = self.followed + 1 if any(b.live for b in moved) else 1
             torch._foreach_add_([b.steps for b in moved], 1)
             if self.step.sums:
-                clocks = {id(b.clock): b.clock for b in moved}
-                sums = {name: clock[1:].unbind() for name, clock in clocks.items()}
-                found = [x for b in moved for x in b.summed(sums[id(b.clock)])]
-                torch._foreach_copy_([x for b in moved for x in b.sums], found)
+                torch._foreach_copy_([b.sums for b in moved], [b.summed(b.clock[1:]) for b in moved])
         for bucket in moved:
             bucket.tick()
