@@ -72,7 +72,7 @@ def starts(settings: Settings, store: Store) -> list[Trial]:
     trials = []
     for alpha, mu in [HIGH] if settings.quick else [start for start in LENGTHS[5] if start != MIDDLE]:
         epochs = 1 if settings.quick else 20 if (alpha, mu) == HIGH else 5
-        steps = 8 if settings.quick else epochs * EPOCH
+        steps = 4 if settings.quick else epochs * EPOCH
         for kind, tower in ((FIXED, fixed(alpha, mu)), (TUNED, tuned(alpha, mu))):
             where = {"alpha": alpha, "mu": mu, "kind": kind, "epochs": epochs}
             trials += [Trial("fig2a", "cifar10", tower, steps, seed, where, tested=epochs) for seed in seeds(settings, 1)]
@@ -82,7 +82,7 @@ def starts(settings: Settings, store: Store) -> list[Trial]:
 def schedules(settings: Settings, store: Store) -> list[Trial]:
     """2b."""
     epochs = 1 if settings.quick else 30
-    steps = 8 if settings.quick else epochs * EPOCH
+    steps = 4 if settings.quick else epochs * EPOCH
     towers = {FIXED: fixed(0.1, 0.9), DROPPED: fixed(0.1, 0.9), TUNED: tuned(0.1, 0.9)}
     return [
         Trial("fig2b", "cifar10", tower, steps, seed, {"kind": kind}, epochs, 10 * epochs, (0.5, 0.75) * (kind == DROPPED))

@@ -198,7 +198,7 @@ FIG4C = figure(
         [1e-6, 1e-4, 1e-2, 1.0],
         range(4),
         3 * 391,
-        ([1e-4], [0, 1], 20),
+        ([1e-4], [0, 1], 6),
     ),
     {1e-6: (79, 20, 14, 14), 1e-4: (41, 18, 14, 13), 1e-2: (13, 12.5, 15.5, 13), 1.0: (59, 39, 21, 14)},
     "test error, %",
@@ -219,7 +219,7 @@ PRETRAINED = "fig4e-pretrained{}.pt"
 
 def fine_tuning(settings: Settings, store: Store) -> list[Trial]:
     """4e: a model of classes 0–4, and when there is one, towers that train it on classes 5–9 with a new last layer."""
-    epoch = 4 if settings.quick else 196
+    epoch = 1 if settings.quick else 196
     weights = PRETRAINED.format(".quick" if settings.quick else "")
     bottom = partial(sgd, momentum=0.9, weight_decay=1e-4)
     first = Trial("fig4e", "cifar10, classes 0–4", bottom(0.1), 10 * epoch, 0, drops=(0.5, 0.75), keep=weights)

@@ -81,7 +81,7 @@ def test_a_float64_group_in_mid_training_is_resumed_exactly():
     torch.testing.assert_close(copies, [a, b], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("rule", [Adam, AdamW, hg.RAdam])
+@pytest.mark.parametrize("rule", [Adam, AdamW])
 @pytest.mark.parametrize("per", ["group", "tensor"])
 @pytest.mark.parametrize("how", ["load", "copy", "look"])
 @pytest.mark.parametrize("when", [3, 4, 5])
