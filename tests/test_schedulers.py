@@ -99,6 +99,24 @@ def test_scheduler_that_cycles_momentum(make):
     same_as_torch(*RULES[0], make)
 
 
+def test_betas_in_a_list_may_change_in_place():
+    optimizer = Hyperoptimizer(mine := parameters(), Adam(lr=0.01, tune="lr") / SGD(lr=1e-9))
+    optimizer.param_groups[0]["betas"] = said = [0.9, 0.999]
+    train(optimizer, mine, 2)
+    said[0] = 0.5
+    train(optimizer, mine, 1)
+    assert optimizer.hyperparameters()[0]["beta1"] == 0.5
+
+
+def test_an_lr_in_a_tensor_may_change_in_place():
+    optimizer = Hyperoptimizer(mine := parameters(), Adam(lr=0.01, tune="lr") / SGD(lr=1e-9))
+    optimizer.param_groups[0]["lr"] = said = torch.tensor(0.01)
+    train(optimizer, mine, 2)
+    said.mul_(0.5)
+    train(optimizer, mine, 1)
+    assert optimizer.hyperparameters()[0]["lr"] == pytest.approx(0.005, rel=1e-4)
+
+
 @pytest.mark.parametrize("make", CYCLING.values(), ids=CYCLING.keys())
 def test_scheduler_that_cycles_the_betas_of_adam(make):
     same_as_torch(*RULES[1], make)

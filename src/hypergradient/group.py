@@ -25,6 +25,8 @@ BUCKET = 1 << 20
 """Elements gathered at the most."""
 FAINT = 1e-4
 """The part of its start up to which a step size that a schedule sets is as good as 0."""
+SAID = float, int, str, tuple, type(None)
+"""What a group mostly says."""
 LEARNED = "learned"
 """The key under which the dict of a group holds what `memory` saves of it."""
 
@@ -134,7 +136,7 @@ class Group:
             entry.update({n: said[n] for n in ("beta1", "beta2") if said[n] != entry[n]})
         if said != old and hasattr(self, "owner"):
             self._schedule()
-        self.heard = [] if any(isinstance(x, Tensor) for x in heard) else heard  # which may become another number
+        self.heard = heard if all(isinstance(x, SAID) for x in heard) else []  # others may change in place
 
     @torch.inference_mode(False)  # used in training, also if said in a validation loop
     def _schedule(self) -> None:
