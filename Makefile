@@ -5,7 +5,7 @@ LIGHT := .venv/light
 READY := .venv/ready
 OLDEST := .venv/oldest
 OF_STEPS := compile compiled_models default hypergradient optimizer precision resume schedule_free schedulers tape
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --no-compile --disable-pip-version-check --no-input --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint docs suites oldest bench dist clean

@@ -71,7 +71,7 @@ def test_hyperparameters_keep_their_constraints_under_adverse_gradients(case, ch
     assert all(row.isfinite().all() for rows in levels(optimizer).values() for i, row in enumerate(rows) if i != READ)
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(
     tower=st.sampled_from(TOWERS),
     per=st.sampled_from(["all", "group", "tensor"]),
@@ -89,7 +89,7 @@ def test_resume_at_a_random_step_is_exact(tower, per, stop, more):
     assert twin.hyperparameters() == optimizer.hyperparameters()
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(
     shapes=st.lists(st.lists(st.integers(0, 4), max_size=3), min_size=1, max_size=5),
     per=st.sampled_from(["all", "group", "tensor"]),
