@@ -72,13 +72,35 @@ def halves(mine):
 
 @pytest.mark.parametrize("tower", [*TOWERS, Adam(lr=0.01)], ids=repr)
 def test_a_compiled_step_of_several_buckets_is_the_eager_one(tower):
+    agree(*of_several_buckets(tower))
+
+
+@pytest.mark.usefixtures("without_tapes")
+@pytest.mark.parametrize("tower", [TOWER, auto()], ids=repr)
+def test_where_there_are_no_tapes_all_of_a_step_is_compiled(tower):
+    agree(*of_several_buckets(tower))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_compiler_is_spared_what_tapes_can_do(several):
+    """Of levels it would take seconds each."""
+    mine = parameters()
+    optimizer = Hyperoptimizer(halves(mine) if several else mine, TOWER, compile=True)
+    train(optimizer, mine, 3)
+    compiled = {function.__name__ for function, _ in optimizer._own.engine._compiled}
+    assert compiled == {"read", "move"}
+    assert optimizer._own.engine.tapes
+
+
+def of_several_buckets(tower):
+    """As `pair`."""
     runs = []
     for compile in (False, True):
         mine = parameters()
         optimizer = Hyperoptimizer(halves(mine), tower, compile=compile)
         losses = train(optimizer, mine, 6)
         runs.append((losses, optimizer.hyperparameters(1), optimizer.hypergradients(1)))
-    agree(*runs)
+    return runs
 
 
 def test_a_compiled_step_takes_another_loss_to_tune_on():
@@ -164,6 +186,7 @@ def test_an_optimizer_compiles_for_its_own_sizes(monkeypatch):
     assert not [name for shapes in made for name in shapes.var_to_range if str(name).startswith("s")]  # sizes that vary
 
 
+@pytest.mark.usefixtures("without_tapes")
 @pytest.mark.parametrize("per", ["group", "tensor"])
 def test_levels_that_are_no_more_are_let_go(per, monkeypatch):
     """With all that was compiled of them. (Nothing is, here: it would take long.)"""

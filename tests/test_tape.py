@@ -127,6 +127,28 @@ def test_what_is_written_is_written_to_what_is_given_and_known():
     torch.testing.assert_close((p, q), before)
 
 
+def test_a_tall_tower_is_played_and_a_wide_one_is_not(tapes, monkeypatch):
+    """A tape does one number after the other; what torch does to many at once it does in less time."""
+    tall = Adam(lr=1e-3)
+    for _ in range(20):
+        tall = tall / Adam(lr=1e-4)
+    case = RULES[0]
+    played = trained(tall, case)
+    assert tapes
+    assert not [x for x in tapes if isinstance(x, Exception)]
+    tapes.clear()
+    mine = [torch.nn.Parameter(torch.ones(2)) for _ in range(100)]
+    optimizer = Hyperoptimizer(mine, Adam(lr=1e-3) / SGD(lr=1e-5), per="tensor")
+    for p in mine:
+        p.grad = torch.ones(2)
+    for _ in range(3):
+        optimizer.step()
+    assert [x for x in tapes if isinstance(x, tape.Unrecordable)]
+    assert optimizer.hyperparameters()[0]["lr"] != [1e-3] * 100
+    monkeypatch.setattr(Engine, "_may_play", lambda *_: False)
+    torch.testing.assert_close(played, trained(tall, case), rtol=1e-9, atol=1e-13, equal_nan=True)
+
+
 def test_a_rule_of_ones_own_is_not_played_for_nobody_knows_what_else_it_does(tapes):
     seen = []
 

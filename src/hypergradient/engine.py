@@ -92,15 +92,18 @@ class Engine:
         self._compiled = {k: f for k, f in self._compiled.items() if levels not in (getattr(k[0], "__self__", None), *k[1])}
 
     def _may_play(self, levels: Levels, work: Sequence[tuple[Group, Bucket]]) -> bool:
-        """Whether a step can be played from tapes: on the CPU, by rules known to do nothing but to operate on tensors."""
+        """Whether there can be tapes: on the CPU, of rules known to do nothing but to operate on tensors."""
         here = (x.is_cpu and readable(x) for x in (levels.memory, *(bucket.grad for _, bucket in work)))
-        return not self.compile and levels.ours and all(group.step.ours for group, _ in work) and all(here)
+        return levels.ours and all(group.step.ours for group, _ in work) and all(here)
 
     def _alone(self, levels: Levels, bucket: Bucket) -> bool:
-        """Whether a step in which only this bucket moves can be one function."""
+        """Whether a step in which only this bucket moves can be one function. (Of several levels the compiler would make more
+        than it saves.)
+        """
+        small = not self._plays or len(levels.levels) == 1 if self.compile else self._plays and bucket.param.numel() <= WHOLE
         one = len(levels.levels[0].below) == 1 and bucket.grad.device == levels.memory.device
         plain = bucket.index is None and bucket.step.elementwise and not bucket.layout.processes and not bucket.sample
-        return one and plain and (self.compile or (self._plays and bucket.param.numel() <= WHOLE))
+        return small and one and plain
 
     def _read(self, levels: Levels, work: Sequence[tuple[Group, Bucket]], expected: Mapping[Any, Tensor]) -> list[Tensor]:
         """What the last step says of each of the hyperparameters that the first level moves."""
@@ -152,13 +155,15 @@ class Engine:
         Args:
             function: one that depends on nothing else that changes, but for the values of tensors.
             arguments: tensors, lists of them, and whatever stays the same from call to call.
-            dynamic: whether the sizes of the tensors vary from call to call; None: perhaps, found out when they do.
+            dynamic: whether the sizes of the tensors vary from call to call; None: perhaps, found out when they do. False says
+                that there are no elements among them: where there can be a tape, the compiler is spared what it would take
+                longest for.
         """
         if not (self.compile or self._plays):
             return function(*arguments)
         tensors: list[Tensor] = []
         form = taken_apart(arguments, tensors)
-        if not self.compile:
+        if self._plays and (not self.compile or dynamic is False):
             return self._played(function, form, tensors, dynamic is not False)
         if (function, form) not in self._compiled:
             self._compiled[function, form] = Compiled(function, form, dynamic)

@@ -21,8 +21,10 @@ from .numerics import on_host, storage
 
 LENGTH = 1013
 """Of the elements on which a function of elements is recorded: no tensor of numbers has it. It is played on any number."""
-MOST = 512
+MOST = 1 << 13
 """Numbers in a tensor at the most."""
+WORTH = 32
+"""To how many numbers an operation may do something, on average: torch does it to more in the same time."""
 
 
 class Unrecordable(Exception):
@@ -162,7 +164,7 @@ class Recorder(TorchDispatchMode):
         self.lines: dict[Name, Line] = {}
         self.names: dict[int, Any] = {}
         self.captured: dict[int, tuple[Tensor, Tensor]] = {}
-        self._same, self._kept = dict[Any, Name](), list[Any]()
+        self._same, self._kept, self._done = dict[Any, Name](), list[Any](), 0
 
     # ---------------------------------------------------------------- what tensors are
 
@@ -212,7 +214,9 @@ class Recorder(TorchDispatchMode):
     # ------------------------------------------------------------------ what is done
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        schema, given = function._schema, dict(kwargs or {})
+        schema, given, self._done = function._schema, dict(kwargs or {}), self._done + 1
+        if len(self.lines) > WORTH * (self._done + 16):
+            raise Unrecordable(f"{len(self.lines)} numbers from {self._done} operations")
         tensors = [x for x in _leaves((*args, *given.values())) if isinstance(x, Tensor)]
         for x in tensors:
             self._know(x)
