@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -117,5 +117,6 @@ def readable(x: Tensor) -> bool:
 @contextmanager
 def on_host() -> Iterator[None]:
     """For arithmetic whose result is read at once: on the CPU, whatever default device or mode there is."""
-    with torch.inference_mode(False), _disable_current_modes(), torch.device("cpu"):
+    elsewhere = torch._C._len_torch_function_stack() > 0  # what sees every call, such as a default device, which costs time
+    with torch.inference_mode(False), _disable_current_modes(), torch.device("cpu") if elsewhere else nullcontext():
         yield

@@ -195,8 +195,8 @@ class Recorder(TorchDispatchMode):
         """The numbers of a tensor or a number, spread to `shape`, one after the other."""
         if not isinstance(x, Tensor):
             return [x] * math.prod(shape)
-        cells, where = self.names[storage(x)], _positions(x).expand(tuple(shape)).reshape(-1).tolist()
-        return [cells[i] for i in where]
+        cells = self.names[storage(x)]
+        return [cells[i] for i in _positions(x, shape)]
 
     def _element(self, x: Any) -> Any:
         """The name of elements, or of the one number that is the same for all of them."""
@@ -241,7 +241,7 @@ class Recorder(TorchDispatchMode):
         if type(old) is not type(value):
             raise Unrecordable("numbers become elements, or elements numbers")
         if isinstance(value, list):
-            for i, cell in zip(_positions(x).reshape(-1).tolist(), value, strict=True):
+            for i, cell in zip(_positions(x, x.shape), value, strict=True):
                 old[i] = cell
         else:
             self.names[storage(x)] = value
@@ -364,9 +364,15 @@ def _leaves(x: Any) -> list[Any]:
     return [z for y in x for z in _leaves(y)] if isinstance(x, (list, tuple)) else [x]
 
 
-def _positions(x: Tensor) -> Tensor:
-    """Where in its memory each element lies. shape: that of `x`"""
-    return torch.arange(_size(x)).as_strided(x.shape, x.stride(), x.storage_offset())
+def _positions(x: Tensor, shape: Sequence[int]) -> Sequence[int]:
+    """Where in its memory each element of a tensor lies, spread to `shape`."""
+    begin = int(x.storage_offset())
+    if x.numel() == 1:
+        return [begin] * math.prod(shape)
+    if x.shape == shape and x.is_contiguous():
+        return range(begin, begin + x.numel())
+    where = torch.arange(_size(x)).as_strided(x.shape, x.stride(), begin)
+    return where.expand(tuple(shape)).reshape(-1).tolist()
 
 
 def _size(x: Tensor) -> int:
