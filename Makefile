@@ -8,7 +8,7 @@ OF_STEPS := compile compiled_models default hypergradient optimizer precision re
 PIP := $(BIN)/python -m pip install --no-compile --disable-pip-version-check --no-input --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs suites oldest bench dist clean
+.PHONY: help demo test everything lint docs suites oldest bench dist clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 8
@@ -28,8 +28,11 @@ docs: $(READY) ## The documentation as a site; leaves site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo open site/index.html
 
+everything: lint ## The same tests, with every combination of what half are tested of otherwise
+	HYPERGRADIENT_ALL=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
 suites: $(READY) ## torch's own tables of optimizer tests, with our rules in the place of theirs
-	$(BIN)/python -m pytest tests/test_suites.py
+	HYPERGRADIENT_ALL=1 $(BIN)/python -m pytest tests/test_suites.py
 
 oldest: $(OLDEST)/ready ## Steps, eager and compiled, with torch 2.6, which is the oldest; several gigabytes
 	PYTHONPATH=src $(OLDEST)/bin/python -m pytest --numprocesses auto --maxprocesses 4 -p no:cacheprovider \

@@ -4,6 +4,7 @@ import copy
 import gc
 import io
 import math
+import os
 from itertools import pairwise
 
 import pytest
@@ -17,6 +18,15 @@ from hypergradient import POSITIVE, SGD, UNIT, Adagrad, Adam, Hyperoptimizer, Li
 
 EXACT = {"rtol": 0, "atol": 0, "equal_nan": True}
 """Options of `assert_close`: to the last bit."""
+
+EVERY = 1 if os.environ.get("HYPERGRADIENT_ALL") else 2
+"""Of combinations one in so many is tested: all with HYPERGRADIENT_ALL=1, as `make everything` has it."""
+
+
+def crossed(one, other):
+    """Combinations of two kinds of things. Each of `one` is in one of `EVERY` with those of `other`, and they with it."""
+    return [(x, y) for i, x in enumerate(one) for j, y in enumerate(other) if (i + j) % EVERY == 0]
+
 
 # the compiler of torch 2.13 itself imports what torch 2.13 deprecates
 compiler = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")

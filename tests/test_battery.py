@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 from benchmarks.probes import PROBES, ours, run
+from helpers import crossed
 
 TABLE = Path(__file__).parent.parent / "docs" / "battery.md"
 
 
-@pytest.mark.parametrize("contestant", ours(), ids=str)
-@pytest.mark.parametrize("probe", PROBES)
+@pytest.mark.parametrize(("probe", "contestant"), crossed(PROBES, ours()), ids=str)
 def test_battery(probe, contestant):
     run(probe, contestant)
 

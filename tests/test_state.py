@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import RULES, parameters, train
-from helpers import refusal, stored
+from helpers import crossed, refusal, stored
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_map
 
@@ -485,30 +485,31 @@ def drop_what_is_gone(o):
 # ------------------------------------------------------------------------------------- what all of them have to do
 
 
-@pytest.mark.parametrize("combination", COMBINATIONS, ids=name_of)
-@pytest.mark.parametrize("edit", EDITS + REPLACEMENTS)
+@pytest.mark.parametrize(("edit", "combination"), crossed(EDITS + REPLACEMENTS, COMBINATIONS), ids=name_of)
 def test_the_next_steps_are_those_of_torch(edit, combination):
     goes_on_as_torch(edit, combination)
 
 
-@pytest.mark.parametrize("combination", TWO, ids=name_of)
-@pytest.mark.parametrize("edit", GROUPS)
+@pytest.mark.parametrize(("edit", "combination"), crossed(GROUPS, TWO), ids=name_of)
 def test_the_next_steps_are_those_of_torch_with_other_groups(edit, combination):
     goes_on_as_torch(edit, combination)
 
 
-@pytest.mark.parametrize(
-    ("combination", "later"),
-    [*((c, 0) for c in TOWERS[:-1]), (TOWERS[0], 1)],
-    ids=lambda x: x if isinstance(x, int) else name_of(x),
-)
+@pytest.mark.parametrize(("edit", "combination"), crossed(EDITS + REPLACEMENTS, TOWERS[:-1]), ids=name_of)
+def test_it_is_in_the_next_checkpoint(edit, combination):
+    saved_and_resumed(edit, combination, later=0)
+
+
 @pytest.mark.parametrize("edit", EDITS + REPLACEMENTS)
-def test_it_is_in_the_next_checkpoint(edit, combination, later):
-    saved_and_resumed(edit, combination, later)
+def test_it_is_in_a_later_checkpoint(edit):
+    saved_and_resumed(edit, TOWERS[0], later=1)
 
 
-@pytest.mark.parametrize("combination", [c for c in TOWERS if c[3] == 2 and c[4] is SMALL], ids=name_of)
-@pytest.mark.parametrize("edit", EDITS + REPLACEMENTS + GROUPS)
+@pytest.mark.parametrize(
+    ("edit", "combination"),
+    crossed(EDITS + REPLACEMENTS + GROUPS, [c for c in TOWERS if c[3] == 2 and c[4] is SMALL]),
+    ids=name_of,
+)
 def test_what_has_just_been_loaded_may_be_edited(edit, combination, monkeypatch):
     """Before its first step, too, a resumed optimizer goes on as the one that was saved."""
     monkeypatch.setattr("hypergradient.group.ALONE", 1)  # of what is gathered, nobody knows which part was written to
@@ -540,14 +541,14 @@ def test_any_sequence_of_edits_goes_on_as_torch(seed, alone, monkeypatch):
 
 
 @pytest.mark.parametrize("later", [0, 1], ids=["saved at once", "saved a step later"])
-@pytest.mark.parametrize("combination", [c for c in TWO if c[1] is not None and c[0] == "Adam"], ids=name_of)
-@pytest.mark.parametrize("edit", GROUPS)
+@pytest.mark.parametrize(
+    ("edit", "combination"), crossed(GROUPS, [c for c in TWO if c[1] is not None and c[0] == "Adam"]), ids=name_of
+)
 def test_it_is_in_the_next_checkpoint_with_other_groups(edit, combination, later):
     saved_and_resumed(edit, combination, later)
 
 
-@pytest.mark.parametrize("combination", TOWERS, ids=name_of)
-@pytest.mark.parametrize("edit", EDITS + REPLACEMENTS)
+@pytest.mark.parametrize(("edit", "combination"), crossed(EDITS + REPLACEMENTS, TOWERS), ids=name_of)
 def test_what_was_learned_stays(edit, combination):
     """SGD above moves what is tuned by its hypergradient times its step size, from where it was."""
     optimizer, per_tensor = make(combination, RATE), combination[2] == "tensor"
@@ -667,9 +668,9 @@ SIZES = [(SMALL, "all"), (SMALL, "tensor"), (LARGE, "tensor")]
 HELD = [(c, *x) for c in RULES for x in (SIZES[:2] if c.matrix else SIZES)]
 
 
-@pytest.mark.parametrize("horizon", [None, 1, 8], ids=str)
-@pytest.mark.parametrize(("case", "shapes", "per"), HELD, ids=str)
-def test_it_holds_a_step_and_tensors_shaped_like_the_parameter(case, shapes, per, horizon):
+@pytest.mark.parametrize(("held", "horizon"), crossed(HELD, (None, 1, 8)), ids=str)
+def test_it_holds_a_step_and_tensors_shaped_like_the_parameter(held, horizon):
+    case, shapes, per = held
     rule = case.rule(**case.lively)
     names = [n for n, f in rule.hyperparameters().items() if f.metadata["tuned"] is not None]
     tower = rule if horizon is None else replace(rule, horizon=horizon, tune=tuple(names)) / Adam(lr=1e-4) / SGD(lr=1e-5)

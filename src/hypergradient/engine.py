@@ -97,9 +97,7 @@ class Engine:
         return levels.ours and all(group.step.ours for group, _ in work) and all(here)
 
     def _alone(self, levels: Levels, bucket: Bucket) -> bool:
-        """Whether a step in which only this bucket moves can be one function. (Of several levels the compiler would make more
-        than it saves.)
-        """
+        """Whether a step in which only this bucket moves can be one function. (Compiled, several levels take too long.)"""
         small = not self._plays or len(levels.levels) == 1 if self.compile else self._plays and bucket.param.numel() <= WHOLE
         one = len(levels.levels[0].below) == 1 and bucket.grad.device == levels.memory.device
         plain = bucket.index is None and bucket.step.elementwise and not bucket.layout.processes and not bucket.sample
@@ -155,9 +153,8 @@ class Engine:
         Args:
             function: one that depends on nothing else that changes, but for the values of tensors.
             arguments: tensors, lists of them, and whatever stays the same from call to call.
-            dynamic: whether the sizes of the tensors vary from call to call; None: perhaps, found out when they do. False says
-                that there are no elements among them: where there can be a tape, the compiler is spared what it would take
-                longest for.
+            dynamic: whether the sizes of the tensors vary from call to call; None: perhaps, found out when they do. False:
+                there are no elements among them, and where there can be a tape, the compiler is spared.
         """
         if not (self.compile or self._plays):
             return function(*arguments)

@@ -101,7 +101,6 @@ class Group:
         self.highest, self.rise = self.heights = self.saved.get("highest", (0.0, 1.0))
         self.followed: int = self.saved.get("followed", 0)  # steps one after the other, each of which could read the one before
         self.resting = {i for i, rests in enumerate(self.saved.get("resting", ())) if rests}  # had not moved in the last step
-        self.edited = set[Tensor]()  # of which somebody has written to what a checkpoint remembers
         self.buckets: list[Bucket] = []
         self.moving: list[Bucket] = []  # those that move in this step
         last = self.saved.get("last")  # scalars of the last step by its number; of a checkpoint at 0. shape: (rows, sets)
@@ -232,7 +231,7 @@ class Group:
         here = {i: (*past.get(i, (0, False)), moves, self._sums(i, memory)) for i, moves in enumerate(present)}
         alike = self._alike({i: mine for i, mine in here.items() if present[i] or i in past}, shared)
         known = {(b.step, b.count, *b.sets, *map(id, b.members)): b for b in self.buckets if b.intact(memory)}
-        self.buckets, self.resting, self.edited = [], set(), set()
+        self.buckets, self.resting = [], set()
         for (*_, count, live, _, sums), positions in alike.items():
             members, sets = [self.params[i] for i in positions], positions if self.owner.sets > 1 else []
             bucket = known.get(key := (self.step, count, *sets, *map(id, members)))
@@ -307,7 +306,7 @@ class Group:
     def past(self, memory: Memory) -> Iterator[tuple[int, tuple[int, bool]]]:
         """Of each parameter that has moved before: how many steps it has made, and whether the last can be read."""
         found: dict[int, tuple[int, bool]] = {}
-        lost = set(map(id, self.edited))
+        lost = set[int]()
         resting = self.resting.union(*(b.positions for b in self.buckets if not b.live))
         for bucket in self.buckets:
             if self.step.replays and bucket.written():

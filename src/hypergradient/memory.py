@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .bucket import place
-from .evaluation import TRAINING, inside
+from .evaluation import inside
 from .group import LEARNED, Group
 from .level import title
-from .numerics import alike, readable
+from .numerics import readable
 from .rule import Rule
 from .tower import Tower
 
@@ -114,31 +113,6 @@ def _like(given: Any, value: float) -> Any:
 
 
 # ----------------------------------------------------------------------------- and to come back
-
-
-def marks(state: Mapping[Tensor, Any]) -> dict[Tensor, Any]:
-    """By parameter, each tensor that is remembered of it, what is in it, and how often that has been written to."""
-    each = {p: mine.items() for p, mine in state.items() if isinstance(mine, dict)}
-    known = {p: {n: x for n, x in mine if isinstance(x, Tensor) and n != TRAINING} for p, mine in each.items()}
-    return {p: {n: _mark(x) for n, x in mine.items() if not x.is_inference()} for p, mine in known.items()}
-
-
-def _mark(x: Tensor) -> tuple[Tensor, Tensor, int]:
-    old = x.detach() if x.ndim else x.clone()  # to a number one may have written by way of ``.data``
-    return x, old, old._version
-
-
-def edited(state: Mapping[Tensor, Any], before: Mapping[Tensor, Any]) -> set[Tensor]:
-    """Of which parameters other numbers are remembered than `before`, which is what `marks` has found."""
-
-    def same(x: Any, was: Tensor, old: Tensor, version: int) -> bool:
-        if hasattr(was, "placements"):  # all processes have to find the same
-            return x is was and was._version == version
-        if isinstance(x, Tensor) and place(x) == place(old):
-            return x._version == version
-        return old._version == version and alike(x, old)
-
-    return {p for p, known in before.items() if not all(same(state.get(p, {}).get(n), *mark) for n, mark in known.items())}
 
 
 def restore(entry: dict[str, Any], main: str) -> dict[str, float]:

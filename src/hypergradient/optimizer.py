@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -55,7 +56,6 @@ class Own:
     made: int = 0  # how many steps it has made
     built: Any = None  # what the levels are made from
     basis: tuple[Any, list[Any], Callable[[Any], int], list[int]] = (None, [], address, [])  # what the buckets are made from
-    loaded: dict[Tensor, Any] = field(default_factory=dict)  # `memory.marks` of a checkpoint, until the next step
     cotangents: dict[Tensor, Tensor] = field(default_factory=dict)  # the gradients of `tune_on`
     entered: dict[Tensor, Rule] = field(default_factory=dict)  # with which a parameter became its average
 
@@ -355,9 +355,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             return
         moving = [p for p, moves in zip(params, chain.from_iterable(present), strict=True) if moves]
         shared = overlapping(moving)
-        edited, self._own.loaded = memory.edited(self.state, self._own.loaded), {}
         for group, here in zip(groups, present, strict=True):
-            group.edited = edited
             group.fill(self.state, here, shared)
         pattern, seen = (present, [(b.live, True, True) for g in groups for b in g.buckets], shapes), self._objects(params)
         place = Tensor.data_ptr if set(map(type, seen)) <= {Tensor, torch.nn.Parameter} else address
@@ -554,9 +552,17 @@ class Hyperoptimizer(torch.optim.Optimizer):
             if key in adapted["state"]:
                 known = adapted["state"][key].items()  # perhaps of a living optimizer
                 self.state[p] = {n: memory.copied(x, p, n in own) for n, x in known if x is not None}
-        self._own.loaded = memory.marks(self.state)
         for group, p in [(g, p) for g in self._own.groups if g.saved.get("evaluating") for p in g.entry["params"]]:
             evaluation.resume(group.rule, p, self.state.get(p) or {})
+        self._adopt()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _adopt(self) -> None:
+        """Put what has come from elsewhere into buckets, which see what is done to it until the next step."""
+        groups = self._assemble()
+        with contextlib.suppress(ValueError, RuntimeError):  # what is wrong is perhaps mended by then
+            self._fill(groups, [[False] * len(group.entry["params"]) for group in groups])
 
     def _compare(self, saved: Sequence[dict[str, Any]]) -> None:
         """Raise ValueError where these are not the groups of an optimizer with the same tower and the same groups."""
@@ -599,4 +605,5 @@ class Hyperoptimizer(torch.optim.Optimizer):
         made = [group.saved["made"] for group in self._own.groups if "made" in group.saved]
         steps = (int(mine.get("step", 1)) for mine in self.state.values() if isinstance(mine, dict))
         self._own.made = max(made or steps, default=0)  # one of torch says it of each parameter alone
-        self._own.loaded = memory.marks(self.state)
+        if "rules" in state:  # a copy, to which no more comes
+            self._adopt()
