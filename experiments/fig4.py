@@ -182,7 +182,7 @@ FIG4A = figure(
 FIG4B = figure(
     "Figure 4b: SGD towers on MNIST, step sizes by level",
     "fig4b",
-    grid("fig4b", "mnist", partial(graded, sgd), DECADES, range(4), 30 * 235, ([1e-4, 1e-2], [0, 1, 2], 2 * 235), compiled=2),
+    grid("fig4b", "mnist", partial(graded, sgd), DECADES, range(4), 30 * 235, ([1e-4, 1e-2], [0, 1], 30), compiled=2),
     {},
     "test error, %",
     10,
