@@ -26,6 +26,8 @@ PIECE = 1 << 18
 """Elements worked on at a time, about: enough for dispatch not to matter, few enough for a cache."""
 WHOLE = 1 << 20
 """Elements up to which a step of a single bucket is run as one: it reads them once, not first for what it learns."""
+TALL = 10
+"""Levels up to which such a step is compiled as one: each of them takes seconds to compile, all together save a fifth of it."""
 
 # The allocator of glibc gives freed memory back to the system beyond a bound that follows the largest block it has seen
 # freed. Where that is small, as in the training of a small network, a step spends most of its time on page faults.
@@ -97,8 +99,9 @@ class Engine:
         return levels.ours and all(group.step.ours for group, _ in work) and all(here)
 
     def _alone(self, levels: Levels, bucket: Bucket) -> bool:
-        """Whether a step in which only this bucket moves can be one function. (Compiled, several levels take too long.)"""
-        small = not self._plays or len(levels.levels) == 1 if self.compile else self._plays and bucket.param.numel() <= WHOLE
+        """Whether a step in which only this bucket moves can be one function."""
+        tall, large = len(levels.levels) > TALL, bucket.param.numel() > WHOLE
+        small = not (self._plays and tall) if self.compile else self._plays and not large
         one = len(levels.levels[0].below) == 1 and bucket.grad.device == levels.memory.device
         plain = bucket.index is None and bucket.step.elementwise and not bucket.layout.processes and not bucket.sample
         return small and one and plain

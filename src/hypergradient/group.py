@@ -305,8 +305,7 @@ class Group:
 
     def past(self, memory: Memory) -> Iterator[tuple[int, tuple[int, bool]]]:
         """Of each parameter that has moved before: how many steps it has made, and whether the last can be read."""
-        found: dict[int, tuple[int, bool]] = {}
-        lost = set[int]()
+        found, lost, times = dict[int, tuple[int, bool]](), set[int](), Counter[int]()
         resting = self.resting.union(*(b.positions for b in self.buckets if not b.live))
         for bucket in self.buckets:
             if self.step.replays and bucket.written():
@@ -315,7 +314,6 @@ class Group:
                 found.update((id(p), (bucket.count, bucket.live)) for p in bucket.members)
             else:
                 lost.update(map(id, bucket.changed(memory) if bucket.live else bucket.members))
-        times: Counter[int] = Counter()
         for i, p in enumerate(self.entry["params"]):
             times[id(p)] += 1
             if (entry := memory.get(p)) and id(p) not in found:

@@ -371,8 +371,7 @@ def _positions(x: Tensor, shape: Sequence[int]) -> Sequence[int]:
         return [begin] * math.prod(shape)
     if x.shape == shape and x.is_contiguous():
         return range(begin, begin + x.numel())
-    where = torch.arange(_size(x)).as_strided(x.shape, x.stride(), begin)
-    return where.expand(tuple(shape)).reshape(-1).tolist()
+    return torch.arange(_size(x)).as_strided(x.shape, x.stride(), begin).expand(tuple(shape)).flatten().tolist()
 
 
 def _size(x: Tensor) -> int:
