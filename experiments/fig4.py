@@ -173,7 +173,7 @@ PAPER_4A = {
 FIG4A = figure(
     "Figure 4a: SGD towers on MNIST, every level at α",
     "fig4a",
-    grid("fig4a", "mnist", same, DECADES, range(4), 30 * 235, ([1e-4, 1e-2], [0, 1, 2], 2 * 235), tall=(5, 10, 20)),
+    grid("fig4a", "mnist", same, DECADES, range(4), 30 * 235, ([1e-4, 1e-2], [0, 1, 2], 235), tall=(5, 10, 20)),
     PAPER_4A,
     "test error, %",
     10,

@@ -19,13 +19,14 @@ from hypergradient import POSITIVE, SGD, UNIT, Adagrad, Adam, Hyperoptimizer, Li
 EXACT = {"rtol": 0, "atol": 0, "equal_nan": True}
 """Options of `assert_close`: to the last bit."""
 
-EVERY = 1 if os.environ.get("HYPERGRADIENT_ALL") else 2
+EVERY = 1 if os.environ.get("HYPERGRADIENT_ALL") else 3
 """Of combinations one in so many is tested: all with HYPERGRADIENT_ALL=1, as `make everything` has it."""
 
 
 def crossed(one, other):
-    """Combinations of two kinds of things. Each of `one` is in one of `EVERY` with those of `other`, and they with it."""
-    return [(x, y) for i, x in enumerate(one) for j, y in enumerate(other) if (i + j) % EVERY == 0]
+    """Combinations of two kinds of things: each of `one` with one in `EVERY` of `other`, and with one at least."""
+    every = min(EVERY, len(other))
+    return [(x, y) for i, x in enumerate(one) for j, y in enumerate(other) if (i + j) % every == 0]
 
 
 # the compiler of torch 2.13 itself imports what torch 2.13 deprecates

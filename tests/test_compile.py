@@ -75,9 +75,8 @@ def test_a_compiled_rule_alone_is_the_eager_one():
 
 
 @pytest.mark.usefixtures("without_tapes")
-@pytest.mark.parametrize("tower", [TOWER, auto()], ids=repr)
-def test_where_there_are_no_tapes_all_of_a_step_is_compiled(tower):
-    agree(*of_several_buckets(tower))
+def test_where_there_are_no_tapes_all_of_a_step_is_compiled():
+    agree(*of_several_buckets(auto()))
 
 
 @pytest.mark.parametrize("height", [2, 11])

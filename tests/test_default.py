@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from cases import RULES, counted, loss, parameters, train, weights
-from helpers import EXACT, clones, resumed
+from helpers import EXACT, clones, crossed, resumed
 from torch.optim import lr_scheduler
 
 import hypergradient as hg
@@ -286,8 +286,7 @@ def follow(schedule, tower, steps=100):
     return found
 
 
-@pytest.mark.parametrize("tower", [auto(), auto(Adam()), auto(SGD(momentum=0.9))], ids=["default", "Adam", "SGD"])
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(("name", "tower"), crossed(SCHEDULES, [auto(), auto(Adam()), auto(SGD(momentum=0.9))]), ids=str)
 def test_no_schedule_makes_a_step_size_more_than_twice_what_it_would_be(name, tower):
     alone, with_it = follow(None, tower), follow(SCHEDULES[name], tower)
     assert max(with_it) <= 2 * max(alone)

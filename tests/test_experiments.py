@@ -407,7 +407,7 @@ def test_table_1_in_small(tmp_path):
 
 @needs_mnist
 def test_figure_4a_in_small(tmp_path):
-    """Two epochs, from a good step size and one far too small: the taller the tower, the less it matters."""
+    """One epoch, from a good step size and one far too small: the taller the tower, the less it matters."""
     lines = carried_out("fig4a", Settings(tmp_path, workers=1, quick=True))
     low, good = places(lines, "alpha")
     errors = {(line["at"]["alpha"], line["at"]["height"]): line["test"] for line in lines}

@@ -638,8 +638,7 @@ def test_parameters_without_data_make_steps_without_data(case, above, inside):
         assert {x.shape for n, x in optimizer.state[mine[0]].items() if n != "step" and x is not None} <= {(4, 3)}
 
 
-@pytest.mark.parametrize("above", [None, SGD(lr=1e-4), Adam(lr=1e-4) / SGD(lr=1e-5)], ids=["alone", "tower", "tall"])
-@pytest.mark.parametrize("case", KINDS, ids=str)
+@pytest.mark.parametrize(("case", "above"), crossed(KINDS, [None, SGD(lr=1e-4), Adam(lr=1e-4) / SGD(lr=1e-5)]), ids=str)
 def test_fake_tensors_make_fake_steps(case, above):
     """As with torch.optim, which is run first: to learn of shapes and memory."""
     rule = case.rule(lr=1e-2)
@@ -668,8 +667,7 @@ class NoDoubles(TorchFunctionMode):
         return result
 
 
-@pytest.mark.parametrize("above", [None, SGD(lr=1e-4), Adam(lr=1e-4) / SGD(lr=1e-5)], ids=["alone", "tower", "tall"])
-@pytest.mark.parametrize("case", RULES, ids=str)
+@pytest.mark.parametrize(("case", "above"), crossed(RULES, [None, SGD(lr=1e-4), Adam(lr=1e-4) / SGD(lr=1e-5)]), ids=str)
 def test_a_default_device_without_float64(float32, case, above):
     mine, rule = make_params((4, 3), (2, 3)), case.rule(**case.lively)
     tower = rule if above is None else rule / above

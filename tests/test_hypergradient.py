@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from cases import ABOVE, RULES, counted, loss, parameters, train, weights
-from helpers import STEPS, difference
+from helpers import STEPS, crossed, difference
 from oracle import Oracle
 
 from hypergradient import (
@@ -223,20 +223,18 @@ def kept(rule):
     return dataclass(frozen=True)(type(f"Kept{rule.__name__}", (rule,), {"update": lambda *args: Averages.update(*args)}))
 
 
+OPTIONS = [
+    {},
+    {"tune": ("lr",), "amsgrad": True},
+    {"horizon": 5},
+    {"horizon": 5, "normalize": "cosine"},
+    {"weight_decay": 0.1},
+    {"tune": "beta2"},
+]
+
+
 @pytest.mark.parametrize("per", ["group", "tensor"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"tune": ("lr",), "amsgrad": True},
-        {"horizon": 5},
-        {"horizon": 5, "normalize": "cosine"},
-        {"weight_decay": 0.1},
-        {"tune": "beta2"},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("rule", [Adam, AdamW, Crossed, Shared, Watched, Shrunk, Clipped], ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize(("rule", "options"), crossed([Adam, AdamW, Crossed, Shared, Watched, Shrunk, Clipped], OPTIONS))
 def test_who_redefines_averages_is_replayed_as_they_are_now(rule, options, per):
     found = []
     for kind in (rule, kept(rule)):
