@@ -461,8 +461,8 @@ def page():
         f"`make suites` puts our rules in the place of torch's {len(optim_db)} optimizers: {len(INFOS)} have a rule of that "
         f"name here, with {sum(counts)} inputs that are right and {sum(wrong)} that are wrong. The checks are those of torch's "
         "`test_optim.py`, which is not installed, written anew around a rule alone, `Hyperoptimizer(params, Adam())`. Nothing "
-        "is fetched, and every change is tested with a third of each table. This page is made by `python tests/test_suites.py`; "
-        f"torch {torch.__version__.partition('+')[0]}, CPU.",
+        "is fetched, and every change is tested with a third of each table. This page is made by "
+        f"`python tests/test_suites.py`; torch {torch.__version__.partition('+')[0]}, CPU.",
         "",
         "## What passes",
         "",
