@@ -27,7 +27,7 @@ from hypergradient import (
     hyperparameter,
     nonnegative,
 )
-from hypergradient.compiled import Compiled, taken_apart
+from hypergradient.compiled import Compiled, of_tensors, taken_apart
 
 pytestmark = [compiler, pytest.mark.usefixtures("fresh_compiler")]
 
@@ -186,13 +186,21 @@ def test_an_optimizer_compiles_for_its_own_sizes(monkeypatch):
     assert not [name for shapes in made for name in shapes.var_to_range if str(name).startswith("s")]  # sizes that vary
 
 
+class Uncompiled:
+    """In the place of `Compiled`."""
+
+    def __init__(self, function, form, dynamic):
+        self.function = of_tensors(function, form)
+
+    def program(self, tensors):
+        return lambda tensors: self.function(*tensors)
+
+
 @pytest.mark.usefixtures("without_tapes")
 @pytest.mark.parametrize("per", ["group", "tensor"])
 def test_levels_that_are_no_more_are_let_go(per, monkeypatch):
     """With all that was compiled of them. (Nothing is, here: it would take long.)"""
-    monkeypatch.setattr(
-        engine, "Compiled", lambda function, form, dynamic: lambda tensors: engine.of_tensors(function, form)(*tensors)
-    )
+    monkeypatch.setattr(engine, "Compiled", Uncompiled)
     mine = parameters()
     optimizer = Hyperoptimizer(mine, TOWER, per=per, compile=True)
     train(optimizer, mine, 3)

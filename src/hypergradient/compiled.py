@@ -41,17 +41,18 @@ class Compiled:
         self._programs: dict[Any, Callable[..., Any] | None] = {}
         self._ran: list[tuple[Callable[..., Any], Sequence[Any], Sequence[Any]]] = []
 
+    def program(self, tensors: Sequence[Tensor]) -> Callable[..., Any] | None:
+        """What has been compiled for such `tensors`, to be called with them in the place of this, which looks for it."""
+        return self._programs.get(_looks(tensors))
+
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
-        first = dict[int, int]()  # which of them are the same
-        each = [(first.setdefault(id(x), i), x.shape, x.stride(), x.dtype) for i, x in enumerate(tensors)]
-        looks = tensors[0].device, *each
-        if program := self._programs.get(looks):
+        if program := self.program(tensors):
             return program(tensors)
         if len(self._programs) == MOST:
             self._programs.clear()
         try:
             found = self._function(*tensors)
-            self._programs[looks] = self._program(tensors, found)
+            self._programs[_looks(tensors)] = self._program(tensors, found)
         finally:
             self._ran.clear()
         return found
@@ -89,6 +90,12 @@ class Compiled:
             return put_together(form, iter([made[i] for i in back]))
 
         return alone
+
+
+def _looks(tensors: Sequence[Tensor]) -> Any:
+    """What the compiler chooses by: which of `tensors` are the same, and how each looks."""
+    first = dict[int, int]()
+    return tensors[0].device, *[(first.setdefault(id(x), i), x.shape, x.stride(), x.dtype) for i, x in enumerate(tensors)]
 
 
 def taken_apart(x: Any, tensors: list[Tensor]) -> Any:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -14,13 +16,14 @@ from . import tape
 from .bucket import Bucket
 from .compiled import Compiled, of_tensors, taken_apart
 from .layout import total
-from .level import RAW, UNIT, Ask, Hyperparameters, Levels, scalars
+from .level import RAW, UNIT, Ask, Levels, scalars
 from .numerics import readable
-from .sample import Samples
 from .sensitivity import Piece
 
 if TYPE_CHECKING:
     from .group import Group
+
+Call: TypeAlias = Callable[[], Any]
 
 PIECE = 1 << 18
 """Elements worked on at a time, about: enough for dispatch not to matter, few enough for a cache."""
@@ -44,7 +47,7 @@ class Engine:
 
     def __init__(self, compile: bool) -> None:
         self.compile = compile
-        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._compiled: dict[Any, Compiled] = {}
         self._plays = False
         self.tapes: dict[Any, Callable[..., Any]] = {}
 
@@ -71,16 +74,21 @@ class Engine:
 
     def _move_all(self, work: Sequence[tuple[Group, Bucket]], now: Mapping[Any, Tensor]) -> None:
         """Move the buckets, and keep what is read of them next; `now`: the scalars, by clock."""
-        used = dict[Any, Tensor]()
+        used, buckets = dict[Any, Tensor](), [bucket for _, bucket in work]
         for group, bucket in work:
             group.last[bucket.count + 1] = rows = now[id(bucket.clock)]
             alike = id(bucket.clock), bucket.dtype, *bucket.sets
             used[id(bucket)] = used[alike] = used[alike] if alike in used else bucket.use(rows)
-        sampled = [(b, b.samples, b.samples.before()) for _, b in work if b.samples]
-        for _, bucket in work:
-            self._move(bucket, used[id(bucket)])
+        sampled = [(b, b.samples, b.samples.before()) for b in buckets if b.samples]
+        apart = any(b.shared or not b.uniform for b in buckets)  # one moves what the next one reads; or it takes memory
+        for turn in [[b] for b in buckets] if apart else [buckets]:
+            _done([call for b in turn for call in self._moves(b, used[id(b)])])
+            for bucket in turn:
+                bucket.scatter()
         for bucket, samples, before in sampled:
-            self._keep(bucket, samples, before, used[id(bucket)])
+            function, piece = (bucket.step.move, before) if before else (bucket.step.follow, samples.movement())
+            _done(self._calls(bucket, function, piece, used[id(bucket)]))
+            samples.keep()
 
     def _each(self, function: Callable[..., Any], asks: Sequence[Ask], learned: Tensor) -> list[Tensor]:
         """What is asked for. A tape for each serves whichever are asked for together; the compiler takes all at once."""
@@ -108,50 +116,55 @@ class Engine:
 
     def _read(self, levels: Levels, work: Sequence[tuple[Group, Bucket]], expected: Mapping[Any, Tensor]) -> list[Tensor]:
         """What the last step says of each of the hyperparameters that the first level moves."""
-        like, below = levels.memory, levels.levels[0].below
-        reads = ((g.owner, b, expected.get(id(b.clock))) for g, b in work if b.samples or not b.sample)
-        found = total((owner, b.layout.processes, self._products(b, owner, rows).to(like)) for owner, b, rows in reads)
-        return [found[h] if h in found else like.new_zeros(len(h.normalization.products), *h.shape) for h in below]
+        like, below, alike = levels.memory, levels.levels[0].below, defaultdict[Any, list[Tensor]](list)
+        reads = [(g.owner, b) for g, b in work if b.samples or not b.sample]
+        calls = [self._reads(b, expected.get(id(b.clock))) for _, b in reads]
+        for (owner, bucket), found in zip(reads, [_done(mine) for mine in calls], strict=True):
+            products = bucket.scalars.new_zeros(len(owner.normalization.products), *owner.shape)
+            if found:  # the others take part: so do those of other processes
+                products = found[0] if len(found) == 1 else torch.stack(found).sum(0)
+                products = bucket.gathered(products * bucket.sample.times if bucket.sample else products, owner.sets)
+            alike[owner, bucket.layout.processes, products.dtype, products.device].append(products)
+        sums = total((owner, processes, torch.stack(x).to(like).sum(0)) for (owner, processes, *_), x in alike.items())
+        return [sums[h] if h in sums else like.new_zeros(len(h.normalization.products), *h.shape) for h in below]
 
-    def _products(self, bucket: Bucket, owner: Hyperparameters, expected: Tensor | None) -> Tensor:
+    def _reads(self, bucket: Bucket, expected: Tensor | None) -> list[Call]:
+        """Calls of what reads a bucket; none where there is nothing to be read."""
         if not bucket.live and (bucket.step.replays or bucket.step.normalization.metric):
-            return bucket.scalars.new_zeros(len(owner.normalization.products), *owner.shape)
+            return []
         rows = bucket.scalars if expected is None else bucket.use(expected)
         maps = () if bucket.uniform else (bucket.spread, bucket.total)
         piece = bucket.samples.piece(tune=True) if bucket.samples else (bucket.param, bucket.u, bucket.state, bucket.kept)
-        found = self._run(bucket, bucket.step.read, piece, rows, *maps)
-        products = found[0] if len(found) == 1 else torch.stack(found).sum(0)
-        return bucket.gathered(products * bucket.sample.times if bucket.sample else products, owner.sets)
+        return self._calls(bucket, bucket.step.read, piece, rows, *maps)
 
-    def _move(self, bucket: Bucket, now: Tensor) -> None:
+    def _moves(self, bucket: Bucket, now: Tensor) -> list[Call]:
+        """Calls of what moves a bucket."""
         if bucket.shared:  # another may have moved what it reads
             bucket.param = bucket.elements()
         spread = now if bucket.uniform else bucket.spread(now)
-        piece = bucket.param, bucket.grad, bucket.state, [] if bucket.sample else bucket.kept
-        self._run(bucket, bucket.step.move, piece, spread)
         bucket.scalars = now if bucket.step.replays else bucket.scalars
-        bucket.scatter()
+        piece = bucket.param, bucket.grad, bucket.state, [] if bucket.sample else bucket.kept
+        return self._calls(bucket, bucket.step.move, piece, spread)
 
-    def _keep(self, bucket: Bucket, samples: Samples, before: Piece | None, now: Tensor) -> None:
-        """Keep of this step what is read of samples: their sensitivities, or how far they have moved."""
-        function, piece = (bucket.step.move, before) if before else (bucket.step.follow, samples.movement())
-        self._run(bucket, function, piece, now)
-        samples.keep()
-
-    def _run(self, bucket: Bucket, function: Callable[..., Any], piece: Piece, *more: Any) -> list[Any]:
-        """`function` of a piece, of large ones part after part."""
+    def _calls(self, bucket: Bucket, function: Callable[..., Any], piece: Piece, *more: Any) -> list[Call]:
+        """Calls of `function` of a piece, of large ones part after part."""
         if not (bucket.uniform and bucket.step.elementwise):  # one function would not serve all buckets like this one
-            return [function(piece, *more)]
+            return [partial(function, piece, *more)]
         (param, grad, state, kept), k, n = piece, len(piece[2]), piece[1].numel()
         if self.compile or (parts := round(n / PIECE)) < 2:
-            return [self(function, piece, *more)]
+            return [self.ready(function, piece, *more)]
         cuts = zip(*(t.split(-(-n // parts)) for t in (param, grad, *state, *kept)), strict=True)
-        return [self(function, (param, grad, rest[:k], rest[k:]), *more) for param, grad, *rest in cuts]
+        return [self.ready(function, (param, grad, rest[:k], rest[k:]), *more) for param, grad, *rest in cuts]
 
     # ----------------------------------------------------------------- a function
 
     def __call__(self, function: Callable[..., Any], *arguments: Any, dynamic: bool | None = True) -> Any:
-        """``function(*arguments)``.
+        """``function(*arguments)``; see `ready`."""
+        return self.ready(function, *arguments, dynamic=dynamic)()
+
+    def ready(self, function: Callable[..., Any], *arguments: Any, dynamic: bool | None = True) -> Call:
+        """A call of ``function(*arguments)``. All is done that can be done before: between functions of large tensors, which
+        leave nothing else in the cache, it takes three times as long.
 
         Args:
             function: one that depends on nothing else that changes, but for the values of tensors.
@@ -160,16 +173,24 @@ class Engine:
                 there are no elements among them, and where there can be a tape, the compiler is spared.
         """
         if not (self.compile or self._plays):
-            return function(*arguments)
+            return partial(function, *arguments)
         tensors: list[Tensor] = []
         form = taken_apart(arguments, tensors)
         if self._plays and (not self.compile or dynamic is False):
-            return self._played(function, form, tensors, dynamic is not False)
+            return partial(self._tape(function, form, tensors, dynamic is not False), *tensors)
         if (function, form) not in self._compiled:
             self._compiled[function, form] = Compiled(function, form, dynamic)
+        compiled = self._compiled[function, form]
+        program = compiled.program(tensors)
+        return partial(program, tensors) if program else partial(self._compile, compiled, tensors, function, arguments)
+
+    def _compile(self, compiled: Compiled, tensors: list[Tensor], function: Callable[..., Any], arguments: Any) -> Any:
+        """``function(*arguments)``, compiled now."""
+        if not self.compile:
+            return function(*arguments)
         exc = torch._dynamo.exc
         try:
-            return self._compiled[function, form](tensors)
+            return compiled(tensors)
         except (exc.TorchDynamoException, getattr(exc, "FailOnRecompileLimitHit", exc.TorchDynamoException)) as error:
             self.compile = False  # before anything has run, so nothing is done twice
             inner = getattr(error, "inner_exception", error)
@@ -177,15 +198,19 @@ class Engine:
             warnings.warn(f"compile=True: no working compiler, going on without ({cause})", RuntimeWarning, stacklevel=2)
             return function(*arguments)
 
-    def _played(self, function: Callable[..., Any], form: Any, tensors: list[Tensor], elements: bool) -> Any:
-        """The same, from a tape where there can be one; `elements`: whether tensors of one dimension are elements."""
+    def _tape(self, function: Callable[..., Any], form: Any, tensors: list[Tensor], elements: bool) -> Callable[..., Any]:
+        """A tape where there can be one; `elements`: whether tensors of one dimension are elements."""
         many = [elements and x.ndim == 1 and x.is_floating_point() for x in tensors]
         key = function, form, *(x.dtype for x, is_many in zip(tensors, many, strict=True) if is_many)
         if key not in self.tapes:
             self.tapes[key] = flat = of_tensors(function, form)
             with contextlib.suppress(tape.Unrecordable):
                 self.tapes[key] = tape.record(flat, tensors, many)
-        return self.tapes[key](*tensors)
+        return self.tapes[key]
+
+
+def _done(calls: Sequence[Call]) -> list[Any]:
+    return [call() for call in calls]
 
 
 def whole(levels: Levels, ask: Ask, elements: Any, last: Tensor, leave: Tensor) -> tuple[Tensor, Tensor]:

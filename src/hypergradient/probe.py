@@ -183,22 +183,25 @@ def branches(rule: Rule, names: Sequence[str]) -> None:
         raise TypeError(message) from error
 
 
+def reached(rule: Rule, names: Sequence[str], count: float, held: bool = False) -> set[str]:
+    """Which of `names` have a derivative in the step number `count`; with coefficients `held`, other than by way of them."""
+    one = torch.ones((2, 2), dtype=torch.float64)
+    values = {n: (one.sum() / 8).requires_grad_(n in names) for n in rule.hyperparameters()}
+    at, c, _ = prepared(rule.at(values), count * one.sum() / 4, {})
+    moved, after = updated(at, one, one.clone(), rule.init(one), tuple(x.detach() for x in c) if held else c)
+    made = [x for x in (moved, *after.values()) if x.requires_grad]
+    ones, asked = list(map(torch.ones_like, made)), [values[n] for n in names]
+    found = torch.autograd.grad(made, asked, ones, allow_unused=True) if made and names else []
+    return {n for n, x in zip(names, found, strict=False) if x is not None}
+
+
 def idle(rule: Rule, names: Sequence[str]) -> list[str]:
     """Which of `names` have no derivative in any of some steps, so that nothing would ever move them."""
-    left, one = [*names], torch.ones((2, 2), dtype=torch.float64)
-    for count in STEPS:
-        values = {n: (one.sum() / 8).requires_grad_(n in names) for n in rule.hyperparameters()}
-        at, c, _ = prepared(rule.at(values), count * one.sum() / 4, {})
-        try:
-            moved, after = updated(at, one, one.clone(), rule.init(one), c)
-        except (RuntimeError, IndexError, ValueError, AssertionError):  # it needs another shape
-            return []
-        made = [x for x in (moved, *after.values()) if x.requires_grad]
-        if left and made:
-            ones = list(map(torch.ones_like, made))
-            found = torch.autograd.grad(made, [values[n] for n in left], ones, allow_unused=True)
-            left = [n for n, x in zip(left, found, strict=True) if x is None]
-    return left
+    try:
+        found = set().union(*(reached(rule, names, count) for count in STEPS))
+    except (RuntimeError, IndexError, ValueError, AssertionError):  # it needs another shape
+        return []
+    return [n for n in names if n not in found]
 
 
 def warn_of_idle(rule: Rule, names: Sequence[str]) -> None:

@@ -71,6 +71,7 @@ class Step:
         rows: where in what `prepare` returns there is each field of `Scalars`.
         coefficients: how many there are.
         links: which of them depends on which tuned hyperparameter, where that is needed; `linked`: which on any.
+        direct: on which tuned ones a step depends other than by way of coefficients.
         looks: the names of the state that its preconditioner looks up.
         kept: under which names is remembered what is kept of each step until its hypergradient is read.
         replays: whether that is read by a replay.
@@ -93,6 +94,7 @@ class Step:
             if keeps != "movement":
                 probe.warn_of_idle(self.rule, names)
             self.links = probe.links(self.rule, names) if keeps != "movement" else []
+            self.direct = names if not self.ours else [n for n in names if n in probe.reached(self.rule, names, 2.0, held=True)]
             self.looks = probe.looks(self.rule, values, c)
         t, k = len(names), len(c)
         ends = accumulate((1, len(self.sums), len(self.order), t, k, t * k), initial=0)
@@ -170,18 +172,18 @@ class Step:
         Args:
             copy: what is differentiated with respect to: the scalars themselves, or a copy of them for each element.
         """
-        t, linked = len(self.names), self.linked
-        k = t + len(linked)
+        direct, linked = self.direct, self.linked
+        d, k = len(direct), len(direct) + len(linked)
 
         def step(*x: Tensor) -> tuple[Sequence[Tensor], Any]:
-            made = dict(zip(linked, x[t:k], strict=True))
-            at = self.rule.at({**scalars.values, **dict(zip(self.names, x[:t], strict=True))})
+            made = dict(zip(linked, x[d:k], strict=True))
+            at = self.rule.at({**scalars.values, **dict(zip(direct, x[:d], strict=True))})
             return function(at, tuple(made.get(i, y) for i, y in enumerate(scalars.c)), *x[k:])
 
-        inputs = [copy(x) for x in (*(scalars.values[n] for n in self.names), *(scalars.c[i] for i in linked))]
+        inputs = [copy(x) for x in (*(scalars.values[n] for n in direct), *(scalars.c[i] for i in linked))]
         values, second, found = slopes(step, [*inputs, *more], cotangents)
-        partial = dict(zip(linked, found[t:k], strict=True))
-        return values, second, [*found[:t], *map(partial.get, range(len(scalars.c))), *found[k:]]
+        own, partial = dict(zip(direct, found[:d], strict=True)), dict(zip(linked, found[d:k], strict=True))
+        return values, second, [*map(own.get, self.names), *map(partial.get, range(len(scalars.c))), *found[k:]]
 
     def advance(self, scalars: Scalars, param: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
         """One elementwise step, and of each of `names` its sensitivity ``dU/dh = dU/dh|c + sum_c dU/dc dc/dh``.

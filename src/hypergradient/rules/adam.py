@@ -62,4 +62,4 @@ class Adam(Averages):
 
     def displacement(self, state: State, c: tuple[Tensor, ...]) -> Tensor:
         v = state["max_exp_avg_sq" if self.amsgrad else "exp_avg_sq"]
-        return c[0] * state["exp_avg"] / (sqrt(v) + c[1])
+        return c[0] * (state["exp_avg"] / (sqrt(v) + c[1]))
