@@ -36,7 +36,7 @@ def plan(settings: Settings, store: Store) -> list[Trial]:
     """Every α, fixed and tuned; and the default."""
 
     def trial(optimizer: Rule | Tower, steps: int, seed: int, at: Mapping[str, Any]) -> Trial:
-        steps, tested = (30, 2) if settings.quick else (steps, 25)
+        steps, tested = (10, 2) if settings.quick else (steps, 25)
         return Trial("fig3", "text", optimizer, steps, seed, at, tested=tested, noted=100)
 
     of_the_paper = [

@@ -198,7 +198,7 @@ FIG4C = figure(
         [1e-6, 1e-4, 1e-2, 1.0],
         range(4),
         3 * 391,
-        ([1e-4], [0, 1], 6),
+        ([1e-4], [0, 1], 3),
     ),
     {1e-6: (79, 20, 14, 14), 1e-4: (41, 18, 14, 13), 1e-2: (13, 12.5, 15.5, 13), 1.0: (59, 39, 21, 14)},
     "test error, %",
@@ -207,7 +207,7 @@ FIG4C = figure(
 FIG4D = figure(
     "Figure 4d: LSTM on War and Peace, Adam under SGD towers (reduced protocol: 3,000 steps)",
     "fig4d",
-    grid("fig4d", "text", partial(graded, adam), [1e-7, 1e-5, 1e-3, 1e-2], range(4), 3000, ([1e-5, 1e-3], [0, 1], 30)),
+    grid("fig4d", "text", partial(graded, adam), [1e-7, 1e-5, 1e-3, 1e-2], range(4), 3000, ([1e-5, 1e-3], [0, 1], 10)),
     {1e-7: (65, 27, 9.2, 6.2), 1e-5: (33, 10.7, 7, 6.8), 1e-3: (7.3, 6.9, 6.5, 7.5)},
     "test perplexity",
     12,

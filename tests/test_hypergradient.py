@@ -39,7 +39,9 @@ def tower_with(case, level):
     return BELOW / above / TOPS[1] if level == 1 else BELOW / SGD(lr=0.5) / above / TOPS[2]
 
 
-@pytest.mark.parametrize(("case", "level"), [(c, k) for c in RULES for k in range(1 if c.matrix else 3)], ids=str)
+@pytest.mark.parametrize(
+    ("case", "level"), [(c, 0) for c in RULES] + crossed([c for c in RULES if not c.matrix], (1, 2)), ids=str
+)
 def test_equals_finite_differences(case, level):
     tower, mine = tower_with(case, level), parameters(case.matrix)
     optimizer, oracle = Hyperoptimizer(mine, tower), Oracle(tower, weights(case.matrix))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from experiments import paper
 from gradient_descent_the_ultimate_optimizer import gdtuo
+from helpers import crossed
 from torch import nn
 
 from hypergradient import Hyperoptimizer, Tower
@@ -59,19 +60,15 @@ MIXED = {
     "through 0": [sgd(0.05), adam(0.1, 1)],
     "all": [rmsprop(0.01), adam(1e-4, 1), sgd(1e-6), adagrad(1e-8)],
 }
-CASES = [pytest.param(levels[: h + 1], id=f"{name}-{h}") for name, levels in TALL.items() for h in (1, 2, 4)]
-CASES += [pytest.param(levels, id=name) for name, levels in MIXED.items()]
+CASES = {f"{name}-{h}": levels[: h + 1] for name, levels in TALL.items() for h in (1, 2, 4)} | MIXED
 
 
-@pytest.fixture(params=[(torch.float32, 5e-6), (torch.float64, 1e-12)], ids=["float32", "float64"])
-def rtol(request):
-    """The tolerance in a precision, which is the default one for the time of the test: the reference has no other way.
-
-    In single precision the reference rounds its hyperparameters, which ours keeps in double; in double both agree to 1e-12.
-    """
+@pytest.fixture
+def precision(request):
+    """The default one, for the time of the test: the reference has no other way."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(request.param[0])
-    yield request.param[1]
+    torch.set_default_dtype(request.param)
+    yield request.param
     torch.set_default_dtype(before)
 
 
@@ -120,8 +117,13 @@ def paths(rows):
     return {n: torch.tensor([row[n] for row in rows]) for n in rows[0]}
 
 
-@pytest.mark.parametrize("levels", CASES)
-def test_equals_the_reference_implementation(levels, rtol):
+TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-12}
+"""In single precision the reference rounds its hyperparameters, which ours keeps in double."""
+
+
+@pytest.mark.parametrize(("name", "precision"), crossed(CASES, TOLERANCE), ids=str, indirect=["precision"])
+def test_equals_the_reference_implementation(name, precision):
+    levels, rtol = CASES[name], TOLERANCE[precision]
     rules, classes = zip(*levels, strict=True)
     tower, (model, batches) = Tower(rules), problem()
     expected = paths(theirs(tower, classes, model, batches))

@@ -11,6 +11,7 @@ from experiments.scripts import SCRIPTS, Script, Timm, Words, frechet
 from experiments.scripts_study import LIMIT, LINES, MORE, counted, plan, ratios, run, text
 from experiments.trial import Trial
 from frameworks import lightning_advises
+from helpers import EVERY
 from torch import nn
 from typer.testing import CliRunner
 
@@ -44,7 +45,7 @@ def test_every_script_runs_with_every_line(small, tmp_path):
 
 
 @lightning_advises
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [*SCRIPTS][::EVERY])
 def test_a_training_depends_on_its_seed_alone(name, small, tmp_path, monkeypatch):
     monkeypatch.setattr(Words, "epoch", 1)  # it validates
     trials = [Trial("t", name, "default", 2, seed, {"rows": 100}) for seed in (1, 1, 2)]

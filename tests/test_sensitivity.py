@@ -110,8 +110,9 @@ def test_a_training_that_diverges_is_a_result(method, tmp_path):
     assert "| diverged |" in text(lines, {"": "curves.png", "profile": "profile.png"})
 
 
-def test_there_is_a_page_of_any_part_of_the_results(tmp_path):
+def test_there_is_a_page_of_any_part_of_the_results(tmp_path, monkeypatch):
     """In the order of the plan, beginning with the default alone."""
+    monkeypatch.setattr(trials, "__defaults__", (60,))  # steps
     out = tmp_path / "results"
     everything = [trial for trial in plan(Settings(out, seeds=1), None) if trial.task == "quadratic"]
     few = [
