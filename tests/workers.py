@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import faulthandler
 import multiprocessing
 import os
 import tempfile
@@ -88,6 +89,7 @@ def _rank(rank: int, ranks: int, folder: str, function: Callable[..., Any], args
 
 def strict() -> None:
     """The settings of the test suite, which a new process does not have."""
+    faulthandler.enable()  # a crash says where
     torch.set_num_threads(1)
     warnings.simplefilter("error")
 
