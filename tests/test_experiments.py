@@ -133,12 +133,12 @@ def test_a_training_that_fails_does_not_stop_the_others(small, tmp_path):
 
 def test_workers_end_with_the_process_that_is_killed(small, tmp_path):
     """As soon as there is a first result."""
-    command = [sys.executable, "-m", "experiments", "run", "fig4b", "--quick", "--workers", "2", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "experiments", "run", "fig4a", "--quick", "--workers", "2", "--out", str(tmp_path / "out")]
     root = Path(__file__).parent.parent
     with (tmp_path / "log").open("wb") as log:
         started = subprocess.Popen(command, cwd=root, stdout=log, stderr=log, start_new_session=True)
     try:
-        store = tmp_path / "out" / "fig4b.quick.jsonl"
+        store = tmp_path / "out" / "fig4a.quick.jsonl"
         waited = wait_for(lambda: store.exists() and store.stat().st_size > 0, 240)
         assert waited, (tmp_path / "log").read_text()
     finally:
