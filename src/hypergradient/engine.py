@@ -79,16 +79,15 @@ class Engine:
             group.last[bucket.count + 1] = rows = now[id(bucket.clock)]
             alike = id(bucket.clock), bucket.dtype, *bucket.sets
             used[id(bucket)] = used[alike] = used[alike] if alike in used else bucket.use(rows)
-        sampled = [(b, b.samples, b.samples.before()) for b in buckets if b.samples]
         apart = any(b.shared or not b.uniform for b in buckets)  # one moves what the next one reads; or it takes memory
         for turn in [[b] for b in buckets] if apart else [buckets]:
             _done([call for b in turn for call in self._moves(b, used[id(b)])])
             for bucket in turn:
                 bucket.scatter()
-        for bucket, samples, before in sampled:
-            function, piece = (bucket.step.move, before) if before else (bucket.step.follow, samples.movement())
-            _done(self._calls(bucket, function, piece, used[id(bucket)]))
-            samples.keep()
+        for bucket, samples in ((b, b.samples) for b in buckets if b.samples):
+            piece = samples.param, samples.grad, samples.state, samples.kept
+            _done(self._calls(bucket, bucket.step.move, piece, used[id(bucket)]))
+            samples.scatter()
 
     def _each(self, function: Callable[..., Any], asks: Sequence[Ask], learned: Tensor) -> list[Tensor]:
         """What is asked for. A tape for each serves whichever are asked for together; the compiler takes all at once."""
@@ -134,8 +133,8 @@ class Engine:
             return []
         rows = bucket.scalars if expected is None else bucket.use(expected)
         maps = () if bucket.uniform else (bucket.spread, bucket.total)
-        piece = bucket.samples.piece(tune=True) if bucket.samples else (bucket.param, bucket.u, bucket.state, bucket.kept)
-        return self._calls(bucket, bucket.step.read, piece, rows, *maps)
+        own = bucket.samples or bucket
+        return self._calls(bucket, bucket.step.read, (own.param, own.u, own.state, own.kept), rows, *maps)
 
     def _moves(self, bucket: Bucket, now: Tensor) -> list[Call]:
         """Calls of what moves a bucket."""

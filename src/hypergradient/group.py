@@ -338,6 +338,8 @@ class Group:
         self.last, self.moving = {}, [b for b in self.buckets if grads[b.positions[0]] is not None]
         for bucket in self.moving:
             bucket.gather([grads[i] for i in bucket.positions], self.entry["maximize"], cotangents)  # type: ignore[misc]
+        for samples in (b.samples for b in self.moving if b.samples):
+            samples.gather()
         return self.moving
 
     def count(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import UserDict
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -262,19 +261,6 @@ def scalars(rule: Rule, names: Sequence[str], count: float = 2.0) -> tuple[dict[
     _, c, _ = prepared(rule.at(values), count * one, {})
     _several(rule, "coefficients", c, "(x,), also of a single one")
     return values, tuple(x if isinstance(x, Tensor) else one.new_tensor(x) for x in c)
-
-
-def looks(rule: Rule, values: dict[str, Tensor], c: tuple[Tensor, ...]) -> set[str]:
-    """The names of the state that its preconditioner looks up."""
-
-    class Watched(UserDict[str, Tensor]):  # which has all that a dict has, by way of this
-        def __getitem__(self, name: str) -> Tensor:
-            found.add(name)
-            return super().__getitem__(name)
-
-    found, one = set[str](), torch.ones((1, 1), dtype=torch.float64)
-    rule.at(values).preconditioner(one, cast(State, Watched(rule.init(one))), 2 * one.sum(), c)
-    return found
 
 
 def links(rule: Rule, names: Sequence[str]) -> list[tuple[int, str]]:

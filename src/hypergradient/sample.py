@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from operator import is_
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import proxy
 
 import torch
@@ -14,7 +15,6 @@ from .layout import Layout
 
 if TYPE_CHECKING:
     from .bucket import Bucket
-    from .sensitivity import Piece
 
 LARGE = 1 << 17
 """From so many elements on, in all processes together, a parameter is sampled."""
@@ -26,8 +26,6 @@ LINE = 16
 """Elements of a cache line: to read a part of one takes as long."""
 LONG = 1 << 12
 """Elements in a block at the most."""
-GRAD, PARAM = "0", "1"
-"""Names that no state has."""
 
 
 class Sample(NamedTuple):
@@ -88,58 +86,44 @@ class Sample(NamedTuple):
 
 class Samples:
     """What is read of some large parameters, side by side: to work on each by itself takes longer, and longer yet where its
-    elements lie apart.
+    elements lie apart. A step is made of these copies, too, for what is kept of it.
 
     Args:
         buckets: of one parameter each; alike in all but their size, and with each element read for as many others.
+
+    Attributes:
+        param, grad, u, state, kept: as those of a bucket, from `gather` on.
     """
+
+    param: Tensor
+    grad: Tensor
+    u: Tensor
+    state: list[Tensor]
+    kept: list[Tensor]
 
     def __init__(self, buckets: Sequence[Bucket]) -> None:
         self.buckets: list[Bucket] = [proxy(b) for b in buckets]  # in a circle, all would live until somebody collects it
-        self.step = buckets[0].step
-        self._places: dict[str, tuple[Tensor, list[Tensor]]] = {}
-        self._params: list[Tensor] = []
-        looks = self.step.looks if self.step.follows else self.step.state
-        each = zip(self.step.state, *(b.state for b in self.buckets), strict=True)
-        self._state = {n: self._views(mine) if n in looks else [] for n, *mine in each}
-        kept = ([b.sample.kept(x) for x in b.kept] for b in self.buckets if b.sample)
-        self._kept = dict(zip(self.step.kept, map(list, zip(*kept, strict=True)), strict=True))
+        self._places: dict[Any, tuple[Tensor, list[Tensor]]] = {}
+        self._state = [self._views(each) for each in zip(*(b.state for b in buckets), strict=True)]
+        self._kept = [[*x] for x in zip(*([b.sample.kept(x) for x in b.kept] for b in buckets if b.sample), strict=True)]
 
-    def piece(self, tune: bool) -> Piece:
-        """Copies of what is read; with the gradient to `tune` along, if that is another.
+    def gather(self) -> None:
+        """Copy what a step begins with."""
+        params, grads, other = zip(*((b.param, b.grad, b.u) for b in self.buckets), strict=True)
+        self.param, self.grad = self._put("param", self._views(params)), self._put("grad", self._views(grads))
+        self.u = self.grad if all(map(is_, grads, other)) else self._put("u", self._views(other))
+        self.state = [self._put(("state", i), views) for i, views in enumerate(self._state)]
+        self.kept = [self._put(("kept", i), views) for i, views in enumerate(self._kept)]
 
-        Of parameters whose movement is followed only what is looked up; elsewhere stands the gradient.
-        """
-        u = self._put(GRAD, self._views([b.u if tune else b.grad for b in self.buckets]))
-        param = u if self.step.follows else self._put(PARAM, self._views([b.param for b in self.buckets]))
-        return param, u, [self._put(n, views) if views else u for n, views in self._state.items()], self._held()
-
-    def before(self) -> Piece | None:
-        """Copies of what a step is made of, before it; None where movement is followed: then of the parameters alone."""
-        if not self.step.follows:
-            return self.piece(tune=False)
-        self._params = self._views([b.param for b in self.buckets])
-        self._put(GRAD, self._params)
-        return None
-
-    def movement(self) -> Piece:
-        """Copies of the parameters after they have moved; in the place of the gradient they stand as they were before."""
-        before, _ = self._places[GRAD]
-        params, self._params = self._params, []
-        return self._put(PARAM, params), before, [], self._held()
-
-    def keep(self) -> None:
+    def scatter(self) -> None:
         """Put what is kept of this step where it is remembered."""
-        for n, mine in self._kept.items():
-            torch._foreach_copy_(mine, self._places[n][1])
-
-    def _held(self) -> list[Tensor]:
-        return [self._put(n, mine) for n, mine in self._kept.items()]
+        for i, views in enumerate(self._kept):
+            torch._foreach_copy_(views, self._places["kept", i][1])
 
     def _views(self, elements: Sequence[Tensor]) -> list[Tensor]:
         return [b.sample.view(x) for b, x in zip(self.buckets, elements, strict=True) if b.sample]
 
-    def _put(self, name: str, parts: list[Tensor]) -> Tensor:
+    def _put(self, name: Any, parts: list[Tensor]) -> Tensor:
         """`parts` side by side, in a place that is kept for them."""
         if name not in self._places:
             sizes = [x.numel() for x in parts]

@@ -72,7 +72,6 @@ class Step:
         coefficients: how many there are.
         links: which of them depends on which tuned hyperparameter, where that is needed; `linked`: which on any.
         direct: on which tuned ones a step depends other than by way of coefficients.
-        looks: the names of the state that its preconditioner looks up.
         kept: under which names is remembered what is kept of each step until its hypergradient is read.
         replays: whether that is read by a replay.
         lapses: whether it says nothing any more after a step in which a parameter rests.
@@ -95,7 +94,6 @@ class Step:
                 probe.warn_of_idle(self.rule, names)
             self.links = probe.links(self.rule, names) if keeps != "movement" else []
             self.direct = names if not self.ours else [n for n in names if n in probe.reached(self.rule, names, 2.0, held=True)]
-            self.looks = probe.looks(self.rule, values, c)
         t, k = len(names), len(c)
         ends = accumulate((1, len(self.sums), len(self.order), t, k, t * k), initial=0)
         self.rows = dict(zip(Scalars._fields, (slice(*ends) for ends in pairwise(ends)), strict=True))
@@ -295,15 +293,6 @@ class Step:
         pairs = [(t, x) for t, x in ((param, new), *((places[n], x) for n, x in new_state.items())) if x is not t]
         for target, x in [(t, copied(x) if any(x is y for y, _ in pairs) else x) for t, x in pairs]:
             target.copy_(x)  # what is handed on from one to the other was read before it is written
-
-    def follow(self, piece: Piece, now: Tensor) -> None:
-        """Keep of one step how far elements have moved, where it `follows` that; see `move`.
-
-        Args:
-            piece: after it; in the place of the gradient the parameter before it.
-        """
-        after, before, _, kept = piece
-        self._keep(kept, [after - before], self.scalars(now))
 
     def _keep(self, kept: Tensors, sensitivity: Tensors, scalars: Scalars) -> None:
         for t, slope in zip(kept, sensitivity, strict=True):  # what is not finite would stay for ever
