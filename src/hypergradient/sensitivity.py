@@ -37,7 +37,6 @@ class Scalars(NamedTuple):
 
     Attributes:
         t: which step of these elements this is, from 1.
-        sums: see `Rule.summed`; before this step.
         values: every hyperparameter of the rule.
         scale: for each that is tuned, the derivative of its value in force with respect to what is learned.
         c: what `Rule.coefficients` makes of them.
@@ -45,7 +44,6 @@ class Scalars(NamedTuple):
     """
 
     t: Tensor
-    sums: dict[str, Tensor]
     values: dict[str, Tensor]
     scale: dict[str, Tensor]
     c: tuple[Tensor, ...]
@@ -95,7 +93,7 @@ class Step:
             self.links = probe.links(self.rule, names) if keeps != "movement" else []
             self.direct = names if not self.ours else [n for n in names if n in probe.reached(self.rule, names, 2.0, held=True)]
         t, k = len(names), len(c)
-        ends = accumulate((1, len(self.sums), len(self.order), t, k, t * k), initial=0)
+        ends = accumulate((1, len(self.order), t, k, t * k), initial=0)
         self.rows = dict(zip(Scalars._fields, (slice(*ends) for ends in pairwise(ends)), strict=True))
         self.coefficients, self.linked = k, sorted({i for i, _ in self.links})
         self.kept = tuple(KEPT + n for n in {"sensitivity": names, "nothing": ()}.get(keeps, (keeps,)))
@@ -119,9 +117,8 @@ class Step:
             scale: see `Scalars`. shape: (tuned, segments)
             clock: which step it is, from 1; and the sums before it. shape: (1 + sums, segments or 1)
         """
-        before = clock[1:].expand(-1, values.shape[1])
-        derived = self._derived(values, scale, clock[0, 0], before) if self.coefficients else []
-        return torch.cat([clock[:1].expand_as(values[:1]), before, values, scale, *derived])
+        derived = self._derived(values, scale, clock) if self.coefficients else []
+        return torch.cat([clock[:1].expand_as(values[:1]), values, scale, *derived])
 
     def summed(self, values: Tensor, clock: Tensor) -> Tensor:
         """The sums after a step; see `prepare`. shape: (sums, segments)"""
@@ -129,7 +126,7 @@ class Step:
         rule = self.rule.at(dict(zip(self.order, values.unbind(), strict=True)))
         return torch.stack([*sums_after(rule, clock[0, 0], before).values()])
 
-    def _derived(self, values: Tensor, scale: Tensor, count: Tensor, before: Tensor) -> list[Tensor]:
+    def _derived(self, values: Tensor, scale: Tensor, clock: Tensor) -> list[Tensor]:
         """Coefficients and their derivatives times `scale`, by one reverse pass: each coefficient is made of a copy of its own.
 
         shapes: in all (coefficients, segments), (tuned * coefficients, segments)
@@ -138,7 +135,7 @@ class Step:
 
         def made(tuned: Tensor) -> list[Tensor]:
             at = self.rule.at(dict(zip(self.order, [*tuned.unbind(), *values[t:].unbind()], strict=True)))
-            _, c, _ = prepared(at, count, dict(zip(self.sums, before, strict=True)))
+            _, c, _ = prepared(at, clock[0, 0], dict(zip(self.sums, clock[1:], strict=True)))
             return [x if isinstance(x, Tensor) else values.new_tensor(x) for x in c]
 
         def copies(tuned: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
@@ -155,10 +152,9 @@ class Step:
         """The rows of `prepare` by name. shape: (rows, elements or 1) -> (elements,) or () each"""
         rows = rows.squeeze(1) if rows.shape[1] == 1 else rows
         each = rows[: self.rows["jacobian"].start].unbind()
-        (count,), *named, c = (each[self.rows[n]] for n in Scalars._fields[:-1])
-        keys = self.sums, self.order, self.names
-        sums, values, scale = (dict(zip(names, mine, strict=True)) for names, mine in zip(keys, named, strict=True))
-        return Scalars(count, sums, values, scale, c, rows[self.rows["jacobian"]])
+        (count,), values, scale, c = (each[self.rows[n]] for n in Scalars._fields[:-1])
+        named, scales = dict(zip(self.order, values, strict=True)), dict(zip(self.names, scale, strict=True))
+        return Scalars(count, named, scales, c, rows[self.rows["jacobian"]])
 
     # ------------------------------------------------------------------- elements
 
@@ -284,20 +280,16 @@ class Step:
         places, p, g = dict(zip(self.state, state, strict=True)), param.to(now.dtype), grad.to(now.dtype)
         old = {**places}  # a rule may hand it on with other tensors in it
         if not kept or self.replays or self.follows:
-            new, new_state, sensitivity = self._moved(scalars, p, g, old, kept)
+            new, new_state, found = self._moved(scalars, p, g, old, kept)
         else:
-            advance = self.advance if self.elementwise else self._advance_any
-            new, new_state, sensitivity = advance(scalars, p, g, old)
-        if not self.replays:
-            self._keep(kept, sensitivity, scalars)
+            new, new_state, found = (self.advance if self.elementwise else self._advance_any)(scalars, p, g, old)
+        exact = self.rule.one_step and (self.ours or self.replays)  # others' rules may have a root's slope at 0
+        for t, x in zip(kept, found, strict=True):
+            x = x if self.rule.one_step else t * self.rule.fading(scalars.t) + x
+            t.copy_(x if exact else finite_or_zero(x))  # what is not finite would stay for ever
         pairs = [(t, x) for t, x in ((param, new), *((places[n], x) for n, x in new_state.items())) if x is not t]
         for target, x in [(t, copied(x) if any(x is y for y, _ in pairs) else x) for t, x in pairs]:
             target.copy_(x)  # what is handed on from one to the other was read before it is written
-
-    def _keep(self, kept: Tensors, sensitivity: Tensors, scalars: Scalars) -> None:
-        for t, slope in zip(kept, sensitivity, strict=True):  # what is not finite would stay for ever
-            new = slope if self.rule.one_step else t * self.rule.fading(scalars.t) + slope
-            t.copy_(new if self.rule.one_step and self.ours else finite_or_zero(new))  # a root's slope at 0, in others' rules
 
     @torch.enable_grad()
     def _advance_any(self, scalars: Scalars, param: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
@@ -323,9 +315,9 @@ class Step:
         if not (kept and self.replays):
             new, after = at.update(p, g, state, c)
             return new, after, [new - p] if kept else []
-        kept[0].copy_(at.gradient(p, g))
-        state = at.advance(kept[0], state, c)
-        return at.apply(p, state, c), state, ()
+        g = at.gradient(p, g)
+        state = at.advance(g, state, c)
+        return at.apply(p, state, c), state, [g]
 
 
 def slopes(function: Function, inputs: Tensors, cotangents: Tensors = ()) -> tuple[Tensors, Any, Sequence[Tensor | None]]:
