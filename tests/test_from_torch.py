@@ -8,7 +8,7 @@ import torch
 from cases import TWINS, parameters, train
 from helpers import scalars
 
-from hypergradient import POSITIVE, SGD, Adam, AdamW, from_torch
+from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer, RMSprop, from_torch
 
 
 @pytest.mark.parametrize("case", TWINS, ids=str)
@@ -140,3 +140,26 @@ def test_a_group_that_comes_later_has_the_defaults_of_the_optimizer(above):
     b.grad = torch.ones(2)
     optimizer.step()
     assert (b > 1 - 0.3 * 0.01 - 1e-6).all()
+
+
+OTHERS = {
+    "momentum into AdamW": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}, lambda p: from_torch(torch.optim.AdamW(p))),
+    "AdamW into the default": (torch.optim.AdamW, {}, Hyperoptimizer),
+    "Adam into RMSprop alone": (torch.optim.Adam, {}, lambda p: Hyperoptimizer(p, RMSprop())),
+}
+
+
+@pytest.mark.parametrize(("theirs", "options", "make"), OTHERS.values(), ids=OTHERS)
+def test_a_checkpoint_of_another_rule_is_refused(theirs, options, make):
+    """Torch notices in the next step, or not at all."""
+    mine = parameters()
+    saved = theirs(mine, **options)
+    train(saved, mine, 2)
+    optimizer = make(mine)
+    before = str(optimizer)
+    with pytest.raises(ValueError, match=r"of another rule: in group 0 it has .* of a parameter, where .* has .*own rule"):
+        optimizer.load_state_dict(saved.state_dict())
+    assert str(optimizer) == before
+    assert not optimizer.state
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": {}})
+    train(optimizer, mine, 1)

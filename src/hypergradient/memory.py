@@ -7,7 +7,7 @@ beside it what is in force, so that an optimizer of torch can go on from there. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from statistics import median
@@ -20,6 +20,7 @@ from .evaluation import inside
 from .group import LEARNED, Group
 from .level import title
 from .numerics import readable
+from .probe import KEPT, RESERVED, remembered, sums
 from .rule import Rule
 from .tower import Tower
 
@@ -161,6 +162,19 @@ def check(tower: Tower, rule: Rule, sets: int, where: str, saved: Mapping[str, A
             raise ValueError(
                 f"state_dict of another optimizer: the shapes of {name} are {shape}, here {needed}; "
                 "`per` and the groups have to be the same"
+            )
+
+
+def check_state(rule: Rule, where: str, known: Iterable[Mapping[str, Any]]) -> None:
+    """Raise ValueError where what is `known` of a parameter is what another rule remembers."""
+    mine, others = remembered(rule), {*RESERVED, *sums(rule)}
+    for entry in known:
+        tensors = [str(n) for n, x in entry.items() if isinstance(x, Tensor) and n not in others]
+        there = [n for n in tensors if not n.startswith(KEPT)]
+        if {*there} - {*mine} and {*mine} - {*there}:
+            raise ValueError(
+                f"state_dict of another rule: in {where} it has {', '.join(there)} of a parameter, where {type(rule).__name__} "
+                f"has {', '.join(mine)}; load it into an optimizer of its own rule, or with 'state': {{}} to begin anew"
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import chain, repeat
@@ -531,7 +531,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
         def look(_: Any, found: dict[str, Any]) -> dict[str, Any]:
             adapted.update(memory.upgraded(found))
-            self._compare(adapted["param_groups"])
+            self._compare(adapted["param_groups"], adapted["state"])
             return adapted
 
         hooks = [
@@ -564,8 +564,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         with contextlib.suppress(ValueError, RuntimeError):  # what is wrong is perhaps mended by then
             self._fill(groups, [[False] * len(group.entry["params"]) for group in groups])
 
-    def _compare(self, saved: Sequence[dict[str, Any]]) -> None:
-        """Raise ValueError where these are not the groups of an optimizer with the same tower and the same groups."""
+    def _compare(self, saved: Sequence[dict[str, Any]], state: Mapping[Any, Mapping[str, Any]]) -> None:
+        """Raise ValueError where these are not groups and `state` of an optimizer with the same tower and the same groups."""
         self._assemble()
         if (there := len(saved)) != (here := len(self._own.groups)):
             raise ValueError(f"state_dict has a different number of parameter groups: {there}, this optimizer {here}")
@@ -573,6 +573,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for i, (group, entry) in enumerate(zip(self._own.groups, saved, strict=True)):
             copied = deepcopy({n: x for n, x in entry.items() if n != "params"})
             rule, *_ = self._settle(copied, group.rule, where := f"group {i}")
+            memory.check_state(rule, where, (state[key] for key in entry["params"] if key in state))
             learned = copied.get(LEARNED) or {}
             if "levels" in learned and readable(self._own.levels.memory):
                 memory.check(self.tower, rule, group.owner.sets, where, learned)
