@@ -260,8 +260,8 @@ The default's numbers (its start, r, its horizon, the gain, the fading and the s
 without a †, with the seeds 0 to 2.
 """
 OTHERS_SAID = """The default's validation loss, as trained / at the average, in times of that with its own; other starts with
-two seeds, other numbers with one or two. The gain is the lr of its tuner. Twice or half the horizon, or r, mostly changes less than 5
-%, which is what a seed changes; four times or a quarter of the gain costs 3 to 13 % on most tasks with real data.
+two seeds, other numbers with one or two. The gain is the lr of its tuner. Twice or half the horizon, or r, mostly changes
+less than 5 %, which is what a seed changes; four times or a quarter of the gain costs 3 to 13 % on most tasks with real data.
 """
 ABOUT = """Each task is trained for 600 steps by every method, and five of them for 6,000 by most. Numbers are medians over the
 seeds, and ratios of the seeds that both were run with. Where several methods or step sizes stand behind a name ("best …"), the
