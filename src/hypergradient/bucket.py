@@ -90,25 +90,52 @@ class Bucket:
 
     def _recall(self, parts: Sequence[Tensor], known: Sequence[Mapping[str, Any]]) -> None:
         """Take the state from what is `known` of the members, and from the rule where nothing is."""
-        like, flat = self._flat(parts).to(self.dtype), dict[str, Tensor]()
-        zero, taken = torch.zeros_like(like) if self.sample is None else self.sample.room(like), {address(like)}
-        for n, x in {**self.step.rule.init(like), **dict.fromkeys(self.step.kept, zero)}.items():
-            flat[n] = x.clone() if address(x) in taken else x
-            taken.add(address(flat[n]))
-            self._fill(n, flat[n], known)
-        self.state, self.kept = ([flat[n] for n in names] for names in (self.step.state, self.step.kept))
+        names = (*self.step.state, *self.step.kept)
+        flat = {n: x for n in names if (x := self._adopted(n, known)) is not None}
+        if len(flat) < len(names):
+            like = self._flat(parts).to(self.dtype)
+            zero = torch.zeros_like(like) if self.sample is None else self.sample.room(like)
+            fresh = self.step.rule.init(like) | dict.fromkeys(self.step.kept, zero)
+            taken = {address(like)}
+            for n in (n for n in names if n not in flat):
+                flat[n] = fresh[n].clone() if address(fresh[n]) in taken else fresh[n]
+                taken.add(address(flat[n]))
+                self._fill(n, flat[n], known)
+        self.state = [flat[n] for n in self.step.state]
+        self.kept = [flat[n] for n in self.step.kept]
         self._recall_numbers(known, parts[0].device)
 
     def _recall_numbers(self, known: Sequence[Mapping[str, Any]], here: torch.device) -> None:
         """Put the number of steps into the entries, and what is added up over them."""
-        self.steps = torch.full((len(self.members),), float(self.count), device=here, dtype=torch.float32)
+        step, alone = known[0].get("step"), len(self.members) == 1
+        own = alone and isinstance(step, Tensor) and (step.dtype, step.ndim, step.device) == (torch.float32, 0, here)
+        fresh = torch.full((len(self.members),), float(self.count), device=here, dtype=torch.float32)
+        self.steps = cast(Tensor, step).view(1) if own else fresh
         like: Any = {"dtype": exact(here), "device": here}
         each = [torch.as_tensor(mine.get(n, 0.0), **like).reshape(1) for n in self.step.sums for mine in known]
         self.sums = torch.cat([torch.empty(0, **like), *each]).view(len(self.step.sums), len(self.members))
         for n, numbers in zip(("step", *self.step.sums), (self.steps, *self.sums), strict=True):
             for entry, mine in zip(self.entries, numbers.unbind(), strict=True):
                 entry[n] = mine
+        if own:
+            self.entries[0]["step"] = step
         self.version = self.steps._version, self.sums._version
+
+    def _adopted(self, name: str, known: Sequence[Mapping[str, Any]]) -> Tensor | None:
+        """Of a single member: what is known, where it can be worked on as it is."""
+        x, (p, *others) = known[0].get(name), self.members
+        if others or not isinstance(x, Tensor) or x.requires_grad:
+            return None
+        dtype = self.dtype.to_complex() if self.complex else self.dtype
+        shape = torch.Size(self.sample.shape) if self.sample and name in self.step.kept else p.shape
+        if (x.shape, x.dtype, x.device, Layout.of(x)) != (shape, dtype, p.device, self.layout):
+            return None
+        part = self.layout.local(x)
+        flat = self._flat([part]) if x.shape == p.shape else part.detach().view(-1)
+        if address(flat) != address(part) or not part.numel():
+            return None
+        self.entries[0][name] = x
+        return flat
 
     def _fill(self, name: str, flat: Tensor, known: Sequence[Mapping[str, Any]]) -> None:
         """Put what is known into elements that begin anew, and views of these into the entries."""
