@@ -163,3 +163,28 @@ def test_a_checkpoint_of_another_rule_is_refused(theirs, options, make):
     assert not optimizer.state
     optimizer.load_state_dict({**optimizer.state_dict(), "state": {}})
     train(optimizer, mine, 1)
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["before the first step", "of one that has not moved"])
+def test_an_entry_of_ones_own_is_no_step_and_no_mark_of_another_rule(moved):
+    """As in torch.optim: `state` is the user's."""
+    weights, optimizers = [], []
+    for make in (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.5), from_torch_alone):
+        mine = parameters()
+        optimizer = make(mine)
+        mine[0].grad = torch.ones_like(mine[0])
+        if moved:
+            optimizer.step()
+        optimizer.state[mine[1]]["ema"] = mine[1].detach().clone()
+        again = make(mine)
+        again.load_state_dict(optimizer.state_dict())
+        train(again, mine, 3)
+        weights.append(mine)
+        optimizers.append(again)
+    torch.testing.assert_close(*weights, rtol=1e-12, atol=1e-12)
+    assert all("ema" in o.state[mine[1]] for o, mine in zip(optimizers, weights, strict=True))
+
+
+def from_torch_alone(params):
+    """SGD of torch, as a rule that nothing tunes."""
+    return from_torch(torch.optim.SGD(params, lr=0.1, momentum=0.9, dampening=0.5), above=None)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ import hypergradient as hg
 from hypergradient import SGD, Averages, Hyperoptimizer, Rule, hyperparameter, nonnegative, probe
 
 
-def test_a_rule_may_hand_on_what_it_is_given():
+@pytest.mark.parametrize("alone", [True, False], ids=["elementwise", "not"])
+def test_a_rule_may_hand_on_what_it_is_given(alone):
     @dataclass(frozen=True)
     class Previous(Rule):
         """Heavy ball by the iterate before, and two states that change places."""
 
         lr: float = hg.hyperparameter(0.1, hg.nonnegative)
+        elementwise: ClassVar[bool] = alone
 
         def init(self, param):
             zero = torch.zeros_like(param)

@@ -327,7 +327,7 @@ class Group:
         """As `past`, of a parameter that is in no bucket; `rests`: it did not move in the last step; `lost`: that cannot be
         replayed.
         """
-        count = int(entry.get("step", 1))
+        count = int(entry.get("step", any(n in entry for n in self.step.state)))  # a momentum of torch has none
         shape = p.shape if (sample := self.step.sample(p)) is None else sample.shape
         left = all(getattr(entry.get(n), "shape", None) == shape for n in self.step.kept)
         known = not self.step.replays or (not lost and (count in self.last or 0 in self.last))

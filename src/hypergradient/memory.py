@@ -166,16 +166,15 @@ def check(tower: Tower, rule: Rule, sets: int, where: str, saved: Mapping[str, A
 
 
 def check_state(rule: Rule, where: str, known: Iterable[Mapping[str, Any]]) -> None:
-    """Raise ValueError where what is `known` of a parameter is what another rule remembers."""
-    mine, others = remembered(rule), {*RESERVED, *sums(rule)}
-    for entry in known:
-        tensors = [str(n) for n, x in entry.items() if isinstance(x, Tensor) and n not in others]
-        there = [n for n in tensors if not n.startswith(KEPT)]
-        if {*there} - {*mine} and {*mine} - {*there}:
-            raise ValueError(
-                f"state_dict of another rule: in {where} it has {', '.join(there)} of a parameter, where {type(rule).__name__} "
-                f"has {', '.join(mine)}; load it into an optimizer of its own rule, or with 'state': {{}} to begin anew"
-            )
+    """Raise ValueError where what is `known` of all parameters that have moved is what another rule remembers."""
+    mine, others = {*remembered(rule)}, {*RESERVED, *sums(rule)}
+    each = [[n for n, x in e.items() if isinstance(x, Tensor) and n not in others and not n.startswith(KEPT)] for e in known]
+    found = [names for names in each if names]  # also what users have put there
+    if found and all({*names} - mine and mine - {*names} for names in found):
+        raise ValueError(
+            f"state_dict of another rule: in {where} it has {', '.join(found[0])} of a parameter, where {type(rule).__name__} "
+            f"has {', '.join(sorted(mine))}; load it into an optimizer of its own rule, or with 'state': {{}} to begin anew"
+        )
 
 
 def copied(value: Any, param: Tensor, spread: bool) -> Any:

@@ -573,7 +573,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for i, (group, entry) in enumerate(zip(self._own.groups, saved, strict=True)):
             copied = deepcopy({n: x for n, x in entry.items() if n != "params"})
             rule, *_ = self._settle(copied, group.rule, where := f"group {i}")
-            memory.check_state(rule, where, (state[key] for key in entry["params"] if key in state))
+            known = (state[key] for key in entry["params"] if key in state)
+            memory.check_state(rule, where, (mine for mine in known if LEARNED not in entry or "step" in mine))
             learned = copied.get(LEARNED) or {}
             if "levels" in learned and readable(self._own.levels.memory):
                 memory.check(self.tower, rule, group.owner.sets, where, learned)

@@ -307,7 +307,7 @@ class Step:
         through = dict(zip(made, found[len(h) :], strict=True))
         for i, n in self.links:
             slopes[n] = slopes[n] + through[i] * scalars.jacobian[self.names.index(n) * k + i]
-        return new.detach(), {n: x.detach() for n, x in after.items()}, [*slopes.values()]
+        return new, after, [*slopes.values()]
 
     def _moved(self, scalars: Scalars, p: Tensor, g: Tensor, state: State, kept: Tensors) -> tuple[Tensor, State, Tensors]:
         """One step without its derivative. Its gradient is kept where the replay needs it; else, how far it went."""
