@@ -143,6 +143,31 @@ class GPT(nn.Module):
         return self.head(self.blocks(self.embedding(x) + self.position))
 
 
+class Transformers(nn.Module):
+    """One of the package transformers, as small as `GPT`; its weights begin as there, with a deviation of 0.02."""
+
+    def __init__(self, kind: str, vocabulary: int, **sizes: int) -> None:
+        import transformers
+
+        super().__init__()
+        own = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 0, "use_cache": False, **sizes}
+        self.model = getattr(transformers, kind)(getattr(transformers, kind).config_class(**own))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(input_ids=x).logits
+
+
+def llama(vocabulary: int) -> nn.Module:
+    """With RMS norms and gates."""
+    sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return Transformers("LlamaForCausalLM", vocabulary, **sizes)
+
+
+def gpt2(vocabulary: int) -> nn.Module:
+    """With one matrix for the embedding and the last layer, and dropout."""
+    return Transformers("GPT2LMHeadModel", vocabulary, n_embd=48, n_layer=2, n_head=4, n_positions=48)
+
+
 class ViT(nn.Module):
     """A transformer of patches of images, 8 × 8 each; its answer is made of the mean of all."""
 
@@ -431,6 +456,8 @@ NAMES = {
     "gru-text": Entry("text", partial(text, partial(Recurrent, nn.GRU))),
     "lstm-text": Entry("text", partial(text, partial(Recurrent, nn.LSTM))),
     "gpt-text": Entry("text", partial(text, partial(GPT, length=48))),
+    "llama-text": Entry("text", partial(text, llama)),
+    "gpt2-text": Entry("text", partial(text, gpt2)),
     "regression": Entry("", regression),
     "sorting": Entry("", sorting),
     "adding": Entry("", adding),

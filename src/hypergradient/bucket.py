@@ -53,6 +53,8 @@ class Bucket:
         positions: the positions of the members among the parameters of their group.
         live: whether what the last step has left behind can be read.
         shared: whether others share memory with the member: these move one after the other.
+        cuts: how many elements belong to each of the readings that are taken of it; nothing: there is one.
+        readings: which these are of those of their hyperparameters; None: all, in order. shape: (cuts or 1,)
         entries: what `memory` holds of each member, by name.
     """
 
@@ -61,6 +63,8 @@ class Bucket:
     live = False
     shared = False
     samples: Samples | None = None
+    cuts: tuple[int, ...] = ()
+    readings: Tensor | None = None
 
     def __init__(self, step: Step, members: Sequence[Tensor], sets: Sequence[int], count: int, memory: Memory) -> None:
         self.step, self.members, self.sets, self.count = step, list(members), list(sets), count
@@ -279,19 +283,9 @@ class Bucket:
         """From the scalars of every set to those of each segment, in the dtype to work in. shape: (rows, sets or segments)"""
         return (rows if self.index is None else rows.index_select(1, self.index)).to(self.dtype)
 
-    def total(self, x: Tensor) -> Tensor:
-        """From elements to segments, by summation. shape: (elements,) -> (segments,)"""
-        return torch.stack([part.sum() for part in x.view(-1).split(self.sizes)])
-
     def spread(self, rows: Tensor) -> Tensor:
         """From segments to elements. shape: (rows, segments) -> (rows, elements)"""
         return rows.repeat_interleave(cast(Tensor, self.counts), dim=1, output_size=sum(self.sizes))
-
-    def gathered(self, products: Tensor, sets: int) -> Tensor:
-        """From segments to sets, by summation. shape: (…, segments) -> (…, sets)"""
-        if self.index is None:
-            return products
-        return products.new_zeros(*products.shape[:2], sets).index_add(2, self.index, products)
 
 
 def _brief(x: Any) -> str:

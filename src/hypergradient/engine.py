@@ -61,7 +61,7 @@ class Engine:
         if len(work) == 1 and leave is not None and self._alone(levels, work[0][1]):
             ((group, bucket),) = work
             elements = bucket.param, bucket.grad, bucket.state, bucket.kept, [] if bucket.u is bucket.grad else [bucket.u]
-            rows = self(whole, levels, asks[0], elements, bucket.scalars, leave, dynamic=None)
+            rows = self(whole, levels, asks[0], elements, bucket.scalars, leave, bucket.cuts, dynamic=None)
             group.last[bucket.count + 1], bucket.scalars = rows[0], rows[1] if bucket.step.replays else bucket.scalars
             return bucket.scatter()
         learned = levels.memory[RAW]
@@ -110,8 +110,8 @@ class Engine:
         tall, large = len(levels.levels) > TALL, bucket.param.numel() > WHOLE
         small = not (self._plays and tall) if self.compile else self._plays and not large
         one = len(levels.levels[0].below) == 1 and bucket.grad.device == levels.memory.device
-        plain = bucket.index is None and bucket.step.elementwise and not bucket.layout.processes and not bucket.sample
-        return small and one and plain
+        alike = bucket.index is None and bucket.readings is None and bucket.step.elementwise
+        return small and one and alike and not bucket.layout.processes and not bucket.sample
 
     def _read(self, levels: Levels, work: Sequence[tuple[Group, Bucket]], expected: Mapping[Any, Tensor]) -> list[Tensor]:
         """What the last step says of each of the hyperparameters that the first level moves."""
@@ -119,22 +119,25 @@ class Engine:
         reads = [(g.owner, b) for g, b in work if b.samples or not b.sample]
         calls = [self._reads(b, expected.get(id(b.clock))) for _, b in reads]
         for (owner, bucket), found in zip(reads, [_done(mine) for mine in calls], strict=True):
-            products = bucket.scalars.new_zeros(len(owner.normalization.products), *owner.shape)
+            products = owner.unread(bucket.scalars)
             if found:  # the others take part: so do those of other processes
-                products = found[0] if len(found) == 1 else torch.stack(found).sum(0)
-                products = bucket.gathered(products * bucket.sample.times if bucket.sample else products, owner.sets)
+                read = found[0] if len(found) == 1 else torch.stack(found).sum(0)
+                read, places = read * bucket.sample.times if bucket.sample else read, (bucket.samples or bucket).readings
+                products = read if places is None else products.index_add(2, places, read)
             alike[owner, bucket.layout.processes, products.dtype, products.device].append(products)
         sums = total((owner, processes, torch.stack(x).to(like).sum(0)) for (owner, processes, *_), x in alike.items())
-        return [sums[h] if h in sums else like.new_zeros(len(h.normalization.products), *h.shape) for h in below]
+        return [sums[h] if h in sums else h.unread(like) for h in below]
 
     def _reads(self, bucket: Bucket, expected: Tensor | None) -> list[Call]:
         """Calls of what reads a bucket; none where there is nothing to be read."""
         if not bucket.live and (bucket.step.replays or bucket.step.normalization.metric):
             return []
         rows = bucket.scalars if expected is None else bucket.use(expected)
-        maps = () if bucket.uniform else (bucket.spread, bucket.total)
         own = bucket.samples or bucket
-        return self._calls(bucket, bucket.step.read, (own.param, own.u, own.state, own.kept), rows, *maps)
+        piece = own.param, own.u, own.state, own.kept
+        if own.cuts and bucket.uniform:
+            return [self.ready(bucket.step.read, piece, rows, own.cuts)]
+        return self._calls(bucket, bucket.step.read, piece, rows, *(() if bucket.uniform else (own.cuts, bucket.spread)))
 
     def _moves(self, bucket: Bucket, now: Tensor) -> list[Call]:
         """Calls of what moves a bucket."""
@@ -212,20 +215,20 @@ def _done(calls: Sequence[Call]) -> list[Any]:
     return [call() for call in calls]
 
 
-def whole(levels: Levels, ask: Ask, elements: Any, last: Tensor, leave: Tensor) -> tuple[Tensor, Tensor]:
+def whole(levels: Levels, ask: Ask, elements: Any, last: Tensor, leave: Tensor, cuts: Sequence[int]) -> tuple[Tensor, Tensor]:
     """All of a step in which a single bucket moves: the parts of a small step take less time than to call them.
 
     Args:
         elements: parameter, gradient, state, what is kept, and in a list the gradient to tune along, if that is another.
         last: see `Step.read`.
-        leave: see `Levels.tune`.
+        leave: see `Levels.tune`; `cuts`: see `Step.read`.
 
     Returns:
         the scalars of this step, as they are and in the dtype of `last`.
     """
     (_, step, *_), (param, grad, state, kept, instead) = ask, elements
     rows = last if not step.normalization.metric else levels.expected([ask], levels.memory)[0].to(last.dtype)
-    found = step.read((param, (instead or [grad])[0], state, kept), rows)
+    found = step.read((param, (instead or [grad])[0], state, kept), rows, cuts)
     (now,) = scalars([ask], levels.tune([found.to(levels.memory)], leave))
     used = now.to(last.dtype)
     step.move((param, grad, state, kept), used)

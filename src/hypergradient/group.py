@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
-from operator import is_
+from itertools import groupby
+from operator import is_, itemgetter
 from typing import Any
 
 import torch
@@ -241,9 +242,19 @@ class Group:
             if key not in known and live and self.step.replays:
                 bucket.scalars = bucket.use(self._scalars(bucket))
             bucket.positions, bucket.shared = positions, any(id(p) in shared for p in bucket.members)
+            bucket.cuts, bucket.readings = self._readings([bucket], bucket.sizes)
             self.buckets.append(bucket)
         self.last.pop(0, None)
         self._sample(present)
+
+    def _readings(self, buckets: Sequence[Bucket], sizes: Sequence[int]) -> tuple[tuple[int, ...], Tensor | None]:
+        """`Bucket.cuts` and `Bucket.readings` of what is read side by side; `sizes`: how many elements of each member."""
+        members, sets, owner = [p for b in buckets for p in b.members], buckets[0].sets, self.owner
+        each = sets or [owner.apart.get(id(p), owner.readings - 1) for p in members]
+        runs = [(i, sum(n for _, n in run)) for i, run in groupby(zip(each, sizes, strict=True), key=itemgetter(0))]
+        order, cuts = [i for i, _ in runs], tuple([n for _, n in runs])
+        place = None if order == [*range(owner.readings)] else torch.tensor(order, device=buckets[0].steps.device)
+        return cuts if len(cuts) > 1 else (), place
 
     def _sample(self, present: Sequence[bool]) -> None:
         """Put what is read of large parameters side by side."""
@@ -254,13 +265,14 @@ class Group:
                 alike = b.dtype, b.steps.device, b.layout.processes, id(b.clock), b.live, tuple(b.sets), present[b.positions[0]]
                 sampled[(b.sample.times, *alike)].append(b)
         for mine in sampled.values():
-            mine[0].samples = Samples(mine)
+            mine[0].samples = samples = Samples(mine)
+            samples.cuts, samples.readings = self._readings(mine, samples.sizes)
 
     def _alike(self, known: Mapping[int, tuple[Any, ...]], shared: Collection[int]) -> dict[Any, list[int]]:
         """The positions that go together, by what they have in common: last, what is `known` of each."""
         apart, bound = not self.step.elementwise, BUCKET if self.owner.sets == 1 else ALONE
         alike, filled = defaultdict[Any, list[int]](list), Counter[Any]()
-        for i, mine in known.items():
+        for i, mine in sorted(known.items(), key=lambda x: id(self.params[x[0]]) not in self.owner.apart):
             p = self.params[i]
             size = Layout.of(p).local(p).numel()
             alone = size >= ALONE or apart or id(p) in shared or self.step.sample(p) or wrapper(p)

@@ -5,7 +5,7 @@ A tensor of which no shape is said is a vector, with a number for each hyperpara
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -21,6 +21,8 @@ from .rule import Rule, State
 from .sensitivity import Step, Tensors, slopes
 from .tower import Tower
 
+LARGE = 1 << 11
+"""From so many elements on, a parameter says by itself what its step size should be."""
 RAW, UNIT, READ, COUNT = range(4)
 """What a level remembers of each hyperparameter that it moves comes in rows: its coordinate in its chart, what its value
 is measured in, its hypergradient as last read (in natural units; NaN before), how many steps it has made. Behind them the
@@ -44,12 +46,17 @@ class Hyperparameters:
         charts: of what is tuned, set by set of each.
         place: where that stands among all that the level above moves.
         moves: whether its sensitivity is followed as the movement of what it moves, which is that to the logarithm.
+        readings: how many there are for each that is tuned: one for each set, or for each of some parameters.
+        apart: by id, which reading is that of a parameter alone; the last one is that of all others.
+        weights: where there are several of one set, how much each counts. shape: (readings,)
         memory: what that level remembers of it, or None before there is one. shape: (rows, tuned * sets)
         source: by column, with which of that memory it goes on in a new level; the others start anew.
     """
 
     place = slice(0, 0)
     memory: Tensor | None = None
+    apart: Mapping[int, int] = {}
+    weights: Tensor | None = None
 
     def __init__(
         self, rule: Rule, initial: Mapping[str, Sequence[float]], like: Tensor, tuned: bool, below: Sequence[str] = ()
@@ -60,13 +67,41 @@ class Hyperparameters:
         ends = [interval(rule.constraint(n), like.dtype) for n in self.order]
         low, high = (like.new_tensor(end).unsqueeze(1) for end in zip(*ends, strict=True))
         self.given = like.new_tensor([initial[n] for n in self.order]).clamp(low, high)
-        self.sets = self.given.shape[1]
+        self.sets = self.readings = self.given.shape[1]
         self.shape = len(self.names), self.sets
         self.charts = [rule.chart(n) for n in self.names for _ in range(self.sets)]
         self.normalization = NORMALIZATIONS[rule.normalize]
         self.moves = follows_movement(rule, self.names)
         self.low, self.high = low[: len(self.names)], high[: len(self.names)]
         self.source = {i: i for i in range(len(self.charts))}
+
+    def take_apart(self, params: Iterable[Tensor]) -> bool:
+        """Have those of the parameters that it moves read by themselves that are LARGE enough to say something, if it averages
+        what they say. Each counts as the root of the number of its elements. Returns whether that is new.
+        """
+        if not self.normalization.apart or self.sets > 1 or not self.names:
+            return False
+        sizes = {id(p): p.numel() for p in params}
+        large = [i for i, n in sizes.items() if n >= LARGE]
+        rest = [sum(n for n in sizes.values() if n < LARGE)] if len(large) < len(sizes) else []
+        self.apart = {i: k for k, i in enumerate(large)}
+        weights = self.given.new_tensor([n**0.5 for n in (*(sizes[i] for i in large), *rest)])
+        old, self.weights, self.readings = self.weights, weights, max(1, len(weights))
+        return old is None or not torch.equal(old, weights)
+
+    def unread(self, like: Tensor) -> Tensor:
+        """What is read where there is nothing: 0, in the dtype of `like`; see `Step.read`."""
+        return like.new_zeros(len(self.normalization.products), len(self.names), self.readings)
+
+    def together(self, natural: Tensor, read: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
+        """From readings to sets: hypergradients by summation, what is normalized by a mean over all that have moved.
+
+        shape: (tuned, readings) -> (tuned, sets), of both
+        """
+        if self.weights is None:
+            return natural, read
+        weights = self.weights * (path > 0)
+        return natural.sum(1, keepdim=True), ratio((read * weights).sum(1, keepdim=True), weights.sum(1, keepdim=True))
 
     def recall(self, mine: Tensor) -> None:
         """Go on in the memory of a new level, `mine`, from what has been remembered. shape: (rows, tuned * sets)"""
@@ -193,24 +228,27 @@ class Level:
         """The hypergradients of what it moves: in natural units; in the coordinates, and normalized if its rule asks for it.
 
         Args:
-            products: for each of `below`, see `Step.read`. shape of each: (products, tuned, sets)
+            products: for each of `below`, see `Step.read`. shape of each: (products, tuned, readings)
             slope: the derivative of the values with respect to their coordinates; None where it is 1.
         """
-        flat = [[x.flatten() for x in mine] for mine in products]
-        parts = [None] * len(flat) if slope is None else cut(slope, [len(h.charts) for h in self.below])
-        natural, combined = [], []
-        for h, mine, part in zip(self.below, flat, parts, strict=True):
-            natural.append(ratio(mine[0], part) if h.moves and part is not None else mine[0])
+        parts = [None] * len(products) if slope is None else cut(slope, [len(h.charts) for h in self.below])
+        both = []
+        for h, each, own in zip(self.below, products, parts, strict=True):
+            mine, part = [*each], None if own is None else own.view(h.shape)
+            natural = mine.pop(0) if h.normalization.apart else mine[0]
+            natural = ratio(natural, part) if h.moves and part is not None else natural
             if h.moves and len(mine) > 1:  # a step too small for the numbers that it is added to moves nothing
                 still = mine[-1] == 0
                 mine[0] = torch.where(still, -mine[1], mine[0])  # as if it had moved along -u
                 mine[-1] = torch.where(still, mine[1], mine[-1])
-            combined.append(h.normalization.combine(*mine, None if h.moves else part))
-        return joined(natural), joined(combined)
+            combined = h.normalization.combine(*mine, None if h.moves else part)
+            both.append([x.flatten() for x in h.together(natural, combined, mine[-1])])
+        first, second = zip(*both, strict=True)
+        return joined(first), joined(second)
 
     def products(self, grad: Tensor, trace: Tensor) -> Tensors:
         """As `Step.read`, of what this level moves; shape of `trace`: (tuned, n)."""
-        found = [product(grad, trace, None, self.total) for product in self.own.normalization.products]
+        found = [self.total(product(grad, trace, None)) for product in self.own.normalization.products]
         return [x if x.ndim == 2 else x.expand(self.own.shape) for x in found]
 
     def update(self, tuned: Tensor, raw: Tensor, grad: Tensor, step: Tensor, state: Tensors) -> tuple[Tensor, State]:

@@ -9,24 +9,24 @@ from torch import Tensor
 
 from .numerics import ratio
 
-Sum = Callable[[Tensor], Tensor]
-
 
 class Normalization(NamedTuple):
     """How a hypergradient is put together.
 
     Args:
-        products: sums over all elements, of functions of gradient u, sensitivity T and `Rule.preconditioner` P; the last
-            argument adds up.
+        products: of gradient u, sensitivity T and `Rule.preconditioner` P of each element, what is added up.
         combine: from these and the derivative of the value with respect to its coordinate (None: 1) to the
             hypergradient in the coordinate. The first sum is ``<u, T>``, the hypergradient in natural units; where there
             are more, the second is the square of u, the last that of T.
     """
 
-    products: tuple[Callable[[Tensor, Tensor, Tensor | None, Sum], Tensor], ...]
+    products: tuple[Callable[[Tensor, Tensor, Tensor | None], Tensor], ...]
     combine: Callable[..., Tensor]
     metric: bool = False
     """Whether it needs P, which is None otherwise, and where the rule has none."""
+    apart: bool = False
+    """Whether tensors that move with the same hyperparameters are read one by one; what they say is averaged. The product
+    before all others is then ``<u, T>`` alone."""
 
 
 def _plain(product: Tensor, slope: Tensor | None) -> Tensor:
@@ -40,31 +40,46 @@ def _cosine(product: Tensor, gradient: Tensor, sensitivity: Tensor, slope: Tenso
 
 
 def _metric_cosine(product: Tensor, own: Tensor, usual: Tensor, sensitivity: Tensor, slope: Tensor | None) -> Tensor:
-    """The square of u in the metric 1 / P, and in equal parts that of a gradient of the usual size P: where hardly anything
-    is left of the gradient, there is nothing to be said about the step size, and a cosine of u alone would say 1.
+    """That of u / sqrt(P) and T, in the metric sqrt(P), in which elements count half as their gradients do, half alike. The
+    square of u, and in equal parts that of a gradient of the usual size P: where hardly anything is left of the gradient,
+    there is nothing to be said about the step size, and a cosine of u alone would say 1.
     """
     return _cosine(product, (own + usual) / 2, sensitivity, slope)
 
 
-def _product(u: Tensor, t: Tensor, p: Tensor | None, total: Sum) -> Tensor:
-    return total(u * t)
+def _product(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
+    return u * t
 
 
-def _square(u: Tensor, t: Tensor, p: Tensor | None, total: Sum) -> Tensor:
-    return total(u * (u if p is None else u / p))
+def _square(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
+    return u * u
 
 
-def _usual(u: Tensor, t: Tensor, p: Tensor | None, total: Sum) -> Tensor:
-    """That of a gradient of the usual size; where there is no metric, there is none."""
-    return _square(u, t, p, total) if p is None else total(p)
+def _path(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
+    return t * t
 
 
-def _path(u: Tensor, t: Tensor, p: Tensor | None, total: Sum) -> Tensor:
-    return total(t * (t if p is None else t * p))
+def _metric_product(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
+    return u * t if p is None else u / p.sqrt() * t
+
+
+def _metric_square(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
+    return u * u if p is None else (u / p) * (u / p.sqrt())
+
+
+def _usual(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
+    """The square of a gradient of the usual size; where there is no metric, there is none."""
+    return u * u if p is None else p.sqrt()
+
+
+def _metric_path(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
+    return t * t if p is None else t * (t * p.sqrt())
 
 
 NORMALIZATIONS: dict[str | None, Normalization] = {
     None: Normalization((_product,), _plain),
     "cosine": Normalization((_product, _square, _path), _cosine),
-    "metric cosine": Normalization((_product, _square, _usual, _path), _metric_cosine, metric=True),
+    "metric cosine": Normalization(
+        (_product, _metric_product, _metric_square, _usual, _metric_path), _metric_cosine, metric=True, apart=True
+    ),
 }

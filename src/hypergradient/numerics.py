@@ -57,6 +57,18 @@ def added(terms: Sequence[Tensor], start: Tensor) -> Tensor:
     return total.masked_fill_(total.abs() <= 8 * torch.finfo(total.dtype).eps * size, 0.0)
 
 
+def totals(terms: Sequence[Tensor], cuts: Sequence[int]) -> Tensor:
+    """The sums of each over parts of so many elements; over all of them where there are no `cuts`, or over a number, itself.
+
+    shape of each: (elements,) -> (terms, parts)
+    """
+    if not cuts:
+        return torch.stack([x.sum() if x.ndim else x for x in terms]).unsqueeze(1)
+    if torch.compiler.is_compiling() or not terms[0].is_cpu:  # as few operations as there are parts
+        return torch.stack([part.sum(1) for part in torch.stack([*terms]).split([*cuts], 1)], 1)
+    return torch.stack([part.sum() for x in terms for part in x.split([*cuts])]).view(len(terms), -1)
+
+
 def copied(x: Tensor) -> Tensor:
     """A copy. (Of a clone, the compiler of torch 2.13 makes nothing where two tensors change places.)"""
     return torch.maximum(x, x) if torch.compiler.is_compiling() else x.clone()

@@ -355,6 +355,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
             return
         moving = [p for p, moves in zip(params, chain.from_iterable(present), strict=True) if moves]
         shared = overlapping(moving)
+        owners = {h: [p for g in groups if g.owner is h for p in g.entry["params"]] for h in (g.owner for g in groups)}
+        if sum(h.take_apart(mine) for h, mine in owners.items()):
+            self._own.engine.forget(self._own.levels)
         for group, here in zip(groups, present, strict=True):
             group.fill(self.state, here, shared)
         pattern, seen = (present, [(b.live, True, True) for g in groups for b in g.buckets], shapes), self._objects(params)

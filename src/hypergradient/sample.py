@@ -93,6 +93,7 @@ class Samples:
 
     Attributes:
         param, grad, u, state, kept: as those of a bucket, from `gather` on.
+        sizes: how many elements are read of each; `cuts`, `readings`: as those of a bucket.
     """
 
     param: Tensor
@@ -100,12 +101,15 @@ class Samples:
     u: Tensor
     state: list[Tensor]
     kept: list[Tensor]
+    cuts: tuple[int, ...] = ()
+    readings: Tensor | None = None
 
     def __init__(self, buckets: Sequence[Bucket]) -> None:
         self.buckets: list[Bucket] = [proxy(b) for b in buckets]  # in a circle, all would live until somebody collects it
         self._places: dict[Any, tuple[Tensor, list[Tensor]]] = {}
         self._state = [self._views(each) for each in zip(*(b.state for b in buckets), strict=True)]
         self._kept = [[*x] for x in zip(*([b.sample.kept(x) for x in b.kept] for b in buckets if b.sample), strict=True)]
+        self.sizes = [x.numel() for x in self._kept[0]]
 
     def gather(self) -> None:
         """Copy what a step begins with."""

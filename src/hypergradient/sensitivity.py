@@ -20,7 +20,7 @@ from torch.nn.functional import threshold
 
 from . import probe
 from .normalize import NORMALIZATIONS
-from .numerics import added, copied, finite_or_zero, on_host
+from .numerics import added, copied, finite_or_zero, on_host, totals
 from .probe import KEPT, prepared, sums_after
 from .rule import Rule, State
 from .sample import Sample
@@ -234,30 +234,29 @@ class Step:
                 through[i] = through[i] + slope if i in through else slope
         return [*found[: t + k], *map(through.get, range(k))]
 
-    def read(self, piece: Piece, rows: Tensor, *maps: Map) -> Tensor:
+    def read(self, piece: Piece, rows: Tensor, cuts: Sequence[int] = (), spread: Map = lambda x: x) -> Tensor:
         """The sums that the normalization asks for, of the sensitivities of the last step: the first is ``<u, T>``.
 
         Args:
             piece: of the elements; in the place of the gradient u, the gradient of what is to become smaller by tuning.
             rows: the scalars of the last step, where it is replayed, or of this one as they are expected, where its `metric` is
                 needed; of the dtype to work in. shape: (rows, segments)
-            maps: where there are several segments. From segments to elements; from elements to segments, by summation.
-                shapes: (rows, segments) -> (rows, elements); (elements,) -> (segments,)
+            cuts: how many elements each part has that is added up by itself; nothing: all are.
+            spread: from segments to elements, where there are several. shape: (rows, segments) -> (rows, elements)
 
         Returns:
-            shape: (products, tuned, segments)
+            shape: (products, tuned, parts)
         """
-        spread, total = maps or (lambda x: x, lambda x: (x.sum() if x.ndim else x).view(1))
         scalars = self.scalars(spread(rows)) if self.replays or self.normalization.metric else None
         param, u, state, kept = piece
         u, old = u.to(rows.dtype), dict(zip(self.state, state, strict=True))
         if scalars and self.replays:
-            terms = self.replay(scalars, u, param.to(rows.dtype), old, *kept)
-            found = torch.stack([rows.new_zeros(rows.shape[1]) if x is None else total(x) for x in terms])
-            return self._chained(found, rows)
+            zero = rows.new_zeros(u.shape if cuts else ())
+            terms = [zero if x is None else x for x in self.replay(scalars, u, param.to(rows.dtype), old, *kept)]
+            return self._chained(totals(terms, cuts), rows)
         metric = self.rule.at(scalars.values).preconditioner(u, old, scalars.t, scalars.c) if scalars else None
-        found = torch.stack([product(u, t, metric, total) for product in self.normalization.products for t in kept])
-        return found.view(-1, len(self.names), rows.shape[1])
+        found = totals([product(u, t, metric) for product in self.normalization.products for t in kept], cuts)
+        return found.view(-1, len(self.names), found.shape[1])
 
     def _chained(self, found: Tensor, last: Tensor) -> Tensor:
         """From what a replay says to hypergradients, by the chain rule."""

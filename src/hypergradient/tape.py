@@ -11,6 +11,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import c_float
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -121,6 +122,7 @@ class Elements(Name):
 WRITTEN = {
     "": "{0}",
     "sum": "{0}.sum().item()",
+    "part": "{0}[{1}:{2}].sum().item()",
     "convert": "{0}.to({dtype})",
     "full": "torch.full_like({0}, {1}, dtype={dtype})",
 }
@@ -132,7 +134,7 @@ class Line(NamedTuple):
 
     Args:
         name: of its result.
-        what: the operation on elements; "": an expression of numbers; "sum": of elements.
+        what: the operation on elements; "": an expression of numbers; "sum": of elements; "part": of some of them.
         of: its arguments, or the expression in pieces.
         dtype: of elements that result.
         more: arguments by keyword.
@@ -164,6 +166,7 @@ class Recorder(TorchDispatchMode):
         self.lines: dict[Name, Line] = {}
         self.names: dict[int, Any] = {}
         self.captured: dict[int, tuple[Tensor, Tensor]] = {}
+        self.parts: dict[int, tuple[Name, int, int]] = {}  # of memory that stands for elements from the one to the other
         self._same, self._kept, self._done = dict[Any, Name](), list[Any](), 0
 
     # ---------------------------------------------------------------- what tensors are
@@ -222,9 +225,11 @@ class Recorder(TorchDispatchMode):
             self._know(x)
         given.update(zip((a.name for a in schema.arguments), args, strict=False))
         ordered = [given.get(a.name, a.default_value) for a in schema.arguments]
+        name = schema.name.removeprefix("aten::")
+        if name == "split_with_sizes" and isinstance(self.names[storage(args[0])], Elements):
+            return self._parts(*ordered)
         out = function(*args, **(kwargs or {}))
         self._kept.append(out)
-        name = schema.name.removeprefix("aten::")
         made = _leaves(out)
         if not all(isinstance(x, Tensor) for x in made):  # read on the host
             raise Unrecordable(name)
@@ -235,6 +240,13 @@ class Recorder(TorchDispatchMode):
                 raise Unrecordable(name)
             self._write(out, self._value(name, ordered, out))
         return out
+
+    def _parts(self, x: Tensor, sizes: Sequence[int], dim: int) -> list[Tensor]:
+        """What stands for parts of elements, of which there are as many as there will be; they can be added up."""
+        ends, made = [*accumulate(sizes, initial=0)], [torch.ones(LENGTH, dtype=x.dtype) for _ in sizes]
+        self.parts.update({storage(y): (self._element(x), *of) for y, of in zip(made, pairwise(ends), strict=True)})
+        self._kept.append(made)
+        return made
 
     def _write(self, x: Tensor, value: Any) -> None:
         old = self.names.setdefault(storage(x), [0.0] * _size(x) if isinstance(value, list) else value)
@@ -250,6 +262,8 @@ class Recorder(TorchDispatchMode):
         """What results: the name of elements, or a list of numbers."""
         if name in FACTORIES and out.numel() <= MOST:
             return out.flatten().tolist()
+        if name == "sum" and storage(given[0]) in self.parts:
+            return [self._line("part", self.parts[storage(given[0])], torch.float64)]
         if any(isinstance(x, Tensor) and isinstance(self.names[storage(x)], Elements) for x in _leaves(given)):
             return self._of_elements(name, given, out)
         if name in COPIES:
@@ -291,7 +305,7 @@ class Recorder(TorchDispatchMode):
         return self._line("", (text, *(x for x in row if isinstance(x, Name))), torch.float64)
 
     def _line(self, what: str, of: tuple[Any, ...], dtype: torch.dtype) -> Name:
-        kind = Elements if what not in ("", "sum") else Name
+        kind = Elements if what not in ("", "sum", "part") else Name
         name = self._same.setdefault((what, of, dtype), kind(f"x{len(self.lines)}"))
         self.lines.setdefault(name, Line(name, what, of, dtype))
         return name
