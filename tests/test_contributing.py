@@ -77,7 +77,7 @@ def test_the_rule_of_contributing_is_one_file_one_line_one_row_and_one_entry(tmp
 def test_a_normalization_is_one_entry(monkeypatch, per):
     """``sum(g T) / sum |g T|``, on two levels, of SGD and of what moves its step size; beside the same, literally."""
     share = Normalization(
-        (lambda u, t, p, total: total(u * t), lambda u, t, p, total: total((u * t).abs())),
+        (lambda u, t, p: u * t, lambda u, t, p: (u * t).abs()),
         lambda product, size, slope: ratio(product, size) if slope is None else ratio(product, size) * slope.sign(),
     )
     monkeypatch.setitem(NORMALIZATIONS, "share", share)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from cases import RULES, counted, loss, parameters, train, weights
-from helpers import EXACT, clones, crossed, resumed
+from helpers import EXACT, clones, compiler, crossed, resumed
 from torch.optim import lr_scheduler
 
 import hypergradient as hg
@@ -129,34 +129,91 @@ def test_decay_is_part_of_it(case):
     torch.testing.assert_close(slope, step(torch.tensor(0.0)) - w, rtol=1e-9, atol=1e-12)
 
 
+def tall():
+    """Two large tensors, one of them twice as large, and small ones."""
+    torch.manual_seed(3)
+    return [torch.nn.Parameter(torch.randn(n, 64) / 9) for n in (2, 32, 1, 64, 3)]
+
+
+def pulled(params, t):
+    """A loss that is different in each step and for each parameter."""
+    targets = [torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel() + t)) for p in params]
+    return sum(((p - y / 3).tanh() ** 2).mean() * len(p) for p, y in zip(params, targets, strict=True))
+
+
+def cosine(rule, step, optimizer, pairs):
+    """Of the gradient and the path of the parameters in `pairs`, as if they were one tensor: the formula of the page."""
+    sums = [torch.zeros(())] * 3
+    for p, path in pairs:
+        values, t = rule.at({n: torch.tensor(getattr(rule, n)) for n in rule.hyperparameters()}), torch.tensor(float(step))
+        c = counted(values, float(step))[0].coefficients(t)
+        metric = values.preconditioner(p.grad, {n: optimizer.state[p][n] for n in rule.init(p.detach())}, t, c)
+        root = torch.ones(()) if metric is None else metric.sqrt()
+        square = p.grad**2 if metric is None else (p.grad**2 / metric / root + root) / 2
+        sums = [x + y.sum() for x, y in zip(sums, (p.grad * path / root, square, path * path * root), strict=True)]
+    return (sums[0] / (sums[1] * sums[2]).sqrt()).clamp(-1, 1).item()
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
 @pytest.mark.parametrize("horizon", [math.inf, Age(2), Age(0.5)], ids=str)
 @pytest.mark.parametrize("case", MOVING, ids=str)
-def test_the_step_size_is_moved_by_the_formula(case, horizon):
+def test_the_step_size_is_moved_by_the_formula(case, horizon, large):
     options = {**case.lively, "tune": "lr", "charts": {"lr": POSITIVE}, "horizon": horizon}
     rule = case.rule(**options, normalize="metric cosine")
-    params = parameters(case.matrix)
+    params = tall() if large else parameters(case.matrix)
     optimizer = Hyperoptimizer(params, rule / SGD(lr=0.5))
-    trace, logarithm = [torch.zeros_like(p) for p in params], math.log(rule.lr)
+    path, logarithm = [torch.zeros_like(p) for p in params], math.log(rule.lr)
     for t in range(1, 8):
         optimizer.zero_grad()
-        loss(params, t).backward()
+        (pulled if large else loss)(params, t).backward()
         if t > 1:
-            sums = [torch.zeros(())] * 3
-            for p, s in zip(params, trace, strict=True):
-                values = rule.at({n: torch.tensor(getattr(rule, n)) for n in rule.hyperparameters()})
-                names = rule.init(p.detach())
-                c = counted(values, float(t))[0].coefficients(torch.tensor(float(t)))
-                metric = values.preconditioner(p.grad, {n: optimizer.state[p][n] for n in names}, torch.tensor(float(t)), c)
-                square = p.grad**2 if metric is None else (p.grad**2 / metric + metric) / 2
-                metric = 1.0 if metric is None else metric
-                terms = p.grad * s, square, s * s * metric
-                sums = [x + y.sum() for x, y in zip(sums, terms, strict=True)]
-            logarithm -= 0.5 * (sums[0] / (sums[1] * sums[2]).sqrt()).clamp(-1, 1).item()
+            pairs = [*zip(params, path, strict=True)]
+            readings = [[x] for x in pairs if x[0].numel() >= 2048] + [[x for x in pairs if x[0].numel() < 2048]]
+            counts = [math.sqrt(sum(p.numel() for p, _ in mine)) for mine in readings]
+            found = [cosine(rule, t, optimizer, mine) for mine in readings]
+            logarithm -= 0.5 * sum(n * x for n, x in zip(counts, found, strict=True)) / sum(counts)
+            natural = sum((p.grad * s).sum() for p, s in pairs).item() / lr(optimizer)
         before = [p.detach().clone() for p in params]
         optimizer.step()
         assert lr(optimizer) == pytest.approx(math.exp(logarithm), rel=1e-9)
+        if t > 1:
+            assert optimizer.hypergradients()[0]["lr"] == pytest.approx(natural, rel=1e-9)
         fading = 1.0 if horizon == math.inf else max(0.0, 1 - 1 / (horizon.times * t))
-        trace = [s * fading + (p.detach() - q) for s, p, q in zip(trace, params, before, strict=True)]
+        path = [s * fading + (p.detach() - q) for s, p, q in zip(path, params, before, strict=True)]
+
+
+@compiler
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("compile", [False, True])
+def test_what_the_large_tensors_say_is_the_same_however_they_are_held(compile):
+    """In groups, under any order, with tensors that never move beside them, and from a checkpoint."""
+
+    def run(make):
+        torch.manual_seed(0)
+        params = tall()
+        optimizer = make(params)
+        for t in range(12):
+            if t == 6:
+                old, optimizer = optimizer, make(params)
+                optimizer.load_state_dict(old.state_dict())
+            optimizer.zero_grad()
+            pulled(params, t).backward()
+            optimizer.step()
+        return lr(optimizer), [p.detach().clone() for p in params]
+
+    def made(params):
+        return Hyperoptimizer(params, auto(), compile=compile)
+
+    def grouped(params):
+        return Hyperoptimizer([{"params": params[:4]}, {"params": params[4:]}], auto(), per="all", compile=compile)
+
+    def beside(params):
+        return Hyperoptimizer([torch.nn.Parameter(torch.zeros(50, 50)), *params], auto(), compile=compile)
+
+    first, *others = (run(make) for make in (made, lambda params: made(params[::-1]), grouped, beside))
+    for value, found in others:
+        assert value == pytest.approx(first[0], rel=1e-9)
+        torch.testing.assert_close(found, first[1], rtol=1e-9, atol=1e-12)
 
 
 def test_its_hypergradient_is_told_in_natural_units():

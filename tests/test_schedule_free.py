@@ -1,6 +1,7 @@
 """Rules that average: equal to the PyPI package `schedulefree`; the average for evaluation, and back to the bit."""
 
 import copy
+import pickle
 
 import pytest
 import schedulefree
@@ -152,6 +153,27 @@ def test_a_checkpoint_of_either_goes_on_to_the_same_bits(evaluating):
         optimizer.eval()
     torch.testing.assert_close(mine, theirs, **EXACT)
     torch.testing.assert_close(mine, copied, **EXACT)
+
+
+@pytest.mark.parametrize("per", ["group", "tensor"])
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("how", ["load", "copy", "pickle"])
+def test_other_betas_after_a_checkpoint_of_evaluation_leave_the_training_point(how, times, per):
+    optimizer = Hyperoptimizer(params := parameters(), AdamWScheduleFree(lr=0.05) / SGD(lr=1e-4), per=per)
+    train(optimizer, params, 20)
+    before = clones(params)
+    optimizer.eval()
+    for _ in range(times):
+        if how == "load":
+            fresh = Hyperoptimizer(copied := [p.detach().clone().requires_grad_() for p in params], optimizer.tower, per=per)
+            fresh.load_state_dict(stored(optimizer.state_dict()))
+            optimizer, params = fresh, copied
+        else:
+            both = params, optimizer
+            params, optimizer = copy.deepcopy(both) if how == "copy" else pickle.loads(pickle.dumps(both))
+        optimizer.param_groups[0]["betas"] = (0.5, 0.999)
+    optimizer.train()
+    assert all(map(torch.equal, before, params))
 
 
 def test_what_somebody_loads_while_evaluating_is_kept():

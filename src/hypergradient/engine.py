@@ -60,8 +60,9 @@ class Engine:
         asks = tuple(clocks.values())
         if len(work) == 1 and leave is not None and self._alone(levels, work[0][1]):
             ((group, bucket),) = work
-            elements = bucket.param, bucket.grad, bucket.state, bucket.kept, [] if bucket.u is bucket.grad else [bucket.u]
-            rows = self(whole, levels, asks[0], elements, bucket.scalars, leave, bucket.cuts, dynamic=None)
+            instead = [] if bucket.u is bucket.grad else [bucket.u]
+            elements = bucket.param, bucket.grad, bucket.state, bucket.kept, instead, bucket.cuts
+            rows = self(whole, levels, asks[0], elements, bucket.scalars, leave, dynamic=None)
             group.last[bucket.count + 1], bucket.scalars = rows[0], rows[1] if bucket.step.replays else bucket.scalars
             return bucket.scatter()
         learned = levels.memory[RAW]
@@ -215,18 +216,19 @@ def _done(calls: Sequence[Call]) -> list[Any]:
     return [call() for call in calls]
 
 
-def whole(levels: Levels, ask: Ask, elements: Any, last: Tensor, leave: Tensor, cuts: Sequence[int]) -> tuple[Tensor, Tensor]:
+def whole(levels: Levels, ask: Ask, elements: Any, last: Tensor, leave: Tensor) -> tuple[Tensor, Tensor]:
     """All of a step in which a single bucket moves: the parts of a small step take less time than to call them.
 
     Args:
-        elements: parameter, gradient, state, what is kept, and in a list the gradient to tune along, if that is another.
+        elements: parameter, gradient, state, what is kept, and in a list the gradient to tune along, if that is another;
+            how they are cut, see `Step.read`.
         last: see `Step.read`.
-        leave: see `Levels.tune`; `cuts`: see `Step.read`.
+        leave: see `Levels.tune`.
 
     Returns:
         the scalars of this step, as they are and in the dtype of `last`.
     """
-    (_, step, *_), (param, grad, state, kept, instead) = ask, elements
+    (_, step, *_), (param, grad, state, kept, instead, cuts) = ask, elements
     rows = last if not step.normalization.metric else levels.expected([ask], levels.memory)[0].to(last.dtype)
     found = step.read((param, (instead or [grad])[0], state, kept), rows, cuts)
     (now,) = scalars([ask], levels.tune([found.to(levels.memory)], leave))

@@ -49,9 +49,10 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
 
     Returns:
         `made`: how many steps the optimizer has made. `followed`, `highest` (and `rise`), `start`, `resting`: see `Group`.
-        `evaluating`: whether averages are in the place of its parameters. `said`: under the name of the rule, of each
-        hyperparameter its base, what the user says, what is learned, what is in force. `levels`: under the signature of
-        each, its own hyperparameters and its memory. `last`: the scalars of the last step.
+        `evaluating`: where averages are in the place of its parameters, by name, with which values of each they were made.
+        `said`: under the name of the rule, of each hyperparameter its base, what the user says, what is learned, what is in
+        force. `levels`: under the signature of each, its own hyperparameters and its memory. `last`: the scalars of the last
+        step.
     """
     owners, learned = [group.owner, *(level.own for level in optimizer._own.levels.levels)], values(optimizer, group)
     tower, bases = optimizer.tower, group.bases
@@ -63,7 +64,7 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
         "followed": group.followed,
         "highest": [group.highest, group.rise],
         "start": group.start,
-        "evaluating": int(any(inside(optimizer.state.get(p)) for p in group.entry["params"])),
+        "evaluating": _evaluating(optimizer, group),
         "resting": [int(i in past and not past[i][1]) for i in range(len(group.entry["params"]))],
         "said": {type(group.rule).__name__: said},
         "levels": {
@@ -73,6 +74,14 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
         },
         "last": group.recent().tolist() if readable(group.recent()) else [],
     }
+
+
+def _evaluating(optimizer: Hyperoptimizer, group: Group) -> dict[str, list[float]]:
+    """By name, of each parameter."""
+    params, entered = group.entry["params"], optimizer._own.entered
+    if not any(inside(optimizer.state.get(p)) for p in params):
+        return {}
+    return {n: [float(getattr(entered.get(p, group.rule), n)) for p in params] for n in group.rule.hyperparameters()}
 
 
 def values(optimizer: Hyperoptimizer, group: Group) -> dict[str, tuple[float, float]]:

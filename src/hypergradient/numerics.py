@@ -66,7 +66,7 @@ def totals(terms: Sequence[Tensor], cuts: Sequence[int]) -> Tensor:
         return torch.stack([x.sum() if x.ndim else x for x in terms]).unsqueeze(1)
     if torch.compiler.is_compiling() or not terms[0].is_cpu:  # as few operations as there are parts
         return torch.stack([part.sum(1) for part in torch.stack([*terms]).split([*cuts], 1)], 1)
-    return torch.stack([part.sum() for x in terms for part in x.split([*cuts])]).view(len(terms), -1)
+    return torch.stack([part.sum() for x in terms for part in x.view(-1).split([*cuts])]).view(len(terms), -1)
 
 
 def copied(x: Tensor) -> Tensor:

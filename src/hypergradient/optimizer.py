@@ -555,14 +555,19 @@ class Hyperoptimizer(torch.optim.Optimizer):
             if key in adapted["state"]:
                 known = adapted["state"][key].items()  # perhaps of a living optimizer
                 self.state[p] = {n: memory.copied(x, p, n in own) for n, x in known if x is not None}
-        for group, p in [(g, p) for g in self._own.groups if g.saved.get("evaluating") for p in g.entry["params"]]:
-            evaluation.resume(group.rule, p, self.state.get(p) or {})
         self._adopt()
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def _adopt(self) -> None:
-        """Put what has come from elsewhere into buckets, which see what is done to it until the next step."""
+        """Put what has come from elsewhere into buckets, which see what is done to it until the next step; and know where the
+        average is in the place of a parameter, and what it was made with.
+        """
+        each = [(g, g.saved.get("evaluating"), i, p) for g in self._own.groups for i, p in enumerate(g.entry["params"])]
+        for group, kept, i, p in (x for x in each if x[1]):
+            evaluation.resume(group.rule, p, mine := self.state.get(p) or {})
+            if isinstance(kept, dict) and evaluation.inside(mine):  # before, it was not said what it was made with
+                self._own.entered[p] = group.rule.at({n: x[i] for n, x in kept.items()})
         groups = self._assemble()
         with contextlib.suppress(ValueError, RuntimeError):  # what is wrong is perhaps mended by then
             self._fill(groups, [[False] * len(group.entry["params"]) for group in groups])
