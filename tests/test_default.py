@@ -294,6 +294,22 @@ def test_of_a_large_parameter_a_sample_is_read():
     assert lr(optimizer) == pytest.approx(START * math.exp(0.75), rel=0.1)  # a gradient along the path: nearly all of it
 
 
+def test_a_sample_may_be_put_back_in_another_layout():
+    def run(edit):
+        p = torch.sin(torch.arange(1024.0 * 512)).view(1024, 512).requires_grad_()
+        optimizer = Hyperoptimizer([p])
+        for t in range(8):
+            p.grad = p.detach() + torch.cos(p.detach() * t)
+            if t == 4:
+                optimizer.state[p].update({n: edit(x) for n, x in optimizer.state[p].items()})
+            optimizer.step()
+        return lr(optimizer), p.detach()
+
+    mine, twin = run(lambda x: x.t().contiguous().t() if x.ndim else x), run(lambda x: x)
+    assert mine[0] == twin[0] != START
+    assert torch.equal(mine[1], twin[1])
+
+
 @pytest.mark.parametrize("rule", [Adam(lr=1e-3), AdamW(lr=1e-3, horizon=5), SGD(lr=1e-3, momentum=0.5)], ids=str)
 @pytest.mark.parametrize("shape", [(1000, 512), (140_000,), (1, 400_000), (64, 64, 9, 9)], ids=str)
 def test_a_sample_of_any_tower_says_about_the_same(rule, shape):

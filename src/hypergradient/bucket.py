@@ -135,7 +135,7 @@ class Bucket:
         if (x.shape, x.dtype, x.device, Layout.of(x)) != (shape, dtype, p.device, self.layout):
             return None
         part = self.layout.local(x)
-        flat = self._flat([part]) if x.shape == p.shape else part.detach().view(-1)
+        flat = self._flat([part]) if x.shape == p.shape else part.detach().reshape(-1)
         if address(flat) != address(part) or not part.numel():
             return None
         self.entries[0][name] = x
