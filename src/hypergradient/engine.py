@@ -137,7 +137,7 @@ class Engine:
         own = bucket.samples or bucket
         piece = own.param, own.u, own.state, own.kept
         if own.cuts and bucket.uniform:
-            return [self.ready(bucket.step.read, piece, rows, own.cuts)]
+            return [self.ready(bucket.step.read, piece, rows, own.cuts, dynamic=None)]
         return self._calls(bucket, bucket.step.read, piece, rows, *(() if bucket.uniform else (own.cuts, bucket.spread)))
 
     def _moves(self, bucket: Bucket, now: Tensor) -> list[Call]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, cast
@@ -64,9 +65,20 @@ def totals(terms: Sequence[Tensor], cuts: Sequence[int]) -> Tensor:
     """
     if not cuts:
         return torch.stack([x.sum() if x.ndim else x for x in terms]).unsqueeze(1)
-    if torch.compiler.is_compiling() or not terms[0].is_cpu:  # as few operations as there are parts
+    if torch.compiler.is_compiling():
+        return torch.stack([part.sum() for x in terms for part in _blocks(x, cuts)]).view(len(terms), -1)
+    if not terms[0].is_cpu:  # as few operations as there are parts
         return torch.stack([part.sum(1) for part in torch.stack([*terms]).split([*cuts], 1)], 1)
     return torch.stack([part.sum() for x in terms for part in x.view(-1).split([*cuts])]).view(len(terms), -1)
+
+
+def _blocks(x: Tensor, cuts: Sequence[int]) -> list[Tensor]:
+    """Parts with the same sums, of few numbers: the compiler takes long for each sum of many. The last one has any length, the
+    others are multiples of one, mostly a large one.
+    """
+    size = math.gcd(*cuts[:-1])
+    first, last = x.split([sum(cuts[:-1]), cuts[-1]])
+    return [*first.view(-1, size).sum(1).split([n // size for n in cuts[:-1]]), last]
 
 
 def copied(x: Tensor) -> Tensor:
