@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .evaluation import inside
+from .evaluation import averages, inside
 from .group import LEARNED, Group
 from .level import title
 from .numerics import readable
@@ -49,10 +49,10 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
 
     Returns:
         `made`: how many steps the optimizer has made. `followed`, `highest` (and `rise`), `start`, `resting`: see `Group`.
-        `evaluating`: where averages are in the place of its parameters, by name, with which values of each they were made.
-        `said`: under the name of the rule, of each hyperparameter its base, what the user says, what is learned, what is in
-        force. `levels`: under the signature of each, its own hyperparameters and its memory. `last`: the scalars of the last
-        step.
+        `evaluating`: whether averages are in the place of its parameters; `entered`: by name, the values that they were made
+        with. `said`: under the name of the rule, of each hyperparameter its base, what the user says, what is learned, what
+        is in force. `levels`: under the signature of each, its own hyperparameters and its memory. `last`: the scalars of the
+        last step.
     """
     owners, learned = [group.owner, *(level.own for level in optimizer._own.levels.levels)], values(optimizer, group)
     tower, bases = optimizer.tower, group.bases
@@ -64,7 +64,8 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
         "followed": group.followed,
         "highest": [group.highest, group.rise],
         "start": group.start,
-        "evaluating": _evaluating(optimizer, group),
+        "evaluating": int(any(inside(optimizer.state.get(p)) for p in group.entry["params"])),
+        "entered": _entered(optimizer, group),
         "resting": [int(i in past and not past[i][1]) for i in range(len(group.entry["params"]))],
         "said": {type(group.rule).__name__: said},
         "levels": {
@@ -76,12 +77,11 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
     }
 
 
-def _evaluating(optimizer: Hyperoptimizer, group: Group) -> dict[str, list[float]]:
-    """By name, of each parameter."""
-    params, entered = group.entry["params"], optimizer._own.entered
-    if not any(inside(optimizer.state.get(p)) for p in params):
-        return {}
-    return {n: [float(getattr(entered.get(p, group.rule), n)) for p in params] for n in group.rule.hyperparameters()}
+def _entered(optimizer: Hyperoptimizer, group: Group) -> dict[str, list[float]]:
+    """By name, of each set."""
+    each = [optimizer._own.entered.get(p, group.rule) for p in group.entry["params"]]
+    rules = each if group.owner.sets > 1 else sorted(each, key=lambda rule: rule is group.rule)[:1]
+    return {n: [float(getattr(rule, n)) for rule in rules] for n in group.rule.hyperparameters() if averages(group.rule)}
 
 
 def values(optimizer: Hyperoptimizer, group: Group) -> dict[str, tuple[float, float]]:

@@ -563,11 +563,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """Put what has come from elsewhere into buckets, which see what is done to it until the next step; and know where the
         average is in the place of a parameter, and what it was made with.
         """
-        each = [(g, g.saved.get("evaluating"), i, p) for g in self._own.groups for i, p in enumerate(g.entry["params"])]
-        for group, kept, i, p in (x for x in each if x[1]):
+        within = [g for g in self._own.groups if g.saved.get("evaluating")]
+        for group, i, p in ((g, i, p) for g in within for i, p in enumerate(g.entry["params"])):
             evaluation.resume(group.rule, p, mine := self.state.get(p) or {})
-            if isinstance(kept, dict) and evaluation.inside(mine):  # before, it was not said what it was made with
-                self._own.entered[p] = group.rule.at({n: x[i] for n, x in kept.items()})
+            if evaluation.inside(mine) and (kept := group.saved.get("entered")):
+                self._own.entered[p] = group.rule.at({n: x[i if len(x) > 1 else 0] for n, x in kept.items()})
         groups = self._assemble()
         with contextlib.suppress(ValueError, RuntimeError):  # what is wrong is perhaps mended by then
             self._fill(groups, [[False] * len(group.entry["params"]) for group in groups])
