@@ -48,7 +48,8 @@ class Hyperparameters:
         moves: whether its sensitivity is followed as the movement of what it moves, which is that to the logarithm.
         readings: how many there are for each that is tuned: one for each set, or for each of some parameters.
         apart: by id, which reading is that of a parameter alone; the last one is that of all others.
-        weights: where there are several of one set, how much each counts. shape: (readings,)
+        weights: where there are several of one set, how much each counts, from the `counts` of its elements.
+            shape: (readings,)
         memory: what that level remembers of it, or None before there is one. shape: (rows, tuned * sets)
         source: by column, with which of that memory it goes on in a new level; the others start anew.
     """
@@ -56,6 +57,7 @@ class Hyperparameters:
     place = slice(0, 0)
     memory: Tensor | None = None
     apart: Mapping[int, int] = {}
+    counts: Sequence[int] = ()
     weights: Tensor | None = None
 
     def __init__(
@@ -84,10 +86,10 @@ class Hyperparameters:
         sizes = {id(p): p.numel() for p in params}
         large = [i for i, n in sizes.items() if n >= LARGE]
         rest = [sum(n for n in sizes.values() if n < LARGE)] if len(large) < len(sizes) else []
-        self.apart = {i: k for k, i in enumerate(large)}
-        weights = self.given.new_tensor([n**0.5 for n in (*(sizes[i] for i in large), *rest)])
-        old, self.weights, self.readings = self.weights, weights, max(1, len(weights))
-        return old is None or not torch.equal(old, weights)
+        self.apart, counts = {i: k for k, i in enumerate(large)}, [*(sizes[i] for i in large), *rest]
+        old, self.counts, self.readings = self.counts, counts, max(1, len(counts))
+        self.weights = self.given.new_tensor(counts).sqrt() if old != counts else self.weights
+        return old != counts
 
     def unread(self, like: Tensor) -> Tensor:
         """What is read where there is nothing: 0, in the dtype of `like`; see `Step.read`."""

@@ -68,7 +68,7 @@ def totals(terms: Sequence[Tensor], cuts: Sequence[int]) -> Tensor:
     if torch.compiler.is_compiling():
         return torch.stack([part.sum() for x in terms for part in _blocks(x, cuts)]).view(len(terms), -1)
     if not terms[0].is_cpu:  # as few operations as there are parts
-        return torch.stack([part.sum(1) for part in torch.stack([*terms]).split([*cuts], 1)], 1)
+        return torch.stack([part.sum(1) for part in torch.stack([x.view(-1) for x in terms]).split([*cuts], 1)], 1)
     return torch.stack([part.sum() for x in terms for part in x.view(-1).split([*cuts])]).view(len(terms), -1)
 
 
@@ -76,7 +76,7 @@ def _blocks(x: Tensor, cuts: Sequence[int]) -> list[Tensor]:
     """Parts with the same sums, of few numbers: the compiler takes long for each sum of many. The last one has any length, the
     others are multiples of one, mostly a large one.
     """
-    size = math.gcd(*cuts[:-1])
+    size = math.gcd(*cuts[:-1]) or 1  # of a shard with nothing in it
     first, last = x.split([sum(cuts[:-1]), cuts[-1]])
     return [*first.view(-1, size).sum(1).split([n // size for n in cuts[:-1]]), last]
 
