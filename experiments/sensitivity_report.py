@@ -262,8 +262,9 @@ count in its cosine) were chosen on the tasks without a †, with the seeds 0 to
 package transformers, made small.
 """
 OTHERS_SAID = """The default's validation loss, as trained / at the average, in times of that with its own; other starts with
-two seeds, other numbers with one or two. The gain is the lr of its tuner. Twice or half the horizon, or r, mostly changes
-less than 5 %, which is what a seed changes; four times or a quarter of the gain costs 3 to 13 % on most tasks with real data.
+one seed or two, other numbers with one. The gain is the lr of its tuner. Twice or half the horizon, or r, mostly changes less
+than 5 %, which is what a seed changes; four times or a quarter of the gain costs up to 15 % on most tasks with real data, four
+times it up to a third on some.
 """
 ABOUT = """Each task is trained for 600 steps by every method, and five of them for 6,000 by most. Numbers are medians over the
 seeds, and ratios of the seeds that both were run with. Where several methods or step sizes stand behind a name ("best …"), the
