@@ -73,7 +73,8 @@ def test_elements_of_less_precision_are_played_likewise(per, dtype, monkeypatch)
 
     played = found()
     monkeypatch.setattr(Engine, "_may_play", lambda *_: False)
-    torch.testing.assert_close(played, found(), rtol=1e-2 if dtype == torch.bfloat16 else 1e-3, atol=1e-5)
+    tolerance = {"rtol": 1e-2 if dtype == torch.bfloat16 else 1e-4, "atol": 1e-5}  # elements of size 1 are rounded twenty times
+    torch.testing.assert_close(played, found(), **tolerance)
 
 
 NUMBERS = [0.0, -0.0, 1.0, -1.5, 0.3, 800.0, -800.0, 1e-310, 1e300, math.inf, -math.inf, math.nan]

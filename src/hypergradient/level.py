@@ -46,7 +46,6 @@ class Hyperparameters:
         charts: of what is tuned, set by set of each.
         place: where that stands among all that the level above moves.
         moves: whether its sensitivity is followed as the movement of what it moves, which is that to the logarithm.
-        readings: how many there are for each that is tuned: one for each set, or for each of some parameters.
         apart: by id, which reading is that of a parameter alone; the last one is that of all others.
         weights: where there are several of one set, how much each counts, from the `counts` of its elements.
             shape: (readings,)
@@ -69,7 +68,7 @@ class Hyperparameters:
         ends = [interval(rule.constraint(n), like.dtype) for n in self.order]
         low, high = (like.new_tensor(end).unsqueeze(1) for end in zip(*ends, strict=True))
         self.given = like.new_tensor([initial[n] for n in self.order]).clamp(low, high)
-        self.sets = self.readings = self.given.shape[1]
+        self.sets = self.given.shape[1]
         self.shape = len(self.names), self.sets
         self.charts = [rule.chart(n) for n in self.names for _ in range(self.sets)]
         self.normalization = NORMALIZATIONS[rule.normalize]
@@ -87,9 +86,13 @@ class Hyperparameters:
         large = [i for i, n in sizes.items() if n >= LARGE]
         rest = [sum(n for n in sizes.values() if n < LARGE)] if len(large) < len(sizes) else []
         self.apart, counts = {i: k for k, i in enumerate(large)}, [*(sizes[i] for i in large), *rest]
-        old, self.counts, self.readings = self.counts, counts, max(1, len(counts))
-        self.weights = self.given.new_tensor(counts).sqrt() if old != counts else self.weights
+        old, self.counts, self.weights = self.counts, counts, self.given.new_tensor(counts).sqrt()
         return old != counts
+
+    @property
+    def readings(self) -> int:
+        """How many there are for each that is tuned: one for each set, or for each of some parameters."""
+        return len(self.counts) or self.sets
 
     def unread(self, like: Tensor) -> Tensor:
         """What is read where there is nothing: 0, in the dtype of `like`; see `Step.read`."""

@@ -65,14 +65,11 @@ def totals(terms: Sequence[Tensor], cuts: Sequence[int]) -> Tensor:
     """
     if not cuts:
         return torch.stack([x.sum() if x.ndim else x for x in terms]).unsqueeze(1)
-    if torch.compiler.is_compiling():
-        return torch.stack([part.sum() for x in terms for part in _blocks(x, cuts)]).view(len(terms), -1)
-    if not terms[0].is_cpu:  # as few operations as there are parts
-        return torch.stack([part.sum(1) for part in torch.stack([x.view(-1) for x in terms]).split([*cuts], 1)], 1)
-    return torch.stack([part.sum() for x in terms for part in x.view(-1).split([*cuts])]).view(len(terms), -1)
+    parts = (_blocks(x, cuts) if torch.compiler.is_compiling() else x.view(-1).split([*cuts]) for x in terms)
+    return torch.stack([part.sum() for each in parts for part in each]).view(len(terms), -1)
 
 
-def _blocks(x: Tensor, cuts: Sequence[int]) -> list[Tensor]:
+def _blocks(x: Tensor, cuts: Sequence[int]) -> Sequence[Tensor]:
     """Parts with the same sums, of few numbers: the compiler takes long for each sum of many. The last one has any length, the
     others are multiples of one, mostly a large one.
     """
