@@ -148,9 +148,9 @@ def cosine(rule, step, optimizer, pairs):
         values, t = rule.at({n: torch.tensor(getattr(rule, n)) for n in rule.hyperparameters()}), torch.tensor(float(step))
         c = counted(values, float(step))[0].coefficients(t)
         metric = values.preconditioner(p.grad, {n: optimizer.state[p][n] for n in rule.init(p.detach())}, t, c)
-        root = torch.ones(()) if metric is None else metric.sqrt()
-        square = p.grad**2 if metric is None else (p.grad**2 / metric / root + root) / 2
-        sums = [x + y.sum() for x, y in zip(sums, (p.grad * path / root, square, path * path * root), strict=True)]
+        size = torch.ones(()) if metric is None else metric
+        square = p.grad**2 if metric is None else (p.grad**2 / size + size) / 2
+        sums = [x + y.sum() for x, y in zip(sums, (p.grad * path, square, path * path * size), strict=True)]
     return (sums[0] / (sums[1] * sums[2]).sqrt()).clamp(-1, 1).item()
 
 
@@ -171,7 +171,9 @@ def test_the_step_size_is_moved_by_the_formula(case, horizon, large):
             readings = [[x] for x in pairs if x[0].numel() >= 2048] + [[x for x in pairs if x[0].numel() < 2048]]
             counts = [math.sqrt(sum(p.numel() for p, _ in mine)) for mine in readings]
             found = [cosine(rule, t, optimizer, mine) for mine in readings]
-            logarithm -= 0.5 * sum(n * x for n, x in zip(counts, found, strict=True)) / sum(counts)
+            mean = sum(n * x for n, x in zip(counts, found, strict=True)) / sum(counts)
+            early = 100 / (100 + t - 2) if case.rule.preconditioner is not Rule.preconditioner else 0
+            logarithm -= 0.5 * (early * mean + (1 - early) * cosine(rule, t, optimizer, pairs))
             natural = sum((p.grad * s).sum() for p, s in pairs).item() / lr(optimizer)
         before = [p.detach().clone() for p in params]
         optimizer.step()

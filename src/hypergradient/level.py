@@ -23,6 +23,8 @@ from .tower import Tower
 
 LARGE = 1 << 11
 """From so many elements on, a parameter says by itself what its step size should be."""
+EARLY = 100.0
+"""Steps in which that counts more than what all say together."""
 RAW, UNIT, READ, COUNT = range(4)
 """What a level remembers of each hyperparameter that it moves comes in rows: its coordinate in its chart, what its value
 is measured in, its hypergradient as last read (in natural units; NaN before), how many steps it has made. Behind them the
@@ -77,10 +79,11 @@ class Hyperparameters:
         self.source = {i: i for i in range(len(self.charts))}
 
     def take_apart(self, params: Iterable[Tensor]) -> bool:
-        """Have those of the parameters that it moves read by themselves that are LARGE enough to say something, if it averages
-        what they say. Each counts as the root of the number of its elements. Returns whether that is new.
+        """Have those of the parameters that it moves read by themselves that are LARGE enough to say something, if there is a
+        metric, in which they are alike. Each counts as the root of the number of its elements. Returns whether that is new.
         """
-        if not self.normalization.apart or self.sets > 1 or not self.names:
+        metric = self.normalization.metric and type(self.rule).preconditioner is not Rule.preconditioner
+        if not metric or self.sets > 1 or not self.names:
             return False
         sizes = {id(p): p.numel() for p in params}
         large = [i for i, n in sizes.items() if n >= LARGE]
@@ -98,15 +101,33 @@ class Hyperparameters:
         """What is read where there is nothing: 0, in the dtype of `like`; see `Step.read`."""
         return like.new_zeros(len(self.normalization.products), len(self.names), self.readings)
 
-    def together(self, natural: Tensor, read: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
-        """From readings to sets: hypergradients by summation, what is normalized by a mean over all that have moved.
+    def gradient(self, products: Tensors, slope: Tensor | None, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """The hypergradients of a set, from what was read: in natural units; in the coordinates, and normalized if its rule
+        asks for it. What parameters say that are read one by one is averaged at first, for one with a large gradient would
+        have all others move too fast; later, what all say together.
 
-        shape: (tuned, readings) -> (tuned, sets), of both
+        Args:
+            products: see `Step.read`. shape of each: (tuned, readings)
+            slope: the derivative of the values with respect to their coordinates; None where it is 1.
+                shape: (tuned, sets), as what is returned
+            steps: how many have been made with them. shape: (tuned, sets)
         """
-        if self.weights is None:
-            return natural, read
-        weights = self.weights * (path > 0)
-        return natural.sum(1, keepdim=True), ratio((read * weights).sum(1, keepdim=True), weights.sum(1, keepdim=True))
+        whole = products if self.weights is None else [x.sum(1, keepdim=True) for x in products]
+        natural = ratio(whole[0], slope) if self.moves and slope is not None else whole[0]
+        found = self._combined(whole, slope)
+        if self.weights is not None:
+            weights = self.weights * (products[1] + products[-1] > 0)  # where there is something to be read
+            mean = (self._combined(products, slope) * weights).sum(1, keepdim=True)
+            found = torch.lerp(found, ratio(mean, weights.sum(1, keepdim=True)), EARLY / (EARLY + steps))
+        return natural, found
+
+    def _combined(self, products: Tensors, slope: Tensor | None) -> Tensor:
+        """One hypergradient from each reading; a step too small for the numbers that it is added to is read as one along -u."""
+        first, *more = products
+        if self.moves and more:
+            still = more[-1] == 0
+            first, more[-1] = torch.where(still, -more[0], first), torch.where(still, more[0], more[-1])
+        return self.normalization.combine(first, *more, None if self.moves else slope)
 
     def recall(self, mine: Tensor) -> None:
         """Go on in the memory of a new level, `mine`, from what has been remembered. shape: (rows, tuned * sets)"""
@@ -229,25 +250,18 @@ class Level:
         """The other way, by summation. shape: (…, n) -> (…, sets)"""
         return x.sum(-1, keepdim=True) if self.member is None else (x.unsqueeze(-2) * self.member).sum(-1)
 
-    def gradient(self, products: Sequence[Tensors], slope: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The hypergradients of what it moves: in natural units; in the coordinates, and normalized if its rule asks for it.
+    def gradient(self, products: Sequence[Tensors], slope: Tensor | None, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """The hypergradients of what it moves; see `Hyperparameters.gradient`.
 
         Args:
-            products: for each of `below`, see `Step.read`. shape of each: (products, tuned, readings)
-            slope: the derivative of the values with respect to their coordinates; None where it is 1.
+            products: for each of `below`. shape of each: (products, tuned, readings)
         """
-        parts = [None] * len(products) if slope is None else cut(slope, [len(h.charts) for h in self.below])
+        rows = steps.unsqueeze(0) if slope is None else torch.stack([steps, slope])
+        parts = cut(rows, [len(h.charts) for h in self.below])
         both = []
-        for h, each, own in zip(self.below, products, parts, strict=True):
-            mine, part = [*each], None if own is None else own.view(h.shape)
-            natural = mine.pop(0) if h.normalization.apart else mine[0]
-            natural = ratio(natural, part) if h.moves and part is not None else natural
-            if h.moves and len(mine) > 1:  # a step too small for the numbers that it is added to moves nothing
-                still = mine[-1] == 0
-                mine[0] = torch.where(still, -mine[1], mine[0])  # as if it had moved along -u
-                mine[-1] = torch.where(still, mine[1], mine[-1])
-            combined = h.normalization.combine(*mine, None if h.moves else part)
-            both.append([x.flatten() for x in h.together(natural, combined, mine[-1])])
+        for h, each, (made, *own) in zip(self.below, products, parts, strict=True):
+            found = h.gradient(each, own[0].view(h.shape) if own else None, made.view(h.shape))
+            both.append([x.flatten() for x in found])
         first, second = zip(*both, strict=True)
         return joined(first), joined(second)
 
@@ -407,8 +421,8 @@ class Levels:
         Returns:
             what the first level has learned, before schedules.
         """
-        raw, unit, read, *_ = self.memory.unbind()
-        natural, grad = self._read(found, self.charts.slope(raw, unit))
+        raw, unit, read, count, *_ = self.memory.unbind()
+        natural, grad = self._read(found, self.charts.slope(raw, unit), count)
         moved, learned = [], grad[:0]
         known, down = leave[0] > 0, grad * leave[1]
         split = (cut(x, self.sizes) for x in (down, known, *self.bounds, unit))
@@ -433,13 +447,14 @@ class Levels:
         each = [(step, own.values(learned, said), torch.cat([clock[:1] + 1, clock[1:]])) for own, step, said, clock in asks]
         return [step.prepare(*values, clock) for step, values, clock in each]
 
-    def _read(self, found: Tensors, slope: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _read(self, found: Tensors, slope: Tensor | None, count: Tensor) -> tuple[Tensor, Tensor]:
         """The hypergradients of all that is moved; see `Level.gradient`. shape of both: (all that is moved,)"""
         slopes = [None] * len(self.levels) if slope is None else cut(slope, self.sizes)
+        counts = cut(count, self.sizes)
         products: list[Tensors] = [x.unbind() for x in found]
         gradients = []
-        for level, mine, trace in zip(self.levels, slopes, self._parts(Run.trace), strict=True):
-            gradients.append(level.gradient(products, mine))
+        for level, mine, steps, trace in zip(self.levels, slopes, counts, self._parts(Run.trace), strict=True):
+            gradients.append(level.gradient(products, mine, steps))
             products = [level.products(gradients[-1][1], trace)]
         natural, grad = map(joined, zip(*gradients, strict=True))
         return natural, grad

@@ -18,15 +18,13 @@ class Normalization(NamedTuple):
         combine: from these and the derivative of the value with respect to its coordinate (None: 1) to the
             hypergradient in the coordinate. The first sum is ``<u, T>``, the hypergradient in natural units; where there
             are more, the second is the square of u, the last that of T.
+        metric: whether P is needed, which is None otherwise, and where the rule has none. What has a metric is also read
+            tensor by tensor.
     """
 
     products: tuple[Callable[[Tensor, Tensor, Tensor | None], Tensor], ...]
     combine: Callable[..., Tensor]
     metric: bool = False
-    """Whether it needs P, which is None otherwise, and where the rule has none."""
-    apart: bool = False
-    """Whether tensors that move with the same hyperparameters are read one by one; what they say is averaged. The product
-    before all others is then ``<u, T>`` alone."""
 
 
 def _plain(product: Tensor, slope: Tensor | None) -> Tensor:
@@ -40,9 +38,9 @@ def _cosine(product: Tensor, gradient: Tensor, sensitivity: Tensor, slope: Tenso
 
 
 def _metric_cosine(product: Tensor, own: Tensor, usual: Tensor, sensitivity: Tensor, slope: Tensor | None) -> Tensor:
-    """That of u / sqrt(P) and T, in the metric sqrt(P), in which elements count half as their gradients do, half alike. The
-    square of u, and in equal parts that of a gradient of the usual size P: where hardly anything is left of the gradient,
-    there is nothing to be said about the step size, and a cosine of u alone would say 1.
+    """That of u / P and T in the metric P. The square of u, and in equal parts that of a gradient of the usual size P: where
+    hardly anything is left of the gradient, there is nothing to be said about the step size, and a cosine of u alone would
+    say 1.
     """
     return _cosine(product, (own + usual) / 2, sensitivity, slope)
 
@@ -59,27 +57,21 @@ def _path(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
     return t * t
 
 
-def _metric_product(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
-    return u * t if p is None else u / p.sqrt() * t
-
-
 def _metric_square(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
-    return u * u if p is None else (u / p) * (u / p.sqrt())
+    return u * u if p is None else u * (u / p)
 
 
 def _usual(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
     """The square of a gradient of the usual size; where there is no metric, there is none."""
-    return u * u if p is None else p.sqrt()
+    return u * u if p is None else p
 
 
 def _metric_path(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
-    return t * t if p is None else t * (t * p.sqrt())
+    return t * t if p is None else t * (t * p)
 
 
 NORMALIZATIONS: dict[str | None, Normalization] = {
     None: Normalization((_product,), _plain),
     "cosine": Normalization((_product, _square, _path), _cosine),
-    "metric cosine": Normalization(
-        (_product, _metric_product, _metric_square, _usual, _metric_path), _metric_cosine, metric=True, apart=True
-    ),
+    "metric cosine": Normalization((_product, _metric_square, _usual, _metric_path), _metric_cosine, metric=True),
 }

@@ -11,7 +11,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import c_float
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -24,6 +24,8 @@ LENGTH = 1013
 """Of the elements on which a function of elements is recorded: no tensor of numbers has it. It is played on any number."""
 MOST = 1 << 13
 """Numbers in a tensor at the most."""
+BLOCKS = 32
+"""In so many blocks, on average, a part is added up at the most: to read their sums takes time, too."""
 WORTH = 32
 """To how many numbers an operation may do something, on average: torch does it to more in the same time."""
 
@@ -123,6 +125,7 @@ WRITTEN = {
     "": "{0}",
     "sum": "{0}.sum().item()",
     "part": "{0}[{1}:{2}].sum().item()",
+    "parts": "sums({0}, {1})",
     "convert": "{0}.to({dtype})",
     "full": "torch.full_like({0}, {1}, dtype={dtype})",
 }
@@ -134,7 +137,8 @@ class Line(NamedTuple):
 
     Args:
         name: of its result.
-        what: the operation on elements; "": an expression of numbers; "sum": of elements; "part": of some of them.
+        what: the operation on elements; "": an expression of numbers; "sum", "part": of elements, of some of them;
+            "parts": of each part of them, a list.
         of: its arguments, or the expression in pieces.
         dtype: of elements that result.
         more: arguments by keyword.
@@ -166,7 +170,7 @@ class Recorder(TorchDispatchMode):
         self.lines: dict[Name, Line] = {}
         self.names: dict[int, Any] = {}
         self.captured: dict[int, tuple[Tensor, Tensor]] = {}
-        self.parts: dict[int, tuple[Name, int, int]] = {}  # of memory that stands for elements from the one to the other
+        self.parts: dict[int, Name] = {}  # of memory that stands for a part of elements, what their sum is named
         self._same, self._kept, self._done = dict[Any, Name](), list[Any](), 0
 
     # ---------------------------------------------------------------- what tensors are
@@ -243,8 +247,13 @@ class Recorder(TorchDispatchMode):
 
     def _parts(self, x: Tensor, sizes: Sequence[int], dim: int) -> list[Tensor]:
         """What stands for parts of elements, of which there are as many as there will be; they can be added up."""
-        ends, made = [*accumulate(sizes, initial=0)], [torch.ones(LENGTH, dtype=x.dtype) for _ in sizes]
-        self.parts.update({storage(y): (self._element(x), *of) for y, of in zip(made, pairwise(ends), strict=True)})
+        made, number, x = [torch.ones(LENGTH, dtype=x.dtype) for _ in sizes], torch.float64, self._element(x)
+        if blocks(sizes):
+            each = self._line("parts", (x, tuple(sizes)), number)
+            names = [self._line("", (f"{each}[{i}]", each), number) for i in range(len(sizes))]
+        else:
+            names = [self._line("part", (x, *ends), number) for ends in pairwise(accumulate(sizes, initial=0))]
+        self.parts.update({storage(y): name for y, name in zip(made, names, strict=True)})
         self._kept.append(made)
         return made
 
@@ -263,7 +272,7 @@ class Recorder(TorchDispatchMode):
         if name in FACTORIES and out.numel() <= MOST:
             return out.flatten().tolist()
         if name == "sum" and storage(given[0]) in self.parts:
-            return [self._line("part", self.parts[storage(given[0])], torch.float64)]
+            return [self.parts[storage(given[0])]]
         if any(isinstance(x, Tensor) and isinstance(self.names[storage(x)], Elements) for x in _leaves(given)):
             return self._of_elements(name, given, out)
         if name in COPIES:
@@ -305,7 +314,7 @@ class Recorder(TorchDispatchMode):
         return self._line("", (text, *(x for x in row if isinstance(x, Name))), torch.float64)
 
     def _line(self, what: str, of: tuple[Any, ...], dtype: torch.dtype) -> Name:
-        kind = Elements if what not in ("", "sum", "part") else Name
+        kind = Elements if what not in ("", "sum", "part", "parts") else Name
         name = self._same.setdefault((what, of, dtype), kind(f"x{len(self.lines)}"))
         self.lines.setdefault(name, Line(name, what, of, dtype))
         return name
@@ -439,7 +448,7 @@ class Program:
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self.known: dict[str, Any] = {**FUNCTIONS, "torch": torch, "tensor": torch.tensor, "cpu": torch.device("cpu")}
-        self.known |= {"array": array, "frombuffer": torch.frombuffer}
+        self.known |= {"array": array, "frombuffer": torch.frombuffer, "sums": sums}
         self.head: list[tuple[list[Any], str]] = []
         self.tail: list[str] = []
         self.needed: set[Any] = set()
@@ -527,15 +536,20 @@ class Program:
         into, wanted = dict[str, str](), Counter(self.changed.values())
         home = {value: target for target, value in self.changed.items() if wanted[value] == 1 and target not in wanted}
         for i, line in reversed([*enumerate(lines)]):
-            served = [x for x in line.of if isinstance(x, Elements) and x in made and last[x] == i and x not in wanted]
             target = home.get(line.name, "")
-            if line.what not in INTO:
-                continue
-            if self.dtypes.get(target) == line.dtype and last.get(target, -1) <= i:
+            if line.what in INTO and self.dtypes.get(target) == line.dtype and last.get(target, -1) <= i:
                 into[line.name] = target  # what becomes of it on the way may stand there, too
+                served = [x for x in line.of if isinstance(x, Elements) and x in made and last[x] == i and x not in wanted]
                 home.update([(x, target) for x in served if last.get(target, -1) <= made[x]][:1])
-            elif alike := [x for x in served if lines[made[x]].dtype == line.dtype]:
-                into[line.name] = alike[0]
+        room = list[Line]()  # what is made, and stands where nothing else is to
+        for i, line in enumerate(lines):
+            if line.what not in INTO or line.name in into:
+                continue
+            if free := [x for x in room if x.dtype == line.dtype and last[x.name] <= i]:
+                room.remove(at := max(free, key=lambda x: last[x.name]))  # the one that is most likely in the cache
+                into[line.name] = at.name
+            if line.name not in wanted:
+                room.append(line)
         return into
 
     def _operation(self, line: Line, target: str | None) -> str:
@@ -549,6 +563,20 @@ class Program:
             of.append(f"tensor({x!r}, dtype={kind}, device=cpu)" if number else repr(x))
         more = [f"{n}={x!r}" for n, x in line.more.items()] + ([f"out={target}"] if target else [])
         return f"each_{line.what}({', '.join([*of, *more])})"
+
+
+def blocks(sizes: Sequence[int]) -> bool:
+    """Whether parts of such sizes are added up sooner in blocks, of which all of them but the last consist."""
+    *first, _ = sizes
+    return len(first) > 1 and sum(first) <= BLOCKS * len(first) * math.gcd(*first)
+
+
+def sums(x: Tensor, sizes: Sequence[int]) -> list[float]:
+    """Of elements, over parts of so many; see `blocks`."""
+    *first, _ = sizes
+    end, size = sum(first), math.gcd(*first)
+    each = iter(x[:end].view(-1, size).sum(1).tolist())
+    return [*[sum(islice(each, n // size)) for n in first], x[end:].sum().item()]
 
 
 def nested(names: Sequence[Any], shape: Sequence[int]) -> str:
