@@ -372,6 +372,9 @@ class Refused:
     def writes_state(self, param, grad, state, c):
         return param - self.scale * state["m"].mul_(0.9).add_(grad), state
 
+    def hands_on_a_view(self, param, grad, state, c):
+        return param - self.scale * (grad + state["m"]), {"m": param.detach()}
+
     def number(self, param, grad, state, c):
         return param - self.scale * grad, {"m": 0.0}
 
@@ -395,6 +398,7 @@ REFUSED = {
     "writes_param": r"writes to the parameter; it must return new tensors",
     "writes_grad": r"writes to the gradient; it must return new tensors",
     "writes_state": r"writes to the state 'm'; it must return new tensors",
+    "hands_on_a_view": r"update returns the state 'm' as a view of the parameter, .* or \.clone\(\) it",
     "number": r"update returns the state 'm' as 0\.0; it must be a tensor",
     "nothing": r"update returns None; it must return a tuple: new_param, new_state",
     "no_state": r"update returns the state None; it must be a dict of tensors",
@@ -412,7 +416,7 @@ def test_an_update_that_is_none_is_told(what, apart):
         update = getattr(Refused, what)
 
         def init(self, param):
-            return {"m": torch.zeros_like(param)} if what in ("number", "writes_state") else {}
+            return {"m": torch.zeros_like(param)} if what in ("number", "writes_state", "hands_on_a_view") else {}
 
     p = torch.ones(3, requires_grad=True)
     p.grad = torch.ones(3)

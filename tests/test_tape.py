@@ -10,6 +10,7 @@ from helpers import HEIGHT_3, crossed
 
 from hypergradient import SGD, Adam, Adamax, Hyperoptimizer, auto, tape
 from hypergradient.engine import Engine
+from hypergradient.numerics import totals
 
 CPU = torch.device("cpu")
 TUNED = {"exact": {}, "followed": {"horizon": 9}, "cosine": {"horizon": 9, "normalize": "cosine"}}
@@ -227,3 +228,15 @@ def test_a_step_that_a_tape_cannot_hold_is_made_without(monkeypatch):
     monkeypatch.setattr(tape, "record", refuse)
     torch.testing.assert_close(trained(HEIGHT_3, RULES[0]), expected, rtol=1e-9, atol=1e-13, equal_nan=True)
     assert loss(parameters()) > 0
+
+
+@pytest.mark.parametrize("cuts", [(2048, 4096, 70), (2048, 2051, 3), (2048, 70), (2048, 0)], ids=str)
+def test_parts_are_added_up_each_by_itself(cuts):
+    x, y = (torch.randn(sum(cuts), dtype=torch.float64) for _ in range(2))
+
+    def sums(*of):
+        return totals([of[0] * of[1], of[1]], cuts)
+
+    played = tape.record(sums, [x, y], [True, True])
+    expected = torch.stack([torch.stack([part.sum() for part in z.split(cuts)]) for z in (x * y, y)])
+    torch.testing.assert_close(played(x, y), expected, rtol=1e-12, atol=1e-12)

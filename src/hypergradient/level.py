@@ -256,12 +256,10 @@ class Level:
         Args:
             products: for each of `below`. shape of each: (products, tuned, readings)
         """
-        rows = steps.unsqueeze(0) if slope is None else torch.stack([steps, slope])
-        parts = cut(rows, [len(h.charts) for h in self.below])
         both = []
-        for h, each, (made, *own) in zip(self.below, products, parts, strict=True):
-            found = h.gradient(each, own[0].view(h.shape) if own else None, made.view(h.shape))
-            both.append([x.flatten() for x in found])
+        for h, each in zip(self.below, products, strict=True):
+            part = None if slope is None else slope[h.place].view(h.shape)
+            both.append([x.flatten() for x in h.gradient(each, part, steps[h.place].view(h.shape))])
         first, second = zip(*both, strict=True)
         return joined(first), joined(second)
 
@@ -449,12 +447,10 @@ class Levels:
 
     def _read(self, found: Tensors, slope: Tensor | None, count: Tensor) -> tuple[Tensor, Tensor]:
         """The hypergradients of all that is moved; see `Level.gradient`. shape of both: (all that is moved,)"""
-        slopes = [None] * len(self.levels) if slope is None else cut(slope, self.sizes)
-        counts = cut(count, self.sizes)
         products: list[Tensors] = [x.unbind() for x in found]
         gradients = []
-        for level, mine, steps, trace in zip(self.levels, slopes, counts, self._parts(Run.trace), strict=True):
-            gradients.append(level.gradient(products, mine, steps))
+        for level, trace in zip(self.levels, self._parts(Run.trace), strict=True):
+            gradients.append(level.gradient(products, None if slope is None else slope[level.place], count[level.place]))
             products = [level.products(gradients[-1][1], trace)]
         natural, grad = map(joined, zip(*gradients, strict=True))
         return natural, grad

@@ -50,14 +50,6 @@ def _product(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
 
 
 def _square(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
-    return u * u
-
-
-def _path(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
-    return t * t
-
-
-def _metric_square(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
     return u * u if p is None else u * (u / p)
 
 
@@ -66,12 +58,12 @@ def _usual(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
     return u * u if p is None else p
 
 
-def _metric_path(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
+def _path(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
     return t * t if p is None else t * (t * p)
 
 
 NORMALIZATIONS: dict[str | None, Normalization] = {
     None: Normalization((_product,), _plain),
     "cosine": Normalization((_product, _square, _path), _cosine),
-    "metric cosine": Normalization((_product, _metric_square, _usual, _metric_path), _metric_cosine, metric=True),
+    "metric cosine": Normalization((_product, _square, _usual, _path), _metric_cosine, metric=True),
 }

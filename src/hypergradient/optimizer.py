@@ -262,9 +262,10 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def _device(self) -> torch.device:
         """Where the hyperparameters are: with the first parameter that may move."""
-        params = [p for group in self.param_groups for p in group["params"] if p.requires_grad or p.grad is not None]
-        moving = (p for p in params if p.grad is not None)
-        return next(moving, params[0]).device if params else torch.device("cpu")
+        params = [p for group in self.param_groups for p in group["params"]]
+        moves, may = (p for p in params if p.grad is not None), (p for p in params if p.requires_grad)
+        first = next(chain(moves, may), None)
+        return torch.device("cpu") if first is None else first.device
 
     @torch.inference_mode(False)  # what is made in a validation loop is used in training
     def _build(self, device: torch.device) -> None:

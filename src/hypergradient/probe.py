@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from .averages import Averages
 from .charts import POSITIVE, UNIT
-from .numerics import on_host
+from .numerics import on_host, storage
 from .rule import Age, Rule, State, each
 
 STEPS = 2.0, 1.0, 1000.0
@@ -111,7 +111,7 @@ def _moves_apart(rule: Rule) -> bool:
         for count, grad in zip((1.0, 2.0, 3.0, 1000.0), grads, strict=True):
             at, c, sums = prepared(at, torch.tensor(count, dtype=torch.float64), sums)
             with asks:
-                param, state = updated(at, param, grad.view_as(param), state, c)
+                param, state = updated(at, param, grad.clone().view_as(param), state, c)
         return torch.stack([x.expand_as(param).flatten() for x in (param, *state.values())])
 
     def alike(given: Mapping[str, Tensor], grads: Tensor) -> bool:
@@ -144,6 +144,9 @@ def updated(at: Rule, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor
     for name, x in found[1].items():
         if not isinstance(x, Tensor):
             raise TypeError(f"{owner}.update returns the state {name!r} as {x!r}; it must be a tensor like the one it is given")
+    made = {"the parameter": found[0]} | {f"the state {n!r}": x for n, x in found[1].items()}
+    for name, of in ((n, m) for n, x in made.items() for m, y in given.items() if x is not y and storage(x) == storage(y)):
+        raise TypeError(f"{owner}.update returns {name} as a view of {of}, which is written to; return that, or .clone() it")
     return found[0], found[1]
 
 

@@ -137,8 +137,8 @@ class Line(NamedTuple):
 
     Args:
         name: of its result.
-        what: the operation on elements; "": an expression of numbers; "sum", "part": of elements, of some of them;
-            "parts": of each part of them, a list.
+        what: the operation on elements; "": an expression of numbers; "sum": of elements; "part": of some of them; "parts":
+            of each part, a list.
         of: its arguments, or the expression in pieces.
         dtype: of elements that result.
         more: arguments by keyword.
@@ -536,20 +536,15 @@ class Program:
         into, wanted = dict[str, str](), Counter(self.changed.values())
         home = {value: target for target, value in self.changed.items() if wanted[value] == 1 and target not in wanted}
         for i, line in reversed([*enumerate(lines)]):
+            served = [x for x in line.of if isinstance(x, Elements) and x in made and last[x] == i and x not in wanted]
             target = home.get(line.name, "")
-            if line.what in INTO and self.dtypes.get(target) == line.dtype and last.get(target, -1) <= i:
-                into[line.name] = target  # what becomes of it on the way may stand there, too
-                served = [x for x in line.of if isinstance(x, Elements) and x in made and last[x] == i and x not in wanted]
-                home.update([(x, target) for x in served if last.get(target, -1) <= made[x]][:1])
-        room = list[Line]()  # what is made, and stands where nothing else is to
-        for i, line in enumerate(lines):
-            if line.what not in INTO or line.name in into:
+            if line.what not in INTO:
                 continue
-            if free := [x for x in room if x.dtype == line.dtype and last[x.name] <= i]:
-                room.remove(at := max(free, key=lambda x: last[x.name]))  # the one that is most likely in the cache
-                into[line.name] = at.name
-            if line.name not in wanted:
-                room.append(line)
+            if self.dtypes.get(target) == line.dtype and last.get(target, -1) <= i:
+                into[line.name] = target  # what becomes of it on the way may stand there, too
+                home.update([(x, target) for x in served if last.get(target, -1) <= made[x]][:1])
+            elif alike := [x for x in served if lines[made[x]].dtype == line.dtype]:
+                into[line.name] = alike[0]
         return into
 
     def _operation(self, line: Line, target: str | None) -> str:
