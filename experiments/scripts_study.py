@@ -187,15 +187,15 @@ the other experiments, and trainings are shorter, so that each takes one or two 
 else is changed, schedules least of all. Tested at the end, as the script tests, on data that were not trained on; less is
 better. `default` is tested as training leaves it, which is what a script has that never calls `optimizer.eval()`, and at its
 average, between `eval()` and `train()`; with batch-norm statistics anew from 20 batches where the script tests with those it
-has gathered. Ratios are of means over the seeds; in brackets the least and the greatest of a seed. The default is that of the
-dates above, which took one cosine of all tensors together.
+has gathered. Ratios are of means over the seeds; in brackets the least and the greatest of a seed.
 """
 WHY = """**dcgan** has a beta1 of 0.5, the default 0.9, with which Adam fails, too; below is the default with the author's.
 On **word_language_model** `from_torch` keeps the author's SGD and his step size of 20, which it makes smaller; the default,
 another rule, ends far below both.
 
 These scripts are no untouched test of everything: that what is learned stands still while a schedule holds the lr at half
-of its highest, and that a group shows the usual lr of its rule, was found on mnist, the Trainer and timm, with these seeds.
+of its highest, and that a group shows the usual lr of its rule, was found on mnist, the Trainer and timm, with these seeds;
+that the cosine of all tensors comes to count more than the mean of theirs, on nanoGPT and the Trainer, with another seed.
 """
 SIZES = """In force, with the schedule in it: the highest, in the middle of the training, and at its end; of the first seed, and
 the first optimizer of the script.

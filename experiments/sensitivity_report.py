@@ -245,9 +245,8 @@ WHY = """Where the default falls behind, as far as is known: on small data that 
 for 6,000 steps) its training loss is among the lowest, and it overfits sooner than smaller steps do. On the quadratic, whose
 noise is as large as its curvature, and where a loss can be driven to nearly nothing (sorting, adding, factorization, sines),
 the best cosine begins at up to fifteen times the step size that the default ends with, and comes down from there; the default
-finds one that can be held. There it differs from seed to seed by a factor of two and more; on adding, training has left one
-of two seeds in a spike, at 24 times Adam's loss, its average at 1.1. What is missing is not the end of the cosine: to let the
-default's lr fall to 0 in the last fifth of the steps changes little, and mostly for the worse.
+finds one that can be held. There it differs from seed to seed by a factor of two and more. What is missing is not the end of
+the cosine: to let the default's lr fall to 0 in the last fifth of the steps changes little there.
 
 A weight decay, `auto(weight_decay=0.1)`, helps on data that are seen many times, makes no difference to speak of on most, and
 ruins what needs large weights (adding, factorization, sines): so the default has none.
