@@ -230,7 +230,7 @@ def test_a_step_that_a_tape_cannot_hold_is_made_without(monkeypatch):
     assert loss(parameters()) > 0
 
 
-@pytest.mark.parametrize("cuts", [(2048, 4096, 70), (2048, 2051, 3), (2048, 70), (2048, 0)], ids=str)
+@pytest.mark.parametrize("cuts", [(2048, 4096, 70), (2048, 2051, 3), (2048, 70), (2048, 0), (0, 64, 5), (0, 0, 5)], ids=str)
 def test_parts_are_added_up_each_by_itself(cuts):
     x, y = (torch.randn(sum(cuts), dtype=torch.float64) for _ in range(2))
 

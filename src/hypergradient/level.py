@@ -89,7 +89,8 @@ class Hyperparameters:
         large = [i for i, n in sizes.items() if n >= LARGE]
         rest = [sum(n for n in sizes.values() if n < LARGE)] if len(large) < len(sizes) else []
         self.apart, counts = {i: k for k, i in enumerate(large)}, [*(sizes[i] for i in large), *rest]
-        old, self.counts, self.weights = self.counts, counts, self.given.new_tensor(counts).sqrt()
+        old, self.counts = self.counts, counts
+        self.weights = self.given.new_tensor(counts).sqrt() if len(counts) > 1 else None
         return old != counts
 
     @property

@@ -111,7 +111,7 @@ def _moves_apart(rule: Rule) -> bool:
         for count, grad in zip((1.0, 2.0, 3.0, 1000.0), grads, strict=True):
             at, c, sums = prepared(at, torch.tensor(count, dtype=torch.float64), sums)
             with asks:
-                param, state = updated(at, param, grad.clone().view_as(param), state, c)
+                param, state = updated(at, param, grad.view_as(param), _apart(state), c)
         return torch.stack([x.expand_as(param).flatten() for x in (param, *state.values())])
 
     def alike(given: Mapping[str, Tensor], grads: Tensor) -> bool:
@@ -144,10 +144,22 @@ def updated(at: Rule, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor
     for name, x in found[1].items():
         if not isinstance(x, Tensor):
             raise TypeError(f"{owner}.update returns the state {name!r} as {x!r}; it must be a tensor like the one it is given")
-    made = {"the parameter": found[0]} | {f"the state {n!r}": x for n, x in found[1].items()}
-    for name, of in ((n, m) for n, x in made.items() for m, y in given.items() if x is not y and storage(x) == storage(y)):
-        raise TypeError(f"{owner}.update returns {name} as a view of {of}, which is written to; return that, or .clone() it")
+    _check_views(owner, given, {"the parameter": found[0]} | {f"the state {n!r}": x for n, x in found[1].items()})
     return found[0], found[1]
+
+
+def _apart(state: State) -> State:
+    """Each in memory of its own, as in a step."""
+    return {n: x.clone() for n, x in state.items()}
+
+
+def _check_views(owner: str, given: Mapping[str, Tensor], made: Mapping[str, Tensor]) -> None:
+    """Raise TypeError where something is made that changes when something else is written to. (A gradient is not.)"""
+    pairs = ((n, m, x, y) for n, x in made.items() for m, y in given.items() if m != "the gradient" and x is not y)
+    for name, of, x, y in pairs:
+        same = name == of and x.data_ptr() == y.data_ptr() and x.is_contiguous()
+        if storage(x) == storage(y) and not same:
+            raise TypeError(f"{owner}.update returns {name} as a view of {of}, which is written to: .clone() it")
 
 
 def _several(rule: Rule, method: str, found: Any, instead: str) -> Any:
@@ -190,7 +202,7 @@ def reached(rule: Rule, names: Sequence[str], count: float, held: bool = False) 
     one = torch.ones((2, 2), dtype=torch.float64)
     values = {n: (one.sum() / 8).requires_grad_(n in names) for n in rule.hyperparameters()}
     at, c, _ = prepared(rule.at(values), count * one.sum() / 4, {})
-    moved, after = updated(at, one, one.clone(), rule.init(one), tuple(x.detach() for x in c) if held else c)
+    moved, after = updated(at, one, one.clone(), _apart(rule.init(one)), tuple(x.detach() for x in c) if held else c)
     made = [x for x in (moved, *after.values()) if x.requires_grad]
     ones, asked = list(map(torch.ones_like, made)), [values[n] for n in names]
     found = torch.autograd.grad(made, asked, ones, allow_unused=True) if made and names else []

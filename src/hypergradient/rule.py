@@ -171,7 +171,8 @@ class Rule(metaclass=Notation):
         raise NotImplementedError
 
     def preconditioner(self, grad: Tensor, state: State, step: Tensor, c: tuple[Tensor, ...]) -> Tensor | None:
-        """By what each element of the gradient is divided: the size that it usually has, `grad` included. None: by nothing.
+        """By what each element of the gradient is divided: the size that it usually has, `grad` included. A rule that
+        has none does not say: None.
 
         Args:
             state: that before a step along `grad`.

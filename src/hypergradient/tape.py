@@ -563,7 +563,7 @@ class Program:
 def blocks(sizes: Sequence[int]) -> bool:
     """Whether parts of such sizes are added up sooner in blocks, of which all of them but the last consist."""
     *first, _ = sizes
-    return len(first) > 1 and sum(first) <= BLOCKS * len(first) * math.gcd(*first)
+    return len(first) > 1 and 0 < sum(first) <= BLOCKS * len(first) * math.gcd(*first)
 
 
 def sums(x: Tensor, sizes: Sequence[int]) -> list[float]:
