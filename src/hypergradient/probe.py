@@ -157,7 +157,7 @@ def _check_views(owner: str, given: Mapping[str, Tensor], made: Mapping[str, Ten
     """Raise TypeError where something is made that changes when something else is written to. (A gradient is not.)"""
     pairs = ((n, m, x, y) for n, x in made.items() for m, y in given.items() if m != "the gradient" and x is not y)
     for name, of, x, y in pairs:
-        same = name == of and x.data_ptr() == y.data_ptr() and x.is_contiguous()
+        same = name == of and x.storage_offset() == y.storage_offset() and x.is_contiguous()
         if storage(x) == storage(y) and not same:
             raise TypeError(f"{owner}.update returns {name} as a view of {of}, which is written to: .clone() it")
 
