@@ -124,7 +124,7 @@ class Hyperparameters:
 
     def _combined(self, products: Tensors, slope: Tensor | None) -> Tensor:
         """One hypergradient from each reading; a step too small for the numbers that it is added to is read as one along -u."""
-        first, *more = products
+        first, more = products[0], [*products[1:]]  # a starred name is a tuple to the compiler of torch 2.6
         if self.moves and more:
             still = more[-1] == 0
             first, more[-1] = torch.where(still, -more[0], first), torch.where(still, more[0], more[-1])
