@@ -246,6 +246,20 @@ def test_a_frozen_group_is_that_of_torch(case, per, first):
     same(*runs, **CLOSE)
 
 
+@pytest.mark.parametrize("look", [repr, copy.deepcopy, Hyperoptimizer.state_dict, Hyperoptimizer.hyperparameters])
+def test_to_look_at_a_group_that_is_still_frozen_changes_nothing(look):
+    runs = []
+    for looks in (True, False):
+        a, b = make_params((4, 3), (3, 5))
+        optimizer = Hyperoptimizer([{"params": [a], "lr": 0.0}, {"params": [b]}], SGD(lr=1e-2) / SGD(lr=1e-4), per="all")
+        if looks:
+            look(optimizer)
+        optimizer.param_groups[0]["lr"] = 0.03
+        go(optimizer, 4)
+        runs.append([*copies([a, b]), torch.tensor(lr(optimizer))])
+    same(*runs)
+
+
 @pytest.mark.parametrize("shape", [(6, 5), LARGE], ids=["small", "large"])
 def test_the_weights_of_a_frozen_group_do_not_move_in_50_steps(shape):
     """The row of the issue: they moved by 14 %."""

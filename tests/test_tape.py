@@ -230,7 +230,10 @@ def test_a_step_that_a_tape_cannot_hold_is_made_without(monkeypatch):
     assert loss(parameters()) > 0
 
 
-@pytest.mark.parametrize("cuts", [(2048, 4096, 70), (2048, 2051, 3), (2048, 70), (2048, 0), (0, 64, 5), (0, 0, 5)], ids=str)
+CUTS = [(2048, 4096, 70), (64, 64, 96, 96, 96, 7), (2048, 2051, 3), (2048, 70), (2048, 0), (0, 64, 5), (0, 0, 5)]
+
+
+@pytest.mark.parametrize("cuts", CUTS, ids=str)
 def test_parts_are_added_up_each_by_itself(cuts):
     x, y = (torch.randn(sum(cuts), dtype=torch.float64) for _ in range(2))
 
@@ -240,3 +243,4 @@ def test_parts_are_added_up_each_by_itself(cuts):
     played = tape.record(sums, [x, y], [True, True])
     expected = torch.stack([torch.stack([part.sum() for part in z.split(cuts)]) for z in (x * y, y)])
     torch.testing.assert_close(played(x, y), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.compile(sums, backend="eager")(x, y), expected, rtol=1e-12, atol=1e-12)

@@ -62,14 +62,15 @@ class Engine:
             ((group, bucket),) = work
             instead = [] if bucket.u is bucket.grad else [bucket.u]
             elements = bucket.param, bucket.grad, bucket.state, bucket.kept, instead, bucket.cuts
-            rows = self(whole, levels, asks[0], elements, bucket.scalars, leave, dynamic=None)
+            rows = self.ready(whole, levels, asks[0], elements, bucket.scalars, leave, dynamic=None)()
             group.last[bucket.count + 1], bucket.scalars = rows[0], rows[1] if bucket.step.replays else bucket.scalars
             return bucket.scatter()
         learned = levels.memory[RAW]
         if leave is not None:
             ahead = {k: ask for k, ask in clocks.items() if ask[1].normalization.metric}
             found = self._each(levels.expected, tuple(ahead.values()), levels.memory[: UNIT + 1]) if ahead else ()
-            learned = self(levels.tune, self._read(levels, work, dict(zip(ahead, found, strict=True))), leave, dynamic=False)
+            read = self._read(levels, work, dict(zip(ahead, found, strict=True)))
+            learned = self.ready(levels.tune, read, leave, dynamic=False)()
         now = dict(zip(clocks, self._each(scalars, asks, learned), strict=True))
         self._move_all(work, now)
 
@@ -93,8 +94,8 @@ class Engine:
     def _each(self, function: Callable[..., Any], asks: Sequence[Ask], learned: Tensor) -> list[Tensor]:
         """What is asked for. A tape for each serves whichever are asked for together; the compiler takes all at once."""
         if not self._plays:
-            return cast(list[Tensor], self(function, asks, learned, dynamic=False))
-        return [self(function, (ask,), learned, dynamic=False)[0] for ask in asks]
+            return cast(list[Tensor], self.ready(function, asks, learned, dynamic=False)())
+        return [self.ready(function, (ask,), learned, dynamic=False)()[0] for ask in asks]
 
     def forget(self, levels: Levels) -> None:
         """Drop what belongs to `levels`, which are no more."""
@@ -160,10 +161,6 @@ class Engine:
         return [self.ready(function, (param, grad, rest[:k], rest[k:]), *more) for param, grad, *rest in cuts]
 
     # ----------------------------------------------------------------- a function
-
-    def __call__(self, function: Callable[..., Any], *arguments: Any, dynamic: bool | None = True) -> Any:
-        """``function(*arguments)``; see `ready`."""
-        return self.ready(function, *arguments, dynamic=dynamic)()
 
     def ready(self, function: Callable[..., Any], *arguments: Any, dynamic: bool | None = True) -> Call:
         """A call of ``function(*arguments)``. All is done that can be done before: between functions of large tensors, which

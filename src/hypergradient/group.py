@@ -272,7 +272,8 @@ class Group:
         """The positions that go together, by what they have in common: last, what is `known` of each."""
         apart, bound = not self.step.elementwise, BUCKET if self.owner.sets == 1 else ALONE
         alike, filled = defaultdict[Any, list[int]](list), Counter[Any]()
-        for i, mine in sorted(known.items(), key=lambda x: id(self.params[x[0]]) not in self.owner.apart):
+        first = self.owner.apart
+        for i, mine in sorted(known.items(), key=lambda x: first.get(id(self.params[x[0]]), len(first))):
             p = self.params[i]
             size = Layout.of(p).local(p).numel()
             alone = size >= ALONE or apart or id(p) in shared or self.step.sample(p) or wrapper(p)

@@ -86,7 +86,7 @@ class Hyperparameters:
         if not metric or self.sets > 1 or not self.names:
             return False
         sizes = {id(p): p.numel() for p in params}
-        large = [i for i, n in sizes.items() if n >= LARGE]
+        large = sorted((i for i, n in sizes.items() if n >= LARGE), key=sizes.__getitem__)  # those alike side by side
         rest = [sum(n for n in sizes.values() if n < LARGE)] if len(large) < len(sizes) else []
         self.apart, counts = {i: k for k, i in enumerate(large)}, [*(sizes[i] for i in large), *rest]
         old, self.counts = self.counts, counts

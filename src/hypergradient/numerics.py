@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from itertools import groupby
 from typing import Any, cast
 
 import torch
@@ -65,17 +66,20 @@ def totals(terms: Sequence[Tensor], cuts: Sequence[int]) -> Tensor:
     """
     if not cuts:
         return torch.stack([x.sum() if x.ndim else x for x in terms]).unsqueeze(1)
-    parts = (_blocks(x, cuts) if torch.compiler.is_compiling() else x.view(-1).split([*cuts]) for x in terms)
-    return torch.stack([part.sum() for each in parts for part in each]).view(len(terms), -1)
+    if torch.compiler.is_compiling():
+        return torch.stack([_parts(x, cuts) for x in terms])
+    return torch.stack([part.sum() for x in terms for part in x.view(-1).split([*cuts])]).view(len(terms), -1)
 
 
-def _blocks(x: Tensor, cuts: Sequence[int]) -> Sequence[Tensor]:
-    """Parts with the same sums, of few numbers: the compiler takes long for each sum of many. The last one has any length, the
-    others are multiples of one, mostly a large one.
+def _parts(x: Tensor, cuts: Sequence[int]) -> Tensor:
+    """The sums of parts, in few operations: the compiler takes long for each sum of many numbers, and each of a few takes long.
+    The last part has any length, the others are multiples of one, mostly a large one, and several of them are alike.
     """
     size = math.gcd(*cuts[:-1]) or 1  # of a shard with nothing in it
     first, last = x.split([sum(cuts[:-1]), cuts[-1]])
-    return [*first.view(-1, size).sum(1).split([n // size for n in cuts[:-1]]), last]
+    runs = [(n // size, len([*run])) for n, run in groupby(cuts[:-1])]
+    blocks = first.view(-1, size).sum(1).split([n * times for n, times in runs])
+    return torch.cat([*(x.view(times, n).sum(1) for x, (n, times) in zip(blocks, runs, strict=True)), last.sum().view(1)])
 
 
 def copied(x: Tensor) -> Tensor:
@@ -111,12 +115,13 @@ def exact(device: torch.device) -> torch.dtype:
 
 
 def plain(device: str) -> AbstractContextManager[Any]:
-    """For arithmetic that is none of a model: without autocast, and without a search for what is not finite."""
-    around = ExitStack()
-    if device != "meta" and torch.is_autocast_enabled(device):
-        around.enter_context(torch.autocast(device, enabled=False))
-    if torch.is_anomaly_enabled():
-        around.enter_context(torch.autograd.set_detect_anomaly(False))
+    """For arithmetic that is none of a model: without gradients, autocast, and a search for what is not finite."""
+    around, autocast = ExitStack(), device != "meta" and torch.is_autocast_enabled(device)
+    if not (autocast or torch.is_inference_mode_enabled() or torch.is_anomaly_enabled()):
+        return torch.no_grad()
+    off = torch.autocast(device, enabled=False) if autocast else nullcontext()
+    for context in (torch.inference_mode(False), torch.no_grad(), torch.autograd.set_detect_anomaly(False), off):
+        around.enter_context(context)
     return around
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ class Own:
     steps: dict[Any, Step] = field(default_factory=dict)  # see `Group`
     made: int = 0  # how many steps it has made
     built: Any = None  # what the levels are made from
-    basis: tuple[Any, list[Any], Callable[[Any], int], list[int]] = (None, [], address, [])  # what the buckets are made from
+    basis: tuple[Any, list[Any], Callable[[Any], int], array[int]] = (None, [], address, array("Q"))  # of the buckets
     cotangents: dict[Tensor, Tensor] = field(default_factory=dict)  # the gradients of `tune_on`
     entered: dict[Tensor, Rule] = field(default_factory=dict)  # with which a parameter became its average
 
@@ -148,6 +149,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for n in self.defaults.keys() - known:  # of the leftmost rule, where this group has one of its own
             del entry[n]
         self._own.groups.append(group)
+        group.listen(where)
 
     def _group(self, entry: dict[str, Any], rules: Sequence[Rule], where: str) -> Group:
         """The group of a dict, which is completed: with its own rule, or the first of `rules` that it may be one of."""
@@ -264,8 +266,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """Where the hyperparameters are: with the first parameter that may move."""
         params = [p for group in self.param_groups for p in group["params"]]
         moves, may = (p for p in params if p.grad is not None), (p for p in params if p.requires_grad)
-        first = next(chain(moves, may), None)
-        return torch.device("cpu") if first is None else first.device
+        return next((p.device for p in chain(moves, may)), torch.device("cpu"))
 
     @torch.inference_mode(False)  # what is made in a validation loop is used in training
     def _build(self, device: torch.device) -> None:
@@ -301,20 +302,21 @@ class Hyperoptimizer(torch.optim.Optimizer):
             ValueError: a group says what is not allowed, likewise.
         """
         loss = None
-        self._leave_evaluation()
+        self.train()
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-            self._leave_evaluation()
+            self.train()
         grads = [[p.grad for p in group["params"]] for group in self.param_groups]
-        self._check_gradients(grads)
-        if all(g is None for g in chain.from_iterable(grads)):  # nothing moves, so the last step stays the last
-            return loss
-        with torch.inference_mode(False), torch.no_grad(), plain(self._device().type):
-            self._move(self._assemble(), grads)
+        given = [g for mine in grads for g in mine if g is not None]
+        if {g.layout for g in given} - {torch.strided}:
+            self._refuse(grads)
+        if given:  # else nothing moves, so the last step stays the last
+            with plain(given[0].device.type):
+                self._move(self._assemble(), grads)
         return loss
 
-    def _check_gradients(self, grads: Grads) -> None:
+    def _refuse(self, grads: Grads) -> None:
         """Raise RuntimeError for a sparse gradient."""
         each = ((i, k, g) for i, mine in enumerate(grads) for k, g in enumerate(mine) if g is not None)
         for i, k, g in ((i, k, g) for i, k, g in each if g.layout != torch.strided):
@@ -352,7 +354,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         shapes = list(map(Tensor.numel, params)), list(map(Tensor.is_contiguous, params))
         seen, (pattern, old, place, where) = self._objects(params), self._own.basis
         same = (present, buckets, shapes) == pattern and len(seen) == len(old) and all(map(is_, seen, old))
-        if same and list(map(place, seen)) == where:
+        if same and array("Q", map(place, seen)) == where:
             return
         moving = [p for p, moves in zip(params, chain.from_iterable(present), strict=True) if moves]
         shared = overlapping(moving)
@@ -363,7 +365,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             group.fill(self.state, here, shared)
         pattern, seen = (present, [(b.live, True, True) for g in groups for b in g.buckets], shapes), self._objects(params)
         place = Tensor.data_ptr if set(map(type, seen)) <= {Tensor, torch.nn.Parameter} else address
-        self._own.basis = pattern, seen, place, list(map(place, seen))
+        self._own.basis = pattern, seen, place, array("Q", map(place, seen))
 
     def _objects(self, params: Sequence[Tensor]) -> list[Any]:
         """The parameters, and what `state` holds: users put other things there, too."""
@@ -439,11 +441,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def train(self) -> None:
         """Put the parameters of training back, to the bit. `step` does it by itself."""
-        self._exchange(evaluation.leave)
-
-    def _leave_evaluation(self) -> None:
-        if any(map(evaluation.averages, self.rules)) and any(map(evaluation.inside, self.state.values())):
-            self.train()
+        if self._own.entered:
+            self._exchange(evaluation.leave)
 
     @_disable_dynamo
     @torch.inference_mode(False)
@@ -567,7 +566,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         within = [g for g in self._own.groups if g.saved.get("evaluating")]
         for group, i, p in ((g, i, p) for g in within for i, p in enumerate(g.entry["params"])):
             evaluation.resume(group.rule, p, mine := self.state.get(p) or {})
-            if evaluation.inside(mine) and (kept := group.saved.get("entered")):
+            if evaluation.inside(mine):
+                kept = group.saved.get("entered") or {}
                 self._own.entered[p] = group.rule.at({n: x[i if len(x) > 1 else 0] for n, x in kept.items()})
         groups = self._assemble()
         with contextlib.suppress(ValueError, RuntimeError):  # what is wrong is perhaps mended by then
