@@ -230,6 +230,29 @@ def test_what_somebody_takes_away_while_evaluating_is_not_missed():
     train(optimizer, params, 1, 5)
 
 
+@pytest.mark.parametrize("explicit", [True, False])
+def test_what_was_there_in_evaluation_may_be_put_back_by_hand(explicit):
+    """Also after it was left."""
+    runs = []
+    for undone in (False, True):
+        params = parameters()
+        optimizer = Hyperoptimizer(params, AdamWScheduleFree(lr=0.02, weight_decay=0.1))
+        train(optimizer, params, 5)
+        optimizer.eval()
+        saved = [(p, p.detach().clone(), {n: x.clone() for n, x in optimizer.state[p].items()}) for p in params]
+        if undone:
+            optimizer.train()
+            train(optimizer, params, 3, 5)
+            for p, average, entry in saved:
+                p.data.copy_(average)
+                optimizer.state[p] = entry
+        if explicit:
+            optimizer.train()
+        train(optimizer, params, 3, 8)
+        runs.append(clones(params))
+    torch.testing.assert_close(*runs, **EXACT)
+
+
 def test_parameters_that_share_memory_come_back_to_the_bit():
     a = torch.randn(4, 4).requires_grad_()
     b = torch.nn.Parameter(torch.empty(4, 4))

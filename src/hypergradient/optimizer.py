@@ -249,24 +249,22 @@ class Hyperoptimizer(torch.optim.Optimizer):
         return None
 
     def _assemble(self) -> list[Group]:
-        """All groups as the user has left them, with the hyperparameters that move them, and the levels above."""
+        """All groups as the user has left them, with the hyperparameters that move them, and the levels above: on the device of
+        the first parameter that may move.
+        """
         self._reconcile()
         groups = self._own.groups
         for i, group in enumerate(groups):
             group.listen(f"group {i}")
-        device = self._device()
+        params = [p for group in groups for p in group.entry["params"]]
+        moves, may = (p for p in params if p.grad is not None), (p for p in params if p.requires_grad)
+        device = next((p.device for p in chain(moves, may)), torch.device("cpu"))
         sets = [list(map(id, group.entry["params"])) for group in groups] if self.per == "tensor" else []
         built = device, [*groups], self.rules, sets
         if groups and (any(group.fresh for group in groups) or built != self._own.built):
             self._build(device)
             self._own.built = built
         return groups
-
-    def _device(self) -> torch.device:
-        """Where the hyperparameters are: with the first parameter that may move."""
-        params = [p for group in self.param_groups for p in group["params"]]
-        moves, may = (p for p in params if p.grad is not None), (p for p in params if p.requires_grad)
-        return next((p.device for p in chain(moves, may)), torch.device("cpu"))
 
     @torch.inference_mode(False)  # what is made in a validation loop is used in training
     def _build(self, device: torch.device) -> None:
@@ -302,11 +300,13 @@ class Hyperoptimizer(torch.optim.Optimizer):
             ValueError: a group says what is not allowed, likewise.
         """
         loss = None
-        self.train()
+        if self._own.entered:
+            self.train()
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-            self.train()
+            if self._own.entered:
+                self.train()
         grads = [[p.grad for p in group["params"]] for group in self.param_groups]
         given = [g for mine in grads for g in mine if g is not None]
         if {g.layout for g in given} - {torch.strided}:
@@ -356,6 +356,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         same = (present, buckets, shapes) == pattern and len(seen) == len(old) and all(map(is_, seen, old))
         if same and array("Q", map(place, seen)) == where:
             return
+        if not self._own.entered and any(map(evaluation.inside, self.state.values())):  # put there by hand
+            self.train()
         moving = [p for p, moves in zip(params, chain.from_iterable(present), strict=True) if moves]
         shared = overlapping(moving)
         owners = {h: [p for g in groups if g.owner is h for p in g.entry["params"]] for h in (g.owner for g in groups)}
@@ -441,8 +443,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def train(self) -> None:
         """Put the parameters of training back, to the bit. `step` does it by itself."""
-        if self._own.entered:
-            self._exchange(evaluation.leave)
+        self._exchange(evaluation.leave)
 
     @_disable_dynamo
     @torch.inference_mode(False)
