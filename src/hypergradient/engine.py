@@ -178,9 +178,8 @@ class Engine:
         form = taken_apart(arguments, tensors)
         if self._plays and (not self.compile or dynamic is False):
             return partial(self._tape(function, form, tensors, dynamic is not False), *tensors)
-        if (function, form) not in self._compiled:
-            self._compiled[function, form] = Compiled(function, form, dynamic)
-        compiled = self._compiled[function, form]
+        if (compiled := self._compiled.get((function, form))) is None:
+            compiled = self._compiled[function, form] = Compiled(function, form, dynamic)
         program = compiled.program(tensors)
         return partial(program, tensors) if program else partial(self._compile, compiled, tensors, function, arguments)
 
@@ -202,11 +201,12 @@ class Engine:
         """A tape where there can be one; `elements`: whether tensors of one dimension are elements."""
         many = [elements and x.ndim == 1 and x.is_floating_point() for x in tensors]
         key = function, form, *(x.dtype for x, is_many in zip(tensors, many, strict=True) if is_many)
-        if key not in self.tapes:
-            self.tapes[key] = flat = of_tensors(function, form)
+        if (played := self.tapes.get(key)) is None:
+            played = of_tensors(function, form)
             with contextlib.suppress(tape.Unrecordable):
-                self.tapes[key] = tape.record(flat, tensors, many)
-        return self.tapes[key]
+                played = tape.record(played, tensors, many)
+            self.tapes[key] = played
+        return played
 
 
 def _done(calls: Sequence[Call]) -> list[Any]:
