@@ -43,7 +43,9 @@ def trials(tasks: Iterable[str], methods: Iterable[str], seed: int, steps: int =
 
 
 def plan(settings: Settings, store: Store) -> list[Trial]:
-    """Seed by seed, and what matters most first; from other starts, and with other numbers, with one seed fewer."""
+    """Seed by seed, and what matters most first; from other starts and with other numbers with all seeds, however many are
+    asked for, as one changes more than these are to change.
+    """
     if settings.quick:
         return list(trials(["mlp-mnist", "quadratic"], QUICK, SEEDS[0], SHORT // 2))
     found: list[Trial] = []
@@ -52,9 +54,11 @@ def plan(settings: Settings, store: Store) -> list[Trial]:
         found += trials(NAMES, [DEFAULT, *grid("Adam")], seed)
         found += [*trials(NAMES, PEERS, seed), *trials(SMALL, [TUNED], seed)]
         found += trials(NAMES, [*OURS, *(name for family in GRIDS if family != "Adam" for name in grid(family))], seed)
-        found += trials(NAMES, [*STARTS, *VARIANTS], seed) if seed < last or seed == SEEDS[0] else []
+        found += trials(NAMES, [*STARTS, *VARIANTS], seed)
         found += trials(LONG, [DEFAULT, DECAYED, *PEERS, *grid("Adam")], seed, MANY)
         found += trials((name for name in LONG if name in SMALL), [TUNED], seed, MANY)
+    for seed in range(last + 1, SEEDS.stop):
+        found += trials(NAMES, [DEFAULT, *STARTS, *VARIANTS], seed)
     return found
 
 

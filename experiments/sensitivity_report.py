@@ -260,8 +260,8 @@ The default's numbers (its start, r, its horizon, the gain, the fading and the s
 count in its cosine) were chosen on the tasks without a †, with the seeds 0 to 2. llama-text and gpt2-text are models of the
 package transformers, made small.
 """
-OTHERS_SAID = """The default's validation loss, as trained / at the average, in times of that with its own; other starts with
-one seed or two, other numbers with one. The gain is the lr of its tuner. Twice or half the horizon, or r, mostly changes less
+OTHERS_SAID = """The default's validation loss, as trained / at the average, in times of that with its own, of three seeds the
+median. The gain is the lr of its tuner. Twice or half the horizon, or r, mostly changes less
 than 5 %, which is what a seed changes; four times or a quarter of the gain costs up to 15 % on most tasks with real data, four
 times it up to a third on some.
 """

@@ -114,7 +114,8 @@ def test_there_is_a_page_of_any_part_of_the_results(tmp_path, monkeypatch):
     """In the order of the plan, beginning with the default alone."""
     monkeypatch.setattr(trials, "__defaults__", (60,))  # steps
     out = tmp_path / "results"
-    everything = [trial for trial in plan(Settings(out, seeds=1), None) if trial.task == "quadratic"]
+    first = [trial for trial in plan(Settings(out, seeds=1), None) if trial.seed == sensitivity.SEEDS[0]]
+    everything = [trial for trial in first if trial.task == "quadratic"]
     few = [
         trial
         for trial in everything
@@ -166,7 +167,9 @@ def test_the_plan_has_every_task_and_no_trial_twice(tmp_path):
     one, three = (plan(Settings(tmp_path, seeds=seeds), None) for seeds in (1, None))
     keys = [trial.key for trial in three]
     assert len(set(keys)) == len(keys)
-    assert [trial.key for trial in one] == keys[: len(one)]
+    first = [trial.key for trial in one if trial.seed == sensitivity.SEEDS[0]]
+    assert first == keys[: len(first)]
+    assert {trial.key for trial in one} < set(keys)
     assert {trial.seed for trial in three} == set(sensitivity.SEEDS)
     for name in NAMES:
         expected = {method for method in METHODS if "AdamW 0" not in method} - {DROPS}
