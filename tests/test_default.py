@@ -25,7 +25,7 @@ from hypergradient import (
     hyperparameter,
     nonnegative,
 )
-from hypergradient.sample import ENOUGH, LINE
+from hypergradient.sample import ENOUGH, LINE, Sample
 
 MOVING = [case for case in RULES if case.rule.multiplier]
 """Those whose lr multiplies all that moves a parameter."""
@@ -294,6 +294,23 @@ def test_of_a_large_parameter_a_sample_is_read():
         x.grad = x.detach().clone()
     optimizer.step()
     assert lr(optimizer) == pytest.approx(START * math.exp(0.75), rel=0.1)  # a gradient along the path: nearly all of it
+
+
+def test_of_large_parameters_that_share_memory_the_samples_move_one_after_the_other():
+    rule, kept = replace(auto().rules[0], weight_decay=0.5), {}
+    for every in (1, 16):
+        torch.manual_seed(0)
+        p = torch.randn(600, 400).requires_grad_()
+        params = p, torch.nn.Parameter(p.data)
+        optimizer = Hyperoptimizer(params, replace(rule, sample=every) / SGD(lr=0.0))
+        for _ in range(3):
+            for x in params:
+                x.grad = torch.randn(600, 400)
+            optimizer.step()
+        kept[every] = [optimizer.state[x]["last_movement"] for x in params]
+    for mine, whole in zip(kept[16], kept[1], strict=True):
+        sample = Sample.of(params[0], 16)
+        torch.testing.assert_close(sample.kept(mine.view(-1)), sample.view(whole.view(-1)), **EXACT)
 
 
 def test_a_sample_may_be_put_back_in_another_layout():

@@ -145,6 +145,8 @@ class Engine:
         """Calls of what moves a bucket."""
         if bucket.shared:  # another may have moved what it reads
             bucket.param = bucket.elements()
+            if bucket.samples:
+                bucket.samples.gather()
         spread = now if bucket.uniform else bucket.spread(now)
         bucket.scalars = now if bucket.step.replays else bucket.scalars
         piece = bucket.param, bucket.grad, bucket.state, [] if bucket.sample else bucket.kept

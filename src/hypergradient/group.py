@@ -263,7 +263,7 @@ class Group:
             b.samples = None
             if b.sample:
                 alike = b.dtype, b.steps.device, b.layout.processes, id(b.clock), b.live, tuple(b.sets), present[b.positions[0]]
-                sampled[(b.sample.times, *alike)].append(b)
+                sampled[(b.sample.times, b.shared and id(b), *alike)].append(b)
         for mine in sampled.values():
             mine[0].samples = samples = Samples(mine)
             samples.cuts, samples.readings = self._readings(mine, samples.sizes)
