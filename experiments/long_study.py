@@ -63,7 +63,7 @@ def text_of(lines: Sequence[Line], pictures: Mapping[str, str]) -> str:
     parts = [
         "One seed each. As in [the study of small tasks](sensitivity.md), the default is given nothing and is validated\n"
         "as trained and, from the same training, at its average; cosine is with a warm-up of 5 %. Losses are of 3,000\n"
-        "images, or 500 pieces. The default is that of the dates above, which took one cosine of all tensors together.\n\n"
+        "images, or 500 pieces.\n\n"
         "On ResNet-20 the default is, at its average, after a third of the steps at the loss in which Adam's cosine ends,\n"
         "and overfits from there on: nothing shakes the weights once its step size is small, and a weight decay is no cure.\n"
         "On the GPT, whose text is seen once, it learns fastest.\n"
