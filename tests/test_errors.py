@@ -196,6 +196,34 @@ def test_a_bad_group_is_not_added():
     unchanged(optimizer, mine, lambda: optimizer.add_param_group({"params": mine[:1]}), ValueError, "more than one")
 
 
+WRONG = [
+    ("lr", None), ("lr", "0.1"), ("lr", torch.tensor([0.1, 0.2])), ("lr", -1.0), ("betas", (0.9,)), ("betas", 0.9)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=str)
+@pytest.mark.parametrize("tower", [None, Adam() / SGD(lr=1e-5)], ids=["default", "tower"])
+def test_what_a_checkpoint_or_a_group_says_wrongly_is_named_as_it_stands_there(tower, name, value):
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine[:3], tower)
+    train(optimizer, mine, 2)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"][0][name] = value
+    for where, do in (
+        ("group 0", lambda: optimizer.load_state_dict(saved)),
+        ("group 1", lambda: optimizer.add_param_group({"params": mine[3:], name: value})),
+    ):
+        message = rf"{where}: {name}={re.escape(repr(value))} is not allowed; it must be"
+        unchanged(optimizer, mine, do, ValueError, message)
+
+
+def test_an_initial_value_that_is_not_allowed_is_named():
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine[:3])
+    group = {"params": mine[3:], "lr": 0.1, "initial_lr": -1.0}
+    unchanged(optimizer, mine, lambda: optimizer.add_param_group(group), ValueError, "group 1: initial_lr=-1.0 is not allowed")
+
+
 @pytest.mark.parametrize(("name", "value"), [("lr", None), ("lr", "1e-3"), ("beta1", [0.9]), ("betas", ("0.9", 0.999))])
 def test_what_is_no_number_is_named_in_the_next_step(name, value):
     mine = parameters()

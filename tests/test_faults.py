@@ -260,6 +260,23 @@ def test_to_look_at_a_group_that_is_still_frozen_changes_nothing(look):
     same(*runs)
 
 
+@pytest.mark.parametrize("chart", [None, POSITIVE], ids=str)
+def test_to_look_at_a_group_between_two_raises_changes_nothing(chart):
+    """What counts is what a step is made with."""
+    runs = []
+    for values in ([0.03], [1e-3, 0.03], [1e-3, 0.0, 0.03]):
+        a, b = make_params((4, 3), (3, 5))
+        rule = Adam(lr=1e-2, tune="lr", charts={"lr": chart} if chart else {})
+        optimizer = Hyperoptimizer([{"params": [a]}, {"params": [b], "lr": 0.0}], rule / SGD(lr=1e-4))
+        go(optimizer, 2)
+        for value in values:
+            optimizer.param_groups[1]["lr"] = value
+            repr(optimizer)
+        go(optimizer, 4, 2)
+        runs.append([*copies([a, b]), torch.tensor([lr(optimizer), lr(optimizer, 1)])])
+    same(runs[1], runs[0]), same(runs[2], runs[0])
+
+
 @pytest.mark.parametrize("shape", [(6, 5), LARGE], ids=["small", "large"])
 def test_the_weights_of_a_frozen_group_do_not_move_in_50_steps(shape):
     """The row of the issue: they moved by 14 %."""
@@ -1329,6 +1346,22 @@ def test_a_bad_weight_stays_alone_where_there_is_no_decay(case, above):
                 mine[0].data[0, 0] = before
         runs.append(copies(mine))
     same(*runs, **CLOSE)
+
+
+@pytest.mark.parametrize("above", [None, SGD(lr=0.0)], ids=["alone", "tower"])
+def test_a_variance_that_is_out_of_range_does_what_it_does_with_torch(above):
+    rule, runs = RMSprop(lr=1e-2, centered=True), []
+    for o in (
+        lambda ps: Hyperoptimizer(ps, rule if above is None else rule / above),
+        lambda ps: torch.optim.RMSprop(ps, lr=1e-2, centered=True),
+    ):
+        (p,) = make_params((40,), dtype=torch.float32)
+        optimizer = o([p])
+        for g in (5e29, 1.0):
+            p.grad = torch.full_like(p, g)
+            optimizer.step()
+        runs.append(p.detach())
+    same(*runs)
 
 
 RANGE = [*((c, (4, 3), z) for c in ELEMENTWISE for z in (2e19, 3e38)), (named("Adam"), LARGE, 2e19)]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 from .bucket import Bucket, Memory
 from .layout import Layout, wrapper
@@ -40,9 +41,9 @@ def values_of(entry: MutableMapping[str, Any], rule: Rule, where: str) -> None:
     """
     for n in rule.hyperparameters():
         value = entry.setdefault(n, getattr(rule, n))
-        number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-        checked = check(where, n, number, rule.constraint(n))
+        checked = number(where, n, value, rule.constraint(n))
         entry[n] = value if isinstance(value, Tensor) else checked
+    pair(where, entry.get("betas", (0.0, 0.0)))
     for n in rule.settings():
         given = entry.setdefault(n, getattr(rule, n))
         entry[n] = tuple(given) if isinstance(given, list) else given  # as a checkpoint may have it
@@ -50,9 +51,16 @@ def values_of(entry: MutableMapping[str, Any], rule: Rule, where: str) -> None:
         entry["betas"] = float(entry["beta1"]), float(entry["beta2"])
 
 
-def number(where: str, name: str, value: Any, rule: Rule) -> float:
-    """What the dict of a group says of the hyperparameter `name`. Raises ValueError where it is no number."""
-    return float(value) if isinstance(value, (float, int, Tensor)) else check(where, name, value, rule.constraint(name))
+def number(where: str, name: str, value: Any, constraint: Constraint) -> float:
+    """What the dict of a group says of a hyperparameter. Raises ValueError where that is no number, or not allowed."""
+    return check(where, name, value.item() if isinstance(value, Tensor) and value.numel() == 1 else value, constraint)
+
+
+def pair(where: str, betas: Any) -> tuple[Any, Any]:
+    """What the dict of a group says under "betas". Raises ValueError where that is not two."""
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"{where}: betas={betas!r} is not allowed; it must be two numbers")
+    return betas[0], betas[1]
 
 
 def settled(rule: Rule, entry: Mapping[str, Any]) -> Rule:
@@ -95,6 +103,7 @@ class Group:
         self.said = {n: float(entry[n]) for n in rule.hyperparameters()}  # by the user
         self.heard: list[Any] = []  # what the dict said last
         self.fresh: set[str] = set()  # which of the hyperparameters that are tuned begin anew
+        self.raised: set[str] = set()  # which of them have been raised from 0, and no step has been made with
         self.main = rule.multiplier or "lr"  # the name of its step size
         self.start: float = self.saved.get("start", entry.get(f"initial_{self.main}", entry.get(self.main, 0.0)))
         # The highest step size that the user has given it since, and how many times `start` that is, from the first step on;
@@ -119,21 +128,19 @@ class Group:
         heard = [entry.get(n) for n in (*old, "betas", *rule.settings())]
         if len(heard) == len(self.heard) and all(map(is_, heard, self.heard)):
             return
-        said = {n: number(where, n, entry[n], rule) for n in old}
-        pair = {"beta1", "beta2"} <= said.keys()
-        if pair and tuple(entry["betas"]) != (old["beta1"], old["beta2"]):
-            said.update({n: number(where, n, x, rule) for n, x in zip(("beta1", "beta2"), entry["betas"], strict=True)})
-        for n in (n for n in said if said[n] != old[n]):
-            check(where, n, said[n], rule.constraint(n))
-        fresh = {n for n, base in self.bases.items() if base == 0 != said[n]}
+        said = {n: number(where, n, entry[n], rule.constraint(n)) for n in old}
+        names = ("beta1", "beta2") if {"beta1", "beta2"} <= said.keys() else ()
+        if names and (betas := pair(where, entry["betas"])) != (old["beta1"], old["beta2"]):
+            said.update({n: number(where, n, x, rule.constraint(n)) for n, x in zip(names, betas, strict=True)})
+        fresh = {n for n, base in self.bases.items() if (base == 0 or n in self.raised) and said[n] != base}
         for n in fresh:
             rule.check_chart(where, n, said[n])
         self.rule, self.said = settled(rule, entry), said
         self.bases.update({n: said[n] for n in fresh})
-        self.fresh |= fresh
-        if pair and said != old:
+        self.fresh, self.raised = self.fresh | fresh, self.raised | fresh
+        if names and said != old:
             entry["betas"] = said["beta1"], said["beta2"]
-            entry.update({n: said[n] for n in ("beta1", "beta2") if said[n] != entry[n]})
+            entry.update({n: said[n] for n in names if said[n] != entry[n]})
         if said != old and hasattr(self, "owner"):
             self._schedule()
         self.heard = heard if all(isinstance(x, SAID) for x in heard) else []  # others may change in place
@@ -358,6 +365,7 @@ class Group:
     def count(self) -> None:
         """The end of a step."""
         self.highest, self.rise = self.heights
+        self.raised.clear()
         if moved := self.moving:
             self.followed = self.followed + 1 if any(b.live for b in moved) else 1
             torch._foreach_add_([b.steps for b in moved], 1)

@@ -19,7 +19,7 @@ from . import evaluation, memory
 from .auto import auto, beside, usual_lr
 from .bucket import Bucket
 from .engine import Engine
-from .group import LEARNED, Group, settled, values_of
+from .group import LEARNED, Group, number, settled, values_of
 from .layout import Layout, address, overlapping, reshard, total
 from .level import COUNT, Hyperparameters, Level, Levels, upper
 from .numerics import exact, plain, readable
@@ -195,6 +195,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """Complete the dict of a group, and find its rule, the bases of its tuned hyperparameters, and what is learned from
         elsewhere.
         """
+        values_of({**entry}, rule, where)  # as somebody has written them
         saved, begins = memory.restore(entry, rule.multiplier or "lr"), dict[str, float]()
         if usual := self._usual_lr(rule):
             start = float(getattr(rule, "lr"))  # noqa: B009
@@ -202,7 +203,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 saved, begins = {"lr": usual, **saved}, {"lr": start}
         values_of(entry, rule, where)
         rule = settled(rule, entry)
-        bases = {n: saved.get(n, float(entry.get(f"initial_{n}", entry[n]))) for n in rule.tuned()} if self.tower.height else {}
+        tuned = rule.tuned() if self.tower.height else ()
+        first = {n: number(where, f"initial_{n}", entry.get(f"initial_{n}", entry[n]), rule.constraint(n)) for n in tuned}
+        bases = {n: saved.get(n, value) for n, value in first.items()}
         for n, value in bases.items():
             rule.check_chart(where, n, value)
         siblings = (group.bases for group in self._own.groups if self.per == "all" and group.rule == rule)

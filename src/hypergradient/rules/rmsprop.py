@@ -56,7 +56,7 @@ class RMSprop(Rule):
         new = {"square_avg": s}
         if self.centered:
             new["grad_avg"] = self.alpha * state["grad_avg"] + c[0] * g
-            variance = (s - new["grad_avg"].square()).clamp_min(0)
+            variance = torch.addcmul(s, -new["grad_avg"], new["grad_avg"]).clamp_min(0)
         b, new["momentum_buffer"] = g / (sqrt(variance) + self.eps), state["momentum_buffer"]
         if self.uses("momentum"):
             b = new["momentum_buffer"] = self.momentum * state["momentum_buffer"] + b
