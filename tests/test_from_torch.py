@@ -97,6 +97,18 @@ def test_from_torch_of_groups_that_decay_differently():
     torch.testing.assert_close(train(optimizer, mine, 10), train(twin, theirs, 10), rtol=1e-10, atol=1e-10)
 
 
+def test_a_step_of_the_optimizer_that_was_replaced_says_what_to_use():
+    params = parameters()
+    old = torch.optim.AdamW(params, lr=1e-3)
+    before = torch.optim.lr_scheduler.StepLR(old, 1)
+    new = from_torch(old)
+    after = torch.optim.lr_scheduler.StepLR(old, 1)
+    train(new, params, 1)
+    before.step(), after.step()
+    with pytest.raises(RuntimeError, match="this AdamW was given to from_torch: use the optimizer that it returned"):
+        old.step()
+
+
 def test_hooks_go_on():
     """Of steps and of checkpoints; a handle takes its own away."""
     calls, mine = [], parameters()

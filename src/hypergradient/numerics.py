@@ -115,7 +115,7 @@ def exact(device: torch.device) -> torch.dtype:
 
 
 def plain(device: str) -> AbstractContextManager[Any]:
-    """For arithmetic that is none of a model: without gradients, autocast, and a search for what is not finite."""
+    """For arithmetic that is none of a model: no gradients, inference mode, autocast, or search for what is not finite."""
     around, autocast = ExitStack(), device != "meta" and torch.is_autocast_enabled(device)
     if not (autocast or torch.is_inference_mode_enabled() or torch.is_anomaly_enabled()):
         return torch.no_grad()
