@@ -11,9 +11,10 @@ from experiments.data import FOLDER
 from experiments.methods import AVERAGED, DEFAULT, DROPS, METHODS, TUNED
 from experiments.runner import Settings, Store, carry_out
 from experiments.sensitivity import QUICK, measured, plan, run, trials
-from experiments.sensitivity_report import ADAM, AVERAGE, Results, text
+from experiments.sensitivity_report import ADAM, AVERAGE, Results, curves, text
 from experiments.sensitivity_tasks import NAMES, SMALL
 from experiments.trial import Trial
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -135,7 +136,8 @@ def test_there_is_a_page_of_any_part_of_the_results(tmp_path, monkeypatch):
 def told(method, seed, loss):
     """A line of the results; no loss: it has diverged."""
     final = None if loss is None else {"loss": loss}
-    return {"task": "quadratic", "steps": 600, "tower": method, "seed": seed, "diverged": loss is None, "final": final}
+    about = {"task": "quadratic", "steps": 600, "tower": method, "seed": seed}
+    return {**about, "diverged": loss is None, "final": final, "average": None}
 
 
 def test_the_best_of_a_grid_is_the_least_median_over_the_seeds():
@@ -161,6 +163,16 @@ def test_ratios_are_of_the_same_seeds():
     row = ("quadratic", 600)
     assert results.best(row, ADAM) == (2.5, "Adam 0.01")
     assert results.ratio(row, DEFAULT) == 0.5
+
+
+def test_pictures_are_of_the_same_seeds():
+    losses = {"Adam 0.001": [1.0, 5.0], "Adam 0.01": [2.0, 3.0], DEFAULT: [0.5, 0.7, 0.1, 0.1, 0.1]}
+    lines = [told(method, seed, x) for method, found in losses.items() for seed, x in enumerate(found)]
+    figure = Figure()
+    curves(lines, figure)
+    shown = {line.get_label(): list(line.get_ydata()) for axes in figure.axes for line in axes.get_lines()}
+    assert shown["Adam"] == [3.0, 2.5]
+    assert shown[DEFAULT] == pytest.approx([0.6, 0.6])
 
 
 def test_the_plan_has_every_task_and_no_trial_twice(tmp_path):
