@@ -76,6 +76,9 @@ def _replaced(self: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
     raise RuntimeError(f"this {type(self).__name__} was given to from_torch: use the optimizer that it returned")
 
 
+_replaced._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # what a scheduler asks, which warns of other steps
+
+
 def _tuning(optimizer: Any, above: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Those of the options that are the rule's, taken out of them; see `from_torch`, whose arguments are checked."""
     if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, Hyperoptimizer):
