@@ -87,7 +87,7 @@ def started(lr: float) -> object:
 
 
 DEFAULT, TUNED, DROPS = "default", "default, tune_on", "SGD 0.1, ÷10 twice"
-STARTS = {f"{DEFAULT} from {lr}": float(lr) for lr in ("1e-8", "1e-4", "1e-2")}
+STARTS = {f"{DEFAULT} from {lr}": float(lr) for lr in ("1e-8", "1e-6", "1e-2")}
 """The default's step size at the beginning, by the name of the method."""
 
 

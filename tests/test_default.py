@@ -25,6 +25,7 @@ from hypergradient import (
     hyperparameter,
     nonnegative,
 )
+from hypergradient.auto import around
 from hypergradient.sample import ENOUGH, LINE, Sample
 
 MOVING = [case for case in RULES if case.rule.multiplier]
@@ -47,11 +48,12 @@ def test_the_default_is_auto_and_prints_as_the_tower_it_is():
 
 @pytest.mark.parametrize("case", MOVING, ids=str)
 def test_auto_goes_around_any_rule_and_takes_its_values(case):
-    rule = auto(case.rule(lr=0.02, weight_decay=0.1)).rules[0]
+    rule = auto(case.rule(lr=1e-7, weight_decay=0.1)).rules[0]
     assert type(rule) is case.rule
-    assert (rule.lr, rule.weight_decay, rule.tuned()) == (0.02, 0.1, ("lr",))
+    assert (rule.lr, rule.weight_decay, rule.tuned()) == (1e-7, 0.1, ("lr",))
     usual = case.rule().lr
     assert auto(case.rule()).rules[0].lr == (usual / 32 if case.rule.preconditioner is not Rule.preconditioner else 1e-6)
+    assert auto(case.rule(lr=2 * usual)) == auto(case.rule()), "a higher start is lowered"
     params = parameters(case.matrix)
     optimizer = Hyperoptimizer(params, auto(case.rule()))
     before = loss(params).item()
@@ -220,13 +222,14 @@ def test_what_the_large_tensors_say_is_the_same_however_they_are_held(compile):
 
 def test_its_hypergradient_is_told_in_natural_units():
     params = parameters()
-    optimizer = Hyperoptimizer(params, auto(Adam(lr=0.01)))
+    optimizer = Hyperoptimizer(params, auto(Adam()))
+    start = lr(optimizer)
     loss(params).backward()
     before = [p.detach().clone() for p in params]
     optimizer.step()
     optimizer.zero_grad()
     loss(params, 1).backward()
-    expected = sum((p.grad * (p.detach() - q)).sum().item() for p, q in zip(params, before, strict=True)) / 0.01
+    expected = sum((p.grad * (p.detach() - q)).sum().item() for p, q in zip(params, before, strict=True)) / start
     optimizer.step()
     assert optimizer.hypergradients()[0]["lr"] == pytest.approx(expected, rel=1e-9)
 
@@ -485,7 +488,7 @@ def test_from_torch_alone_is_auto_from_the_lr_it_finds():
     theirs = torch.optim.AdamW(params, lr=3e-4, weight_decay=0.1)
     train(theirs, params, 3)
     optimizer = from_torch(theirs)
-    assert optimizer.tower == auto(AdamW(lr=3e-4, weight_decay=0.1))
+    assert optimizer.tower == around(AdamW(lr=3e-4, weight_decay=0.1))
     assert lr(optimizer) == 3e-4
     train(optimizer, params, 3, 3)
     assert lr(optimizer) != 3e-4

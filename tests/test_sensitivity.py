@@ -128,7 +128,7 @@ def test_there_is_a_page_of_any_part_of_the_results(tmp_path, monkeypatch):
         page = page_of(out)
         assert f"{number} trainings of {len(plan(Settings(out, seeds=1), None))}, so far" in page
     assert "| quadratic | 1 |" in page
-    assert "| from 1e-8, 1e-4, 1e-2: at most 1.03 × its own | " in page
+    assert "| from 1e-8, 1e-6, 1e-2: at most 1.03 × its own | " in page
     assert "| gain × 4 or ÷ 4, horizon and r × 2 or ÷ 2: at most 1.05 × its own | " in page
     assert "Not run yet" not in page
 

@@ -15,8 +15,8 @@ from .tower import Tower
 
 
 def start(rule: type[Rule]) -> float:
-    """The lr that `auto` takes in the place of a rule's default, so small that it does no harm, and grows from there: a
-    32nd of that; but without a preconditioner, where steps may be as large as the gradients of a summed loss, 1e-6.
+    """The lr that `auto` begins with, so small that it does no harm, and grows from there: a 32nd of the rule's default; but
+    without a preconditioner, where steps may be as large as the gradients of a summed loss, 1e-6.
     """
     return usual(rule) / 32 if rule.preconditioner is not Rule.preconditioner else 1e-6
 
@@ -26,10 +26,11 @@ def usual(rule: type[Rule]) -> float:
     return cast(float, rule.hyperparameters()["lr"].default)
 
 
-CHOSEN: dict[str, Callable[[type[Rule]], float]] = {"lr": start, "r": lambda rule: 4.0}
-"""What `auto` takes in the place of a rule's defaults; with r, averages are over about the last fifth of all steps."""
-
-
+CHOSEN: dict[str, Callable[[type[Rule], float], float]] = {
+    "lr": lambda rule, given: min(given, start(rule)),
+    "r": lambda rule, given: 4.0 if given == rule.hyperparameters()["r"].default else given,
+}
+"""What `auto` takes in the place of what a rule says; with r, averages are over about the last fifth of all steps."""
 OWN = "tune", "horizon", "normalize", "sample"
 """What it says itself of how a rule is tuned."""
 
@@ -43,8 +44,9 @@ def auto(rule: Rule | None = None, **arguments: Any) -> Tower:
     size has done over the run: larger as long as the path goes downhill, smaller when it would better have been shorter.
 
     Args:
-        rule: what moves the parameters; default: ``AdamWScheduleFree(**arguments)``. Its values stay, but for an lr and an
-            r at their defaults: r becomes 4; lr a 32nd of that, or 1e-6 for a rule without a `Rule.preconditioner`.
+        rule: what moves the parameters; default: ``AdamWScheduleFree(**arguments)``. Its values stay, but for an r at its
+            default, which becomes 4, and lr, which is where the search begins: at most a 32nd of the rule's default, or 1e-6
+            for a rule without a `Rule.preconditioner`; what is higher is lowered to that, as it could ruin the first steps.
         arguments: those of `AdamWScheduleFree`, where no rule is given, such as ``weight_decay=0.1``.
 
     Raises:
@@ -61,8 +63,7 @@ def auto(rule: Rule | None = None, **arguments: Any) -> Tower:
         raise ValueError(
             f"auto has its own {', '.join(OWN)}: leave out {', '.join(said)}, or write a tower, Adam(tune=…) / SGD(…)"
         )
-    left = {n for n, f in rule.hyperparameters().items() if getattr(rule, n) == f.default}
-    chosen: dict[str, Any] = {n: value(type(rule)) for n, value in CHOSEN.items() if n in left}
+    chosen: dict[str, Any] = {n: f(type(rule), getattr(rule, n)) for n, f in CHOSEN.items() if n in rule.hyperparameters()}
     return around(replace(rule, **chosen))
 
 
@@ -81,9 +82,9 @@ def says(rule: Rule) -> list[str]:
 
 
 def beside(rule: Rule, first: Rule) -> Rule:
-    """`rule` for a group of its own: tuned as `auto` does, from its lr, where the `first` rule is, and it says nothing."""
+    """`rule` for a group of its own: tuned as `auto` does where the `first` rule is, and it says nothing."""
     plain = says(rule) or not isinstance(first.horizon, Age) or "lr" not in rule.tunable()
-    return rule if plain else around(rule).rules[0]
+    return rule if plain else auto(rule).rules[0]
 
 
 def usual_lr(rule: Rule) -> float | None:
