@@ -143,17 +143,21 @@ def pulled(params, t):
     return sum(((p - y / 3).tanh() ** 2).mean() * len(p) for p, y in zip(params, targets, strict=True))
 
 
-def cosine(rule, step, optimizer, pairs):
-    """Of the gradient and the path of the parameters in `pairs`, as if they were one tensor: the formula of the page."""
+def cosine(rule, step, optimizer, pairs, usual=0.0):
+    """Of the gradient and the path of the parameters in `pairs`, as if they were one tensor: the formula of the page.
+
+    Args:
+        usual: the mean square of recent gradients, where the rule has no metric.
+    """
     sums = [torch.zeros(())] * 3
     for p, path in pairs:
         values, t = rule.at({n: torch.tensor(getattr(rule, n)) for n in rule.hyperparameters()}), torch.tensor(float(step))
         c = counted(values, float(step))[0].coefficients(t)
         metric = values.preconditioner(p.grad, {n: optimizer.state[p][n] for n in rule.init(p.detach())}, t, c)
         size = torch.ones(()) if metric is None else metric
-        square = p.grad**2 if metric is None else (p.grad**2 / size + size) / 2
+        square = p.grad**2 / 2 if metric is None else (p.grad**2 / size + size) / 2
         sums = [x + y.sum() for x, y in zip(sums, (p.grad * path, square, path * path * size), strict=True)]
-    return (sums[0] / (sums[1] * sums[2]).sqrt()).clamp(-1, 1).item()
+    return (sums[0] / ((sums[1] + usual / 2) * sums[2]).sqrt()).clamp(-1, 1).item()
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
@@ -164,7 +168,8 @@ def test_the_step_size_is_moved_by_the_formula(case, horizon, large):
     rule = case.rule(**options, normalize="metric cosine")
     params = tall() if large else parameters(case.matrix)
     optimizer = Hyperoptimizer(params, rule / SGD(lr=0.5))
-    path, logarithm = [torch.zeros_like(p) for p in params], math.log(rule.lr)
+    path, logarithm, usual = [torch.zeros_like(p) for p in params], math.log(rule.lr), 0.0
+    metric = case.rule.preconditioner is not Rule.preconditioner
     for t in range(1, 8):
         optimizer.zero_grad()
         (pulled if large else loss)(params, t).backward()
@@ -174,8 +179,10 @@ def test_the_step_size_is_moved_by_the_formula(case, horizon, large):
             counts = [math.sqrt(sum(p.numel() for p, _ in mine)) for mine in readings]
             found = [cosine(rule, t, optimizer, mine) for mine in readings]
             mean = sum(n * x for n, x in zip(counts, found, strict=True)) / sum(counts)
-            early = 100 / (100 + t - 2) if case.rule.preconditioner is not Rule.preconditioner else 0
-            logarithm -= 0.5 * (early * mean + (1 - early) * cosine(rule, t, optimizer, pairs))
+            early = 100 / (100 + t - 2) if metric else 0
+            if not metric:
+                usual += 4 / (t - 2 + 4) * (sum(p.grad.square().sum() for p in params).item() - usual)
+            logarithm -= 0.5 * (early * mean + (1 - early) * cosine(rule, t, optimizer, pairs, usual))
             natural = sum((p.grad * s).sum() for p, s in pairs).item() / lr(optimizer)
         before = [p.detach().clone() for p in params]
         optimizer.step()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .charts import Charts, interval
 from .normalize import NORMALIZATIONS
-from .numerics import finite, finite_or_zero, ratio
+from .numerics import REACH, finite, finite_or_zero, ratio
 from .probe import follows_movement, ours, prepared, sums, warn_of_idle
 from .rule import Rule, State
 from .sensitivity import Step, Tensors, slopes
@@ -25,6 +25,10 @@ LARGE = 1 << 11
 """From so many elements on, a parameter says by itself what its step size should be."""
 EARLY = 100.0
 """Steps in which that counts more than what all say together."""
+USUAL = "usual"
+"""Under this name a level remembers the mean square of what it moves along, where no metric says it."""
+RECENT = 4.0
+"""It is over about one in so many of all steps, the last."""
 RAW, UNIT, READ, COUNT = range(4)
 """What a level remembers of each hyperparameter that it moves comes in rows: its coordinate in its chart, what its value
 is measured in, its hypergradient as last read (in natural units; NaN before), how many steps it has made. Behind them the
@@ -48,6 +52,7 @@ class Hyperparameters:
         charts: of what is tuned, set by set of each.
         place: where that stands among all that the level above moves.
         moves: whether its sensitivity is followed as the movement of what it moves, which is that to the logarithm.
+        metric: whether it is read in one that its rule has; `lacks`: whether it has none where its normalization needs one.
         apart: by id, which reading is that of a parameter alone; the last one is that of all others.
         weights: where there are several of one set, how much each counts, from the `counts` of its elements.
             shape: (readings,)
@@ -74,6 +79,8 @@ class Hyperparameters:
         self.shape = len(self.names), self.sets
         self.charts = [rule.chart(n) for n in self.names for _ in range(self.sets)]
         self.normalization = NORMALIZATIONS[rule.normalize]
+        self.metric = self.normalization.metric and type(rule).preconditioner is not Rule.preconditioner
+        self.lacks = self.normalization.metric and not self.metric
         self.moves = follows_movement(rule, self.names)
         self.low, self.high = low[: len(self.names)], high[: len(self.names)]
         self.source = {i: i for i in range(len(self.charts))}
@@ -82,8 +89,7 @@ class Hyperparameters:
         """Have those of the parameters that it moves read by themselves that are LARGE enough to say something, if there is a
         metric, in which they are alike. Each counts as the root of the number of its elements. Returns whether that is new.
         """
-        metric = self.normalization.metric and type(self.rule).preconditioner is not Rule.preconditioner
-        if not metric or self.sets > 1 or not self.names:
+        if not self.metric or self.sets > 1 or not self.names:
             return False
         sizes = {id(p): p.numel() for p in params}
         large = sorted((i for i, n in sizes.items() if n >= LARGE), key=sizes.__getitem__)  # those alike side by side
@@ -183,7 +189,7 @@ def upper(tower: Tower, like: Tensor) -> Iterator[Hyperparameters]:
         each = below.tuned() if any(isinstance(v, Mapping) for v in given.values()) else ()
         rows = {n: [v[b] for b in each] if isinstance(v, Mapping) else [v] * max(1, len(each)) for n, v in given.items()}
         own = Hyperparameters(rule, rows, like, tuned=level < tower.height, below=each)
-        own.moves = False  # of what a level moves, the sensitivity is derived
+        own.moves = own.lacks = False  # of what a level moves, the sensitivity is derived, and all gradients are of a size
         yield own
 
 
@@ -201,7 +207,7 @@ class Level:
 
     Attributes:
         rule: its rule, with the numbers that nothing moves.
-        state: the names of what that remembers: tensors like what it moves, then sums.
+        state: the names of what that remembers: tensors like what it moves, then sums; last may come USUAL.
         rows: how many rows of the memory come before the sensitivities.
         start: what is remembered of what it moves, at the start. shape: (rows, n)
         sets: with which set of its own hyperparameters it moves each. (n entries)
@@ -216,7 +222,8 @@ class Level:
         self.own, self.below, t = own, list(below), len(own.names)
         added = sums(own.rule)
         warn_of_idle(own.rule, own.names)
-        self.state = (*own.rule.init(torch.zeros((1,))), *added)
+        rule, more = [*own.rule.init(torch.zeros((1,)))], [*added, *[USUAL] * any(h.lacks for h in below)]
+        self.state = (*rule, *more)
         self.rows = COUNT + 1 + len(self.state)
         end = 0
         for h in below:
@@ -224,7 +231,7 @@ class Level:
         given = [(h.rule.chart(n), v) for h in below for n, v in zip(h.names, h.given, strict=False)]
         raw, unit = torch.cat([chart.raw(v) for chart, v in given]), torch.cat([chart.unit(v) for chart, v in given])
         zero = torch.zeros_like(raw)
-        kept = [zero] * (len(added) + t)
+        kept = [zero] * (len(more) + t)
         self.start = torch.stack([raw, unit, zero + torch.nan, zero, *own.rule.init(raw).values(), *kept])
         self.charts = Charts([chart for h in below for chart in h.charts], raw.device)
         self.sets, self.member = [0] * end, None
@@ -241,7 +248,8 @@ class Level:
         self.origin = raw.clone() if self.rule.uses("weight_decay") else None
         alone = self.member is not None or self.origin is not None
         charts, values = [chart for h in self.below for chart in h.charts], [self.own.initial[n] for n in fixed]
-        self.kind = type(self.own.rule), title(self.own.rule, self.own.names), charts, values, id(self) if alone else None
+        known = type(self.own.rule), title(self.own.rule, self.own.names), self.state
+        self.kind = *known, charts, values, id(self) if alone else None
 
     def columns(self, values: Tensor) -> Tensor:
         """From sets of its own hyperparameters to what they move. shape: (…, sets) -> (…, n), or (…, 1) of a single set"""
@@ -263,6 +271,26 @@ class Level:
             both.append([x.flatten() for x in h.gradient(each, part, steps[h.place].view(h.shape))])
         first, second = zip(*both, strict=True)
         return joined(first), joined(second)
+
+    def sized(self, found: Tensors, memory: Tensor, known: Tensor) -> Tensors:
+        """What was read, see `Step.read`, with the mean square of the RECENT gradients where no metric says what is usual: of
+        small batches, most are far smaller than those that matter, and a cosine would count them as much.
+
+        Args:
+            memory: its own, where the mean is remembered. shape: (rows, n)
+            known: see `Levels.leave`.
+        """
+        if USUAL not in self.state:
+            return found
+        row, steps, read = memory[self.rows - 1], memory[COUNT], []
+        for h, x in zip(self.below, found, strict=True):
+            if h.lacks:
+                mean, t = row[h.place].view(h.shape), steps[h.place].view(h.shape)
+                moved = torch.lerp(mean, x[1], RECENT / (t + RECENT))
+                x = torch.stack([x[0], x[1], moved, x[3]])
+                mean.copy_(torch.where(known[h.place].view(h.shape) & (moved <= REACH.max), moved, mean))
+            read.append(x)
+        return read
 
     def products(self, grad: Tensor, trace: Tensor) -> Tensors:
         """As `Step.read`, of what this level moves; shape of `trace`: (tuned, n)."""
@@ -421,9 +449,11 @@ class Levels:
             what the first level has learned, before schedules.
         """
         raw, unit, read, count, *_ = self.memory.unbind()
+        first, known = self.levels[0], leave[0] > 0
+        found = first.sized(found, self.of(first), known[first.place])
         natural, grad = self._read(found, self.charts.slope(raw, unit), count)
         moved, learned = [], grad[:0]
-        known, down = leave[0] > 0, grad * leave[1]
+        down = grad * leave[1]
         split = (cut(x, self.sizes) for x in (down, known, *self.bounds, unit))
         each = zip(self.levels, self._parts(Run.before), *split, strict=True)
         for level, before, mine, moves, low, high, units in reversed([*each]):

@@ -54,7 +54,7 @@ def _square(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
 
 
 def _usual(u: Tensor, t: Tensor, p: Tensor | None) -> Tensor:
-    """The square of a gradient of the usual size; where there is no metric, there is none."""
+    """The square of a gradient of the usual size; where there is no metric, see `Level.sized`."""
     return u * u if p is None else p
 
 
