@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -199,14 +199,9 @@ def branches(rule: Rule, names: Sequence[str]) -> None:
 
 def reached(rule: Rule, names: Sequence[str], count: float, held: bool = False) -> set[str]:
     """Which of `names` have a derivative in the step number `count`; with coefficients `held`, other than by way of them."""
-    one = torch.ones((2, 2), dtype=torch.float64)
-    values = {n: (one.sum() / 8).requires_grad_(n in names) for n in rule.hyperparameters()}
-    at, c, _ = prepared(rule.at(values), count * one.sum() / 4, {})
+    (at, c), one = scalars(rule, names, count), torch.ones((2, 2), dtype=torch.float64)
     moved, after = updated(at, one, one.clone(), _apart(rule.init(one)), tuple(x.detach() for x in c) if held else c)
-    made = [x for x in (moved, *after.values()) if x.requires_grad]
-    ones, asked = list(map(torch.ones_like, made)), [values[n] for n in names]
-    found = torch.autograd.grad(made, asked, ones, allow_unused=True) if made and names else []
-    return {n for n, x in zip(names, found, strict=False) if x is not None}
+    return _depends([x for x in (moved, *after.values()) if x.requires_grad], at, names)
 
 
 def idle(rule: Rule, names: Sequence[str]) -> list[str]:
@@ -269,26 +264,30 @@ def follows_movement(rule: Rule, names: Sequence[str]) -> bool:
     return unbounded and (*names,) == (rule.multiplier,) and rule.chart(names[0]) == POSITIVE
 
 
-def scalars(rule: Rule, names: Sequence[str], count: float = 2.0) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-    """Values for step number `count` of one element, of which `names` are tuned, and the coefficients made of them."""
+def scalars(rule: Rule, names: Sequence[str], count: float = 2.0) -> tuple[Any, tuple[Tensor, ...]]:
+    """`rule` with values for step number `count`, of which `names` are tuned, and the coefficients made of them."""
     one = torch.ones((), dtype=torch.float64)
     values = {n: (one / 2).requires_grad_(n in names) for n in rule.hyperparameters()}
-    _, c, _ = prepared(rule.at(values), count * one, {})
+    at, c, _ = prepared(rule.at(values), count * one, {})
     _several(rule, "coefficients", c, "(x,), also of a single one")
-    return values, tuple(x if isinstance(x, Tensor) else one.new_tensor(x) for x in c)
+    return at, tuple(x if isinstance(x, Tensor) else one.new_tensor(x) for x in c)
+
+
+def _depends(made: Sequence[Tensor], at: Rule, names: Sequence[str]) -> set[str]:
+    """On which of `names` depends what was `made` with the values of `at`."""
+    asked, ones = [getattr(at, n) for n in names], list(map(torch.ones_like, made))
+    found = torch.autograd.grad(made, asked, ones, allow_unused=True, retain_graph=True) if made and names else []
+    return {n for n, slope in zip(names, found, strict=False) if slope is not None}
 
 
 def links(rule: Rule, names: Sequence[str]) -> list[tuple[int, str]]:
     """Which coefficient depends on which of `names`, in any of some steps."""
-    links = dict[tuple[int, str], None]()
-    for values, c in (scalars(rule, names, count) for count in STEPS):
-        for i, x in ((i, x) for i, x in enumerate(c) if x.requires_grad):
-            found = torch.autograd.grad(x, [values[n] for n in names], allow_unused=True, retain_graph=True)
-            links.update({(i, n): None for n, slope in zip(names, found, strict=True) if slope is not None})
+    each = (scalars(rule, names, count) for count in STEPS)
+    links = {(i, n) for at, c in each for i, x in enumerate(c) if x.requires_grad for n in _depends([x], at, names)}
     return sorted(links, key=lambda link: (link[0], names.index(link[1])))
 
 
-def keeps(rule: Rule, names: Sequence[str], values: dict[str, Tensor], c: tuple[Tensor, ...]) -> tuple[str, dict[str, int]]:
+def keeps(rule: Rule, names: Sequence[str], at: Any, c: tuple[Tensor, ...]) -> tuple[str, dict[str, int]]:
     """What has to be kept of a step until its hypergradient is read: "sensitivity", "movement", "gradient" or "nothing".
 
     Returns:
@@ -297,16 +296,16 @@ def keeps(rule: Rule, names: Sequence[str], values: dict[str, Tensor], c: tuple[
     if follows_movement(rule, names):
         return "movement", {}
     made = isinstance(rule, Averages) and all(getattr(type(rule), n) is getattr(Averages, n) for n in MADE)
-    weights = _weights(rule, values, c) if made and names and rule.one_step and not rule.normalize else None
+    weights = _weights(rule, at, c) if made and names and rule.one_step and not rule.normalize else None
     if not weights:
         return "sensitivity" if weights is None else "nothing", {}
     undone = all(rule.chart(n) == UNIT for i, n in links(rule, names) if i in weights.values())
     return ("gradient", weights) if undone else ("sensitivity", {})
 
 
-def _weights(rule: Rule, values: dict[str, Tensor], c: tuple[Tensor, ...]) -> dict[str, int] | None:
+def _weights(rule: Rule, at: Any, c: tuple[Tensor, ...]) -> dict[str, int] | None:
     """See `keeps`; None where the state depends on what is tuned otherwise."""
-    at, one = cast(Averages, rule.at(values)), torch.ones((1, 1), dtype=torch.float64)
+    one = torch.ones((1, 1), dtype=torch.float64)
     averages = at.averages(gradient := at.gradient(one, one), c)
     tuned = {n: w for n, (_, w, *_) in averages.items() if isinstance(w, Tensor) and w.requires_grad}
     weights = {n: i for n, w in tuned.items() for i, x in enumerate(c) if w is x}

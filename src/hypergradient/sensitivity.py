@@ -84,10 +84,10 @@ class Step:
         with on_host(), torch.enable_grad():
             self.state, self.sums = probe.remembered(self.rule), probe.sums(self.rule)
             self.elementwise, self.ours = probe.elementwise(self.rule), probe.ours(self.rule)
-            values, c = probe.scalars(self.rule, names)
+            at, c = probe.scalars(self.rule, names)
             if names and self.elementwise:
                 probe.branches(self.rule, names)
-            keeps, self.weights = probe.keeps(self.rule, names, values, c)
+            keeps, self.weights = probe.keeps(self.rule, names, at, c)
             if keeps != "movement":
                 probe.warn_of_idle(self.rule, names)
             self.links = probe.links(self.rule, names) if keeps != "movement" else []
