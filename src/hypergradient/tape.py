@@ -356,8 +356,6 @@ class Recorder(TorchDispatchMode):
             return self._line("full", (first, made), out.dtype)
         if name == "sum" and out.numel() == 1 and out.dtype == given[0].dtype:
             return [self._line("sum", (first,), torch.float64)]
-        if name in FACTORIES:
-            return self._line("full", (first, out[0].item()), out.dtype)
         if name not in NUMBERS or out.shape != (LENGTH,) or any(isinstance(x, str) for x in given):
             raise Unrecordable(name)
         of = [self._element(x) for x in given]
@@ -365,17 +363,11 @@ class Recorder(TorchDispatchMode):
             raise Unrecordable(f"{name} with a factor")
         if name in ("mul", "neg"):
             return self._product(*of, *[-1.0] * (name == "neg"), dtype=out.dtype)
-        if not isinstance(first, Elements) and name in ("add", "sub"):
-            name, of = "rsub" if name == "sub" else name, of[::-1]
         return self._line(name, tuple(of), out.dtype)
 
     def _product(self, *of: Any, dtype: torch.dtype) -> Name:
-        """In one operation, where one of them is itself times -1, and in none where all elements are one number."""
-        known = [self.lines[x].of[1] if x in self.lines and self.lines[x].what == "full" else x for x in of]
-        x, y = sorted(known, key=lambda x: not isinstance(x, Elements))
-        if not isinstance(x, Elements):
-            like = next(x for x in of if isinstance(x, Elements))
-            return self._line("full", (like, self._number("{0} * {1}", (x, y), dtype)), dtype)
+        """In one operation, where one of them is itself times -1."""
+        x, y = sorted(of, key=lambda x: not isinstance(x, Elements))
         made = self.lines.get(x)
         if made is not None and made.what == "mul" and made.of[1] == -1 and not isinstance(y, Elements):
             x, y = made.of[0], self._number("-{0}", (y,), dtype)
