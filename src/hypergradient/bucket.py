@@ -123,7 +123,6 @@ class Bucket:
                 entry[n] = mine
         if own:
             self.entries[0]["step"] = step
-        self.version = self.steps._version, self.sums._version
 
     def _adopted(self, name: str, known: Sequence[Mapping[str, Any]]) -> Tensor | None:
         """Of a single member: what is known, where it can be worked on as it is."""
@@ -168,7 +167,7 @@ class Bucket:
 
     def untouched(self) -> bool:
         """Whether nobody has written to the steps. Where the host need not wait, it sees that also of ``.data``."""
-        if (self.steps._version, self.sums._version) != self.version:
+        if [self.steps._version, self.sums._version] != self.versions[:2]:
             return False
         left = [float(min(self.count, COUNTED))] * len(self.members)
         return self.steps.device.type != "cpu" or not readable(self.steps) or self.steps.tolist() == left
@@ -180,15 +179,15 @@ class Bucket:
     def tick(self) -> None:
         """Know that the steps have been counted."""
         self.count, self.live, self.versions = self.count + 1, True, self._versions()
-        self.version = self.steps._version, self.sums._version
 
     def _versions(self) -> list[int]:
         names = (*self.step.state, *self.step.kept) if self.layout.mesh is not None else ()  # where tensors count apart
-        return [x._version for x in (*self.state, *self.kept, *(mine[n] for mine in self.entries for n in names))]
+        parts = (mine[n] for mine in self.entries for n in names)
+        return [x._version for x in (self.steps, self.sums, *self.state, *self.kept, *parts)]
 
     def written(self) -> bool:
         """Whether somebody has written to what the last step has left behind, of any member: views have one counter."""
-        return self._versions() != self.versions
+        return self._versions()[2:] != self.versions[2:]
 
     def own(self, i: int, memory: Memory) -> bool:
         """Whether `memory` holds of the member `i` what this bucket has put there."""
