@@ -316,11 +316,9 @@ class Group:
         """The scalars of the last step of a bucket. shape: (rows, sets)"""
         count, step = bucket.count, self.step
         if count not in self.last:  # after a checkpoint, which keeps those of one count
-            rows, clock = self.recent(), bucket.clock.clone()
+            rows = self.recent()
             values, scale = rows[step.rows["values"]], rows[step.rows["scale"]]
-            if step.sums:  # what stands there is after that step
-                clock[1:] -= step.summed(values, clock) - clock[1:]
-            self.last[count] = rows if rows[0].eq(count).all() else step.prepare(values, scale, clock)
+            self.last[count] = rows if rows[0].eq(count).all() else step.prepare(values, scale, bucket.clock)
         return self.last[count]
 
     def past(self, memory: Memory) -> Iterator[tuple[int, tuple[int, bool]]]:

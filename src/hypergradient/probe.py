@@ -317,5 +317,5 @@ def _weights(rule: Rule, at: Any, c: tuple[Tensor, ...]) -> dict[str, int] | Non
     return weights
 
 
-MADE = "update", "advance", "average", "apply"
-"""What makes a step of averages one."""
+MADE = "update", "advance", "average", "apply", "summed"
+"""What makes a step of averages one, made of these alone."""
