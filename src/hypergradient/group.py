@@ -149,17 +149,18 @@ class Group:
     def _schedule(self) -> None:
         """What the dict says, as the step needs it. A step size that starts at 0 is frozen until it is raised."""
         bases, owner = self.bases, self.owner
-        factors = [self.said[n] / bases[n] if bases[n] else float(n != self.main) for n in owner.names]
-        self.freedom = self._freedom() if owner.moves else 1.0
-        if owner.moves:
-            factors[0] /= self.heights[1]
         fixed = {n: self.said[n] for n in owner.order[len(owner.names) :]}
         off = frozenset(n for n, value in fixed.items() if value == 0 and n != self.main)
-        self.schedule = owner.given.new_tensor([*factors, *fixed.values()]).unsqueeze(1)
         kind = type(owner.rule), title(owner.rule, owner.names), off, *(getattr(owner.rule, n) for n in owner.rule.settings())
         if kind not in self.steps:
             self.steps[kind] = Step(owner.rule, owner.names, off)
         self.step = self.steps[kind]
+        owner.moves = self.step.follows
+        factors = [self.said[n] / bases[n] if bases[n] else float(n != self.main) for n in owner.names]
+        self.freedom = self._freedom() if owner.moves else 1.0
+        if owner.moves:
+            factors[0] /= self.heights[1]
+        self.schedule = owner.given.new_tensor([*factors, *fixed.values()]).unsqueeze(1)
 
     def _freedom(self) -> float:
         """How much of what it wants to a step size may move, that learns so fast that it would undo its schedule: all where

@@ -16,7 +16,7 @@ from torch import Tensor
 from .charts import Charts, interval
 from .normalize import NORMALIZATIONS
 from .numerics import REACH, finite, finite_or_zero, ratio
-from .probe import follows_movement, ours, prepared, sums, warn_of_idle
+from .probe import ours, prepared, sums, warn_of_idle
 from .rule import Rule, State
 from .sensitivity import Step, Tensors, slopes
 from .tower import Tower
@@ -51,7 +51,7 @@ class Hyperparameters:
         given: their values as they were given, in that order. shape: (hyperparameters, sets)
         charts: of what is tuned, set by set of each.
         place: where that stands among all that the level above moves.
-        moves: whether its sensitivity is followed as the movement of what it moves, which is that to the logarithm.
+        moves: whether its sensitivity is the movement of what it moves, which is that to the logarithm; see `Step.follows`.
         metric: whether it is read in one that its rule has; `lacks`: whether it has none where its normalization needs one.
         apart: by id, which reading is that of a parameter alone; the last one is that of all others.
         weights: where there are several of one set, how much each counts, from the `counts` of its elements.
@@ -62,6 +62,7 @@ class Hyperparameters:
 
     place = slice(0, 0)
     memory: Tensor | None = None
+    moves = False
     apart: Mapping[int, int] = {}
     counts: Sequence[int] = ()
     weights: Tensor | None = None
@@ -81,7 +82,6 @@ class Hyperparameters:
         self.normalization = NORMALIZATIONS[rule.normalize]
         self.metric = self.normalization.metric and type(rule).preconditioner is not Rule.preconditioner
         self.lacks = self.normalization.metric and not self.metric
-        self.moves = follows_movement(rule, self.names)
         self.low, self.high = low[: len(self.names)], high[: len(self.names)]
         self.source = {i: i for i in range(len(self.charts))}
 
@@ -136,12 +136,6 @@ class Hyperparameters:
             first, more[-1] = torch.where(still, -more[0], first), torch.where(still, more[0], more[-1])
         return self.normalization.combine(first, *more, None if self.moves else slope)
 
-    def recall(self, mine: Tensor) -> None:
-        """Go on in the memory of a new level, `mine`, from what has been remembered. shape: (rows, tuned * sets)"""
-        if (old := self.memory) is not None and not old.is_meta:
-            mine[:, list(self.source)] = old[:, list(self.source.values())].to(mine)
-        self.memory = mine
-
     def bounds(self, unit: Tensor) -> tuple[Tensor, Tensor]:
         """The ends of the coordinates of what is tuned. shape: (tuned * sets,) -> (tuned * sets,) both"""
         units = unit.view(self.shape)
@@ -189,7 +183,7 @@ def upper(tower: Tower, like: Tensor) -> Iterator[Hyperparameters]:
         each = below.tuned() if any(isinstance(v, Mapping) for v in given.values()) else ()
         rows = {n: [v[b] for b in each] if isinstance(v, Mapping) else [v] * max(1, len(each)) for n, v in given.items()}
         own = Hyperparameters(rule, rows, like, tuned=level < tower.height, below=each)
-        own.moves = own.lacks = False  # of what a level moves, the sensitivity is derived, and all gradients are of a size
+        own.lacks = False  # their gradients are of a size
         yield own
 
 
@@ -388,7 +382,9 @@ class Levels:
             level.place = slice(begin, begin := begin + len(level.sets))
             mine = self.of(level).copy_(level.start)
             for h in level.below:
-                h.recall(mine[:, h.place])
+                if (old := h.memory) is not None and not old.is_meta:
+                    mine[:, [h.place.start + i for i in h.source]] = old[:, list(h.source.values())].to(mine)
+                h.memory = mine[:, h.place]
         self.charts = Charts([chart for level in levels for h in level.below for chart in h.charts], like.device)
         bounds = [h.bounds(self.of(level)[UNIT, h.place]) for level in levels for h in level.below]
         self.bounds = [torch.cat(side) for side in zip(*bounds, strict=True)]

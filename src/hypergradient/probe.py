@@ -256,14 +256,6 @@ def _plain(transform: Any) -> bool:
     return known and all(map(_plain, parts)) and not any(isinstance(x, Tensor) for x in vars(transform).values())
 
 
-def follows_movement(rule: Rule, names: Sequence[str]) -> bool:
-    """Whether the sensitivity to what is tuned is followed as the movement of the parameters: its logarithm multiplies that,
-    over the whole run.
-    """
-    unbounded = isinstance(rule.horizon, Age) or rule.horizon == math.inf
-    return unbounded and (*names,) == (rule.multiplier,) and rule.chart(names[0]) == POSITIVE
-
-
 def scalars(rule: Rule, names: Sequence[str], count: float = 2.0) -> tuple[Any, tuple[Tensor, ...]]:
     """`rule` with values for step number `count`, of which `names` are tuned, and the coefficients made of them."""
     one = torch.ones((), dtype=torch.float64)
@@ -293,7 +285,8 @@ def keeps(rule: Rule, names: Sequence[str], at: Any, c: tuple[Tensor, ...]) -> t
     Returns:
         that; and for a replay, of which averages the weight depends on what is tuned: which coefficient it is.
     """
-    if follows_movement(rule, names):
+    unbounded = isinstance(rule.horizon, Age) or rule.horizon == math.inf
+    if unbounded and (*names,) == (rule.multiplier,) and rule.chart(names[0]) == POSITIVE:  # over the whole run
         return "movement", {}
     made = isinstance(rule, Averages) and all(getattr(type(rule), n) is getattr(Averages, n) for n in MADE)
     weights = _weights(rule, at, c) if made and names and rule.one_step and not rule.normalize else None
