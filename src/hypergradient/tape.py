@@ -170,7 +170,6 @@ class Recorder(TorchDispatchMode):
         self.lines: dict[Name, Line] = {}
         self.names: dict[int, Any] = {}
         self.captured: dict[int, tuple[Tensor, Tensor]] = {}
-        self.parts: dict[int, Name] = {}  # of memory that stands for a part of elements, what their sum is named
         self._same, self._kept, self._done = dict[Any, Name](), list[Any](), 0
 
     # ---------------------------------------------------------------- what tensors are
@@ -246,14 +245,16 @@ class Recorder(TorchDispatchMode):
         return out
 
     def _parts(self, x: Tensor, sizes: Sequence[int], dim: int) -> list[Tensor]:
-        """What stands for parts of elements, of which there are as many as there will be; they can be added up."""
-        made, number, x = [torch.ones(LENGTH, dtype=x.dtype) for _ in sizes], torch.float64, self._element(x)
+        """What stands for parts of elements, of which there are as many as there will be: of each the sum, for nothing else is
+        made of a part.
+        """
+        made, number, x = [torch.ones(1, dtype=x.dtype) for _ in sizes], torch.float64, self._element(x)
         if blocks(sizes):
             each = self._line("parts", (x, tuple(sizes)), number)
             names = [self._line("", (f"{each}[{i}]", each), number) for i in range(len(sizes))]
         else:
             names = [self._line("part", (x, *ends), number) for ends in pairwise(accumulate(sizes, initial=0))]
-        self.parts.update({storage(y): name for y, name in zip(made, names, strict=True)})
+        self.names.update({storage(y): [name] for y, name in zip(made, names, strict=True)})
         self._kept.append(made)
         return made
 
@@ -271,8 +272,6 @@ class Recorder(TorchDispatchMode):
         """What results: the name of elements, or a list of numbers."""
         if name in FACTORIES and out.numel() <= MOST:
             return out.flatten().tolist()
-        if name == "sum" and storage(given[0]) in self.parts:
-            return [self.parts[storage(given[0])]]
         if any(isinstance(x, Tensor) and isinstance(self.names[storage(x)], Elements) for x in _leaves(given)):
             return self._of_elements(name, given, out)
         if name in COPIES:
