@@ -161,7 +161,8 @@ class Step:
     def differentiate(
         self, scalars: Scalars, function: Function, cotangents: Tensors = (), copy: Map = lambda x: x, more: Tensors = ()
     ) -> tuple[Tensors, Any, list[Tensor | None]]:
-        """As `slopes` of ``function(rule, c, *more)``: with respect to what is tuned, all coefficients, and `more`.
+        """As `slopes` of ``function(rule, c, *more)``: with respect to what is tuned, all coefficients, and `more`. Without
+        `cotangents`, of elements that do not move by themselves, as `jacobians`.
 
         Args:
             copy: what is differentiated with respect to: the scalars themselves, or a copy of them for each element.
@@ -175,14 +176,15 @@ class Step:
             return function(at, tuple(made.get(i, y) for i, y in enumerate(scalars.c)), *x[k:])
 
         inputs = [copy(x) for x in (*(scalars.values[n] for n in direct), *(scalars.c[i] for i in linked))]
-        values, second, found = slopes(step, [*inputs, *more], cotangents)
+        taken = slopes(step, [*inputs, *more], cotangents) if cotangents or self.elementwise else jacobians(step, inputs)
+        values, second, found = taken
         own, partial = dict(zip(direct, found[:d], strict=True)), dict(zip(linked, found[d:k], strict=True))
         return values, second, [*map(own.get, self.names), *map(partial.get, range(len(scalars.c))), *found[k:]]
 
     def advance(self, scalars: Scalars, param: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
-        """One elementwise step, and of each of `names` its sensitivity ``dU/dh = dU/dh|c + sum_c dU/dc dc/dh``.
+        """One step, and of each of `names` its sensitivity ``dU/dh = dU/dh|c + sum_c dU/dc dc/dh``.
 
-        One reverse pass gives all: each element depends on its own copy of the scalars.
+        One reverse pass gives all, where each element moves by itself: it depends on its own copy of the scalars.
         """
 
         def step(at: Rule, c: tuple[Tensor, ...]) -> tuple[Sequence[Tensor], State]:
@@ -190,12 +192,14 @@ class Step:
             return (new,), new_state
 
         t, k = len(self.names), len(scalars.c)
-        (new,), new_state, found = self.differentiate(scalars, step, copy=lambda x: x.expand_as(param))
+        (new,), new_state, found = self.differentiate(
+            scalars, step, copy=lambda x: x.expand_as(param) if self.elementwise else x
+        )
         terms = {n: [] if x is None else [x * scalars.scale[n]] for n, x in zip(self.names, found[:t], strict=True)}
         for i, n in self.links:
             if (slope := found[t + i]) is not None:
                 terms[n].append(slope * scalars.jacobian[self.names.index(n) * k + i])
-        add = added if self.rule.normalize else sum
+        add = added if self.rule.normalize and self.elementwise else sum
         return new, new_state, [add(x[1:], x[0]) if x else torch.zeros_like(new) for x in terms.values()]
 
     def replay(
@@ -281,7 +285,7 @@ class Step:
         if not kept or self.replays or self.follows:
             new, new_state, found = self._moved(scalars, p, g, old, kept)
         else:
-            new, new_state, found = (self.advance if self.elementwise else self._advance_any)(scalars, p, g, old)
+            new, new_state, found = self.advance(scalars, p, g, old)
         exact = self.rule.one_step and (self.ours or self.replays)  # others' rules may have a root's slope at 0
         for t, x in zip(kept, found, strict=True):
             x = x if self.rule.one_step else t * self.rule.fading(scalars.t) + x
@@ -289,24 +293,6 @@ class Step:
         pairs = [(t, x) for t, x in ((param, new), *((places[n], x) for n, x in new_state.items())) if x is not t]
         for target, x in [(t, copied(x) if any(x is y for y, _ in pairs) else x) for t, x in pairs]:
             target.copy_(x)  # what is handed on from one to the other was read before it is written
-
-    @torch.enable_grad()
-    def _advance_any(self, scalars: Scalars, param: Tensor, grad: Tensor, state: State) -> tuple[Tensor, State, list[Tensor]]:
-        """As `advance`, of any rule: ``u -> (dU/dh)^T u`` is linear, so its derivative with respect to u is ``dU/dh``."""
-        h = {n: scalars.values[n].detach().requires_grad_() for n in self.names}
-        made, k = {i: scalars.c[i].detach().requires_grad_() for i in self.linked}, len(scalars.c)
-        at = self.rule.at({**scalars.values, **h})
-        new, after = at.update(param, grad, state, tuple(made.get(i, x) for i, x in enumerate(scalars.c)))
-        u = torch.zeros_like(new, requires_grad=True)
-        pulled: Any = [None] * (len(h) + len(made))  # of what takes no part in a step of this shape
-        if new.requires_grad:
-            pulled = torch.autograd.grad(new, [*h.values(), *made.values()], u, create_graph=True, allow_unused=True)
-        found = [torch.zeros_like(new) if x is None else torch.autograd.grad(x, u, retain_graph=True)[0] for x in pulled]
-        slopes = {n: x * scalars.scale[n] for n, x in zip(h, found, strict=False)}
-        through = dict(zip(made, found[len(h) :], strict=True))
-        for i, n in self.links:
-            slopes[n] = slopes[n] + through[i] * scalars.jacobian[self.names.index(n) * k + i]
-        return new, after, [*slopes.values()]
 
     def _moved(self, scalars: Scalars, p: Tensor, g: Tensor, state: State, kept: Tensors) -> tuple[Tensor, State, Tensors]:
         """One step without its derivative. Its gradient is kept where the replay needs it; else, how far it went."""
@@ -336,3 +322,13 @@ def slopes(function: Function, inputs: Tensors, cotangents: Tensors = ()) -> tup
     if pairs:
         found = torch.autograd.grad([x for x, _ in pairs], leaves, [u for _, u in pairs], allow_unused=True)
     return [x.detach() for x in values], second, found
+
+
+@torch.enable_grad()
+def jacobians(function: Function, inputs: Tensors) -> tuple[Tensors, Any, Sequence[Tensor | None]]:
+    """As `slopes`, of each element: ``u -> (dU/dh)^T u`` is linear, so its derivative with respect to u is ``dU/dh``."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    (value,), second = function(*leaves)
+    u, known = torch.zeros_like(value, requires_grad=True), value.requires_grad  # not where none takes part in this shape
+    pulled = torch.autograd.grad(value, leaves, u, create_graph=True, allow_unused=True) if known else [None] * len(leaves)
+    return [value.detach()], second, [x if x is None else torch.autograd.grad(x, u, retain_graph=True)[0] for x in pulled]
