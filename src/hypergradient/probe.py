@@ -199,7 +199,7 @@ def branches(rule: Rule, names: Sequence[str]) -> None:
 
 def reached(rule: Rule, names: Sequence[str], count: float, held: bool = False) -> set[str]:
     """Which of `names` have a derivative in the step number `count`; with coefficients `held`, other than by way of them."""
-    (at, c), one = scalars(rule, names, count), torch.ones((2, 2), dtype=torch.float64)
+    (at, c), one = example(rule, names, count), torch.ones((2, 2), dtype=torch.float64)
     moved, after = updated(at, one, one.clone(), _apart(rule.init(one)), tuple(x.detach() for x in c) if held else c)
     return _depends([x for x in (moved, *after.values()) if x.requires_grad], at, names)
 
@@ -236,8 +236,7 @@ def rehearse(rule: Rule, p: Tensor, param: Tensor, state: State) -> None:
         raise ValueError(f"a parameter has shape {tuple(p.shape)}: {why}")
     at = rule.at({n: param.new_tensor(next(each(getattr(rule, n)))) for n in rule.hyperparameters()})
     at, c, _ = prepared(at, param.new_ones(()), {})
-    own = param.clone(), torch.zeros_like(param), {n: x.clone() for n, x in state.items()}
-    moved, after = updated(at, *own, c)
+    moved, after = updated(at, param.clone(), torch.zeros_like(param), _apart(state), c)
     results = {"param": moved, **after}, {"param": param, **state}
     shapes, expected = ({n: tuple(x.shape) for n, x in found.items()} for found in results)
     if shapes != expected:
@@ -256,7 +255,7 @@ def _plain(transform: Any) -> bool:
     return known and all(map(_plain, parts)) and not any(isinstance(x, Tensor) for x in vars(transform).values())
 
 
-def scalars(rule: Rule, names: Sequence[str], count: float = 2.0) -> tuple[Any, tuple[Tensor, ...]]:
+def example(rule: Rule, names: Sequence[str], count: float = 2.0) -> tuple[Any, tuple[Tensor, ...]]:
     """`rule` with values for step number `count`, of which `names` are tuned, and the coefficients made of them."""
     one = torch.ones((), dtype=torch.float64)
     values = {n: (one / 2).requires_grad_(n in names) for n in rule.hyperparameters()}
@@ -274,7 +273,7 @@ def _depends(made: Sequence[Tensor], at: Rule, names: Sequence[str]) -> set[str]
 
 def links(rule: Rule, names: Sequence[str]) -> list[tuple[int, str]]:
     """Which coefficient depends on which of `names`, in any of some steps."""
-    each = (scalars(rule, names, count) for count in STEPS)
+    each = (example(rule, names, count) for count in STEPS)
     links = {(i, n) for at, c in each for i, x in enumerate(c) if x.requires_grad for n in _depends([x], at, names)}
     return sorted(links, key=lambda link: (link[0], names.index(link[1])))
 

@@ -84,7 +84,7 @@ class Step:
         with on_host(), torch.enable_grad():
             self.state, self.sums = probe.remembered(self.rule), probe.sums(self.rule)
             self.elementwise, self.ours = probe.elementwise(self.rule), probe.ours(self.rule)
-            at, c = probe.scalars(self.rule, names)
+            at, c = probe.example(self.rule, names)
             if names and self.elementwise:
                 probe.branches(self.rule, names)
             keeps, self.weights = probe.keeps(self.rule, names, at, c)
