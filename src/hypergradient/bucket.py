@@ -270,8 +270,8 @@ class Bucket:
         del self.param, self.grad
 
     def rest(self) -> None:
-        """Let a step pass in which these elements did not move."""
-        self.live = self.live and not self.step.lapses
+        """Let a step pass in which these elements did not move: of a single step that counts, nothing is left."""
+        self.live = self.live and not self.step.rule.one_step
         for kept in self.kept:
             kept.mul_(self.step.rule.fading(max(self.count, 1)))
         self.versions = self._versions()

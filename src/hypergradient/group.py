@@ -350,7 +350,7 @@ class Group:
         shape = p.shape if (sample := self.step.sample(p)) is None else sample.shape
         left = all(getattr(entry.get(n), "shape", None) == shape for n in self.step.kept)
         known = not self.step.replays or (not lost and (count in self.last or 0 in self.last))
-        return count, count > 0 and left and known and not (rests and self.step.lapses)
+        return count, count > 0 and left and known and not (rests and self.step.rule.one_step)
 
     def gather(self, grads: Sequence[Tensor | None], cotangents: Mapping[Tensor, Tensor]) -> list[Bucket]:
         """Read the parameters that have a gradient. Returns their buckets."""

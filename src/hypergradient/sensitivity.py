@@ -72,7 +72,6 @@ class Step:
         direct: on which tuned ones a step depends other than by way of coefficients.
         kept: under which names is remembered what is kept of each step until its hypergradient is read.
         replays: whether that is read by a replay.
-        lapses: whether it says nothing any more after a step in which a parameter rests.
         weights: for that, of which averages the weight depends on what is tuned; which coefficient it is.
         follows: whether what is kept is the movement of the elements.
     """
@@ -98,7 +97,6 @@ class Step:
         self.coefficients, self.linked = k, sorted({i for i, _ in self.links})
         self.kept = tuple(KEPT + n for n in {"sensitivity": names, "nothing": ()}.get(keeps, (keeps,)))
         self.replays = keeps in ("gradient", "nothing")
-        self.lapses = self.replays or rule.one_step
         self.follows = keeps == "movement"
 
     def sample(self, p: Tensor) -> Sample | None:
