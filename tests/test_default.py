@@ -143,17 +143,19 @@ def pulled(params, t):
     return sum(((p - y / 3).tanh() ** 2).mean() * len(p) for p, y in zip(params, targets, strict=True))
 
 
-def cosine(rule, step, optimizer, pairs, usual=0.0):
+def cosine(rule, step, optimizer, pairs, usual=0.0, following=None):
     """Of the gradient and the path of the parameters in `pairs`, as if they were one tensor: the formula of the page.
 
     Args:
         usual: the mean square of recent gradients, where the rule has no metric.
+        following: by parameter, the gradients that the weights follow, if others than those in `grad`.
     """
     sums = [torch.zeros(())] * 3
     for p, path in pairs:
         values, t = rule.at({n: torch.tensor(getattr(rule, n)) for n in rule.hyperparameters()}), torch.tensor(float(step))
         c = counted(values, float(step))[0].coefficients(t)
-        metric = values.preconditioner(p.grad, {n: optimizer.state[p][n] for n in rule.init(p.detach())}, t, c)
+        grad = p.grad if following is None else following[p]
+        metric = values.preconditioner(grad, {n: optimizer.state[p][n] for n in rule.init(p.detach())}, t, c)
         size = torch.ones(()) if metric is None else metric
         square = p.grad**2 / 2 if metric is None else (p.grad**2 / size + size) / 2
         sums = [x + y.sum() for x, y in zip(sums, (p.grad * path, square, path * path * size), strict=True)]
@@ -191,6 +193,31 @@ def test_the_step_size_is_moved_by_the_formula(case, horizon, large):
             assert optimizer.hypergradients()[0]["lr"] == pytest.approx(natural, rel=1e-9)
         fading = 1.0 if horizon == math.inf else max(0.0, 1 - 1 / (horizon.times * t))
         path = [s * fading + (p.detach() - q) for s, p, q in zip(path, params, before, strict=True)]
+
+
+def test_the_metric_under_tune_on_is_that_of_the_step_to_come():
+    """Which is made along the training gradient."""
+    params = tall()
+    optimizer = Hyperoptimizer(params, replace(auto().rules[0], sample=1) / SGD(lr=0.5))
+    pulled(params, 0).backward()
+    before = [p.detach().clone() for p in params]
+    optimizer.step()
+    path = [p.detach() - q for p, q in zip(params, before, strict=True)]
+    optimizer.zero_grad()
+    pulled(params, 1).backward()
+    optimizer.tune_on(50 * pulled(params, 2))
+    following = {p: p.grad for p in params}
+    for p, g in zip(params, torch.autograd.grad(50 * pulled(params, 2), params), strict=True):
+        p.grad = g
+    pairs = [*zip(params, path, strict=True)]
+    readings = [[x] for x in pairs if x[0].numel() >= 2048] + [[x for x in pairs if x[0].numel() < 2048]]
+    counts = [math.sqrt(sum(p.numel() for p, _ in mine)) for mine in readings]
+    found = [cosine(optimizer.rules[0], 2, optimizer, mine, following=following) for mine in readings]
+    expected = sum(n * x for n, x in zip(counts, found, strict=True)) / sum(counts)
+    for p, g in following.items():
+        p.grad = g
+    optimizer.step()
+    assert math.log(lr(optimizer) / START) == pytest.approx(-0.5 * expected, rel=1e-6)
 
 
 @compiler

@@ -157,7 +157,9 @@ def test_a_tuned_run_is_repeated_with_a_plain_optimizer(tower, kind, options, pe
     history, ways = History(optimizer), []
     for t in range(30):
         ways.append([p.detach().clone() for p in mine])
-        optimizer.param_groups[0]["lr"] *= 0.98  # a schedule on top
+        optimizer.param_groups[0]["lr"] *= 0.98  # schedules on top
+        if "weight_decay" not in optimizer.rules[0].tuned():
+            optimizer.param_groups[0]["weight_decay"] = 0.01 * (t + 1)
         train(optimizer, mine, 1, t)
     again = parameters()
     groups = [{"params": [p]} for p in again] if per == "tensor" else [{"params": again[:2]}, {"params": again[2:]}]

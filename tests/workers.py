@@ -242,10 +242,13 @@ def evaluated(how: str, plan: Plan) -> list[dict[str, Any]]:
 
 
 def halved_in_place(how: str, plan: Plan) -> list[dict[str, Any]]:
-    """A run in which somebody halves an average, and one that goes on from a copy in memory of what it was before that."""
+    """A run in which somebody halves averages, and one that goes on from a copy in memory of what it was before that."""
     run = Run(how, plan).go(3)
     copied = copy.deepcopy((run.model.state_dict(), run.optimizer.state_dict()))
-    run.optimizer.state[run.optimizer.param_groups[0]["params"][0]]["exp_avg"].mul_(0.5)
+    first, *_, last = run.optimizer.param_groups[0]["params"]
+    run.optimizer.state[first]["exp_avg"].mul_(0.5)
+    part = run.optimizer.state[last]["exp_avg_sq"]
+    (part.to_local() if hasattr(part, "to_local") else part).mul_(0.5)
     found = [run.go(2).result()]
     run.model.load_state_dict(copied[0])
     run.optimizer.load_state_dict(copied[1])

@@ -183,7 +183,7 @@ class Bucket:
     def _versions(self) -> list[int]:
         names = (*self.step.state, *self.step.kept) if self.layout.mesh is not None else ()  # where tensors count apart
         parts = (mine[n] for mine in self.entries for n in names)
-        return [x._version for x in (self.steps, self.sums, *self.state, *self.kept, *parts)]
+        return [getattr(x, "_local_tensor", x)._version for x in (self.steps, self.sums, *self.state, *self.kept, *parts)]
 
     def written(self) -> bool:
         """Whether somebody has written to what the last step has left behind, of any member: views have one counter."""

@@ -136,7 +136,7 @@ class Engine:
             return []
         rows = bucket.scalars if expected is None else bucket.use(expected)
         own = bucket.samples or bucket
-        piece = own.param, own.u, own.state, own.kept
+        piece = own.param, own.u, own.state, [*own.kept, *[own.grad] * (own.u is not own.grad)]
         if own.cuts and bucket.uniform:
             return [self.ready(bucket.step.read, piece, rows, own.cuts, dynamic=None)]
         return self._calls(bucket, bucket.step.read, piece, rows, *(() if bucket.uniform else (own.cuts, bucket.spread)))
@@ -229,7 +229,7 @@ def whole(levels: Levels, ask: Ask, elements: Any, last: Tensor, leave: Tensor) 
     """
     (_, step, *_), (param, grad, state, kept, instead, cuts) = ask, elements
     rows = last if not step.normalization.metric else levels.expected([ask], levels.memory)[0].to(last.dtype)
-    found = step.read((param, (instead or [grad])[0], state, kept), rows, cuts)
+    found = step.read((param, (instead or [grad])[0], state, [*kept, *[grad] * len(instead)]), rows, cuts)
     (now,) = scalars([ask], levels.tune([found.to(levels.memory)], leave))
     used = now.to(last.dtype)
     step.move((param, grad, state, kept), used)

@@ -8,7 +8,7 @@ import math
 import os
 import textwrap
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -88,9 +88,9 @@ class History:
         self._told = {step: records(told, step) if isinstance(told, Snapshot) else told for step, told in self._told.items()}
         return [record for told in self._told.values() for record in told]
 
-    def _curves(self) -> list[dict[str, Any]]:
-        """The records that `shown` tells from the others. Raises RuntimeError where there are none."""
-        if not (found := [r for r in self.records() if shown(r)]):
+    def _recorded(self, which: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        """The records of `which` that is true. Raises RuntimeError where there are none."""
+        if not (found := list(filter(which, self.records()))):
             raise RuntimeError("history: nothing has been recorded; make a step first")
         return found
 
@@ -136,7 +136,7 @@ class History:
         """
         bounds = {rule.__name__: {n for n in rule.hyperparameters() if _most(rule, n) <= 1} for rule in _kinds(Rule)}
         rows: dict[int, dict[bool, dict[Any, dict[int, list[float]]]]] = {}
-        for r in self._curves():
+        for r in self._recorded(shown):
             bounded = r["name"].split(".")[0] in bounds.get(r["rule"], ())
             curve = rows.setdefault(r["level"], {}).setdefault(bounded, {}).setdefault((r["group"], r["rule"], r["name"]), {})
             curve[r["step"]] = _listed(r["value"])
@@ -159,16 +159,17 @@ class History:
             optimizer = torch.optim.Adam(model.parameters())
             scheduler = history.scheduler(optimizer)  # scheduler.step() after every optimizer.step()
 
-        It sets `lr`, and of what was tuned all that the groups have too. Between recorded steps it interpolates; after the
-        last it stays. What was tuned with ``per="tensor"`` needs an optimizer with a group per parameter.
+        It sets all values of the rule on the weights that the groups have too; so of another rule than `optimizer` is, it is
+        a schedule at best. Between recorded steps it interpolates; after the last it stays. What was tuned with
+        ``per="tensor"`` needs an optimizer with a group per parameter.
 
         Raises:
             RuntimeError: nothing has been recorded.
             ValueError: an optimizer with another number of groups.
         """
         tracks: dict[tuple[int, int], dict[str, list[tuple[int, float]]]] = {}
-        for r in self._curves():
-            for i, value in enumerate(_listed(r["value"]) if r["level"] == 0 else ()):
+        for r in self._recorded(lambda record: record["level"] == 0):
+            for i, value in enumerate(_listed(r["value"])):
                 tracks.setdefault((r["group"], i), {}).setdefault(r["name"], []).append((r["step"], value))
         if (have := len(optimizer.param_groups)) != len(tracks):
             raise ValueError(f"optimizer has {have} groups, which is not allowed; {len(tracks)} have been recorded")

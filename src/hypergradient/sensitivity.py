@@ -240,7 +240,8 @@ class Step:
         """The sums that the normalization asks for, of the sensitivities of the last step: the first is ``<u, T>``.
 
         Args:
-            piece: of the elements; in the place of the gradient u, the gradient of what is to become smaller by tuning.
+            piece: of the elements; in the place of the gradient u, the gradient of what is to become smaller by tuning; that of
+                the step behind what is kept, where it is another.
             rows: the scalars of the last step, where it is replayed, or of this one as they are expected, where its `metric` is
                 needed; of the dtype to work in. shape: (rows, segments)
             cuts: how many elements each part has that is added up by itself; nothing: all are.
@@ -250,13 +251,14 @@ class Step:
             shape: (products, tuned, parts)
         """
         scalars = self.scalars(spread(rows)) if self.replays or self.normalization.metric else None
-        param, u, state, kept = piece
+        (param, u, state, kept), n = piece, len(self.kept)
+        kept, (grad,) = kept[:n], kept[n:] or [u]
         u, old = u.to(rows.dtype), dict(zip(self.state, state, strict=True))
         if scalars and self.replays:
             zero = rows.new_zeros(u.shape if cuts else ())
             terms = [zero if x is None else x for x in self.replay(scalars, u, param.to(rows.dtype), old, *kept)]
             return self._chained(totals(terms, cuts), rows)
-        metric = self.rule.at(scalars.values).preconditioner(u, old, scalars.t, scalars.c) if scalars else None
+        metric = self.rule.at(scalars.values).preconditioner(grad.to(u.dtype), old, scalars.t, scalars.c) if scalars else None
         found = totals([product(u, t, metric) for product in self.normalization.products for t in kept], cuts)
         return found.view(-1, len(self.names), found.shape[1])
 
