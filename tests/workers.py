@@ -245,11 +245,12 @@ def halved_in_place(how: str, plan: Plan) -> list[dict[str, Any]]:
     """A run in which somebody halves averages, and one that goes on from a copy in memory of what it was before that."""
     run = Run(how, plan).go(3)
     copied = copy.deepcopy((run.model.state_dict(), run.optimizer.state_dict()))
-    first, *_, last = run.optimizer.param_groups[0]["params"]
-    run.optimizer.state[first]["exp_avg"].mul_(0.5)
-    part = run.optimizer.state[last]["exp_avg_sq"]
-    (part.to_local() if hasattr(part, "to_local") else part).mul_(0.5)
+    weight, bias, *_ = run.optimizer.param_groups[0]["params"]
+    run.optimizer.state[weight]["exp_avg"].mul_(0.5)
     found = [run.go(2).result()]
+    for x in (run.optimizer.state[bias][n] for n in ("exp_avg", "exp_avg_sq")):
+        (x.to_local() if isinstance(x, DTensor) else x).mul_(0.5)
+    found += [run.go(2).result()]
     run.model.load_state_dict(copied[0])
     run.optimizer.load_state_dict(copied[1])
     return [*found, run.go(2).result()]

@@ -181,9 +181,10 @@ class Bucket:
         self.count, self.live, self.versions = self.count + 1, True, self._versions()
 
     def _versions(self) -> list[int]:
-        names = (*self.step.state, *self.step.kept) if self.layout.mesh is not None else ()  # where tensors count apart
-        parts = (mine[n] for mine in self.entries for n in names)
-        return [getattr(x, "_local_tensor", x)._version for x in (self.steps, self.sums, *self.state, *self.kept, *parts)]
+        names = (*self.step.state, *self.step.kept) if self.layout.mesh is not None else ()
+        apart = (mine[n] for mine in self.entries for n in names)  # each has a counter of its own, and its local part another
+        parts = (x for whole in apart for x in (whole, whole._local_tensor))
+        return [x._version for x in (self.steps, self.sums, *self.state, *self.kept, *parts)]
 
     def written(self) -> bool:
         """Whether somebody has written to what the last step has left behind, of any member: views have one counter."""
