@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import RULES, counted, loss, parameters, train, weights
 from helpers import EXACT, clones, compiler, crossed, resumed
+from sklearn.datasets import load_digits
 from torch.optim import lr_scheduler
 
 import hypergradient as hg
@@ -193,6 +194,21 @@ def test_the_step_size_is_moved_by_the_formula(case, horizon, large):
             assert optimizer.hypergradients()[0]["lr"] == pytest.approx(natural, rel=1e-9)
         fading = 1.0 if horizon == math.inf else max(0.0, 1 - 1 / (horizon.times * t))
         path = [s * fading + (p.detach() - q) for s, p, q in zip(path, params, before, strict=True)]
+
+
+@pytest.mark.parametrize("rule", [SGD(), SGD(momentum=0.9), hg.SGDScheduleFree()], ids=str)
+def test_batches_of_one_do_not_make_the_step_size_of_sgd_run_away(rule):
+    """Most of their gradients are hardly more than 0, and say that it could be larger; a plain cosine would count them all."""
+    torch.manual_seed(0)
+    images, labels = (torch.tensor(x) for x in load_digits(return_X_y=True))
+    images = images / 16
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)).double()
+    optimizer = Hyperoptimizer(model.parameters(), auto(rule))
+    for i in torch.randperm(len(images))[:1700].split(1):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images[i]), labels[i]).backward()
+        optimizer.step()
+    assert (model(images).argmax(1) != labels).double().mean() < 0.25
 
 
 def test_the_metric_under_tune_on_is_that_of_the_step_to_come():

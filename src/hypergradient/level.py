@@ -52,7 +52,7 @@ class Hyperparameters:
         charts: of what is tuned, set by set of each.
         place: where that stands among all that the level above moves.
         moves: whether its sensitivity is the movement of what it moves, which is that to the logarithm; see `Step.follows`.
-        metric: whether it is read in one that its rule has; `lacks`: whether it has none where its normalization needs one.
+        lacks: whether its rule has no metric, where its normalization needs one.
         apart: by id, which reading is that of a parameter alone; the last one is that of all others.
         weights: where there are several of one set, how much each counts, from the `counts` of its elements.
             shape: (readings,)
@@ -80,8 +80,7 @@ class Hyperparameters:
         self.shape = len(self.names), self.sets
         self.charts = [rule.chart(n) for n in self.names for _ in range(self.sets)]
         self.normalization = NORMALIZATIONS[rule.normalize]
-        self.metric = self.normalization.metric and type(rule).preconditioner is not Rule.preconditioner
-        self.lacks = self.normalization.metric and not self.metric
+        self.lacks = self.normalization.metric and type(rule).preconditioner is Rule.preconditioner
         self.low, self.high = low[: len(self.names)], high[: len(self.names)]
         self.source = {i: i for i in range(len(self.charts))}
 
@@ -89,7 +88,7 @@ class Hyperparameters:
         """Have those of the parameters that it moves read by themselves that are LARGE enough to say something, if there is a
         metric, in which they are alike. Each counts as the root of the number of its elements. Returns whether that is new.
         """
-        if not self.metric or self.sets > 1 or not self.names:
+        if not self.normalization.metric or self.lacks or self.sets > 1 or not self.names:
             return False
         sizes = {id(p): p.numel() for p in params}
         large = sorted((i for i, n in sizes.items() if n >= LARGE), key=sizes.__getitem__)  # those alike side by side
@@ -182,9 +181,7 @@ def upper(tower: Tower, like: Tensor) -> Iterator[Hyperparameters]:
         given = {n: getattr(rule, n) for n in rule.hyperparameters()}
         each = below.tuned() if any(isinstance(v, Mapping) for v in given.values()) else ()
         rows = {n: [v[b] for b in each] if isinstance(v, Mapping) else [v] * max(1, len(each)) for n, v in given.items()}
-        own = Hyperparameters(rule, rows, like, tuned=level < tower.height, below=each)
-        own.lacks = False  # their gradients are of a size
-        yield own
+        yield Hyperparameters(rule, rows, like, tuned=level < tower.height, below=each)
 
 
 Ask = tuple[Hyperparameters, Step, Tensor, Tensor]

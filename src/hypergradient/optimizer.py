@@ -411,7 +411,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
         The weights still follow ``p.grad``, which is as it was afterwards. What is tuned follows the gradient of `loss` at
         the present weights, so that a weight decay can be learned, which a training loss alone drives to 0. That gradient is
-        taken by a backward pass: DDP, FSDP2 and checkpointed layers do with it what they do with any other.
+        taken by a backward pass: DDP, FSDP2 and checkpointed layers do with it what they do with any other, in its place.
 
         Args:
             loss: of the present weights, with a graph of its own, which is freed; in no other scale than it is meant (of no
@@ -421,7 +421,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
         Raises:
             TypeError: it is not a tensor.
-            ValueError: it has more than one element or no graph, or depends on none of the parameters.
+            ValueError: it has more than one element or no graph, or no gradient of it has reached any of the parameters.
         """
         if not isinstance(loss, Tensor):
             raise TypeError(f"loss={loss!r} is not allowed; it must be a tensor with a graph")
@@ -431,7 +431,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             )
         found = gradients(loss, [p for group in self.param_groups for p in group["params"] if p.requires_grad])
         if not found:
-            raise ValueError("loss depends on none of the optimizer's parameters")
+            raise ValueError("loss has no gradient here: it depends on no parameter, or FSDP2 does not reduce gradients now")
         self._own.cotangents = found
 
     # -------------------------------------------------------------- evaluation
