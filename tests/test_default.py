@@ -148,7 +148,7 @@ def cosine(rule, step, optimizer, pairs, usual=0.0, following=None):
     """Of the gradient and the path of the parameters in `pairs`, as if they were one tensor: the formula of the page.
 
     Args:
-        usual: the mean square of recent gradients, where the rule has no metric.
+        usual: the usual square of gradients, where the rule has no metric.
         following: by parameter, the gradients that the weights follow, if others than those in `grad`.
     """
     sums = [torch.zeros(())] * 3
@@ -172,7 +172,7 @@ def test_the_step_size_is_moved_by_the_formula(case, horizon, large):
     params = tall() if large else parameters(case.matrix)
     optimizer = Hyperoptimizer(params, rule / SGD(lr=0.5))
     path, logarithm, usual = [torch.zeros_like(p) for p in params], math.log(rule.lr), 0.0
-    metric = case.rule.preconditioner is not Rule.preconditioner
+    mean, metric = 0.0, case.rule.preconditioner is not Rule.preconditioner
     for t in range(1, 8):
         optimizer.zero_grad()
         (pulled if large else loss)(params, t).backward()
@@ -181,11 +181,13 @@ def test_the_step_size_is_moved_by_the_formula(case, horizon, large):
             readings = [[x] for x in pairs if x[0].numel() >= 2048] + [[x for x in pairs if x[0].numel() < 2048]]
             counts = [math.sqrt(sum(p.numel() for p, _ in mine)) for mine in readings]
             found = [cosine(rule, t, optimizer, mine) for mine in readings]
-            mean = sum(n * x for n, x in zip(counts, found, strict=True)) / sum(counts)
+            first = sum(n * x for n, x in zip(counts, found, strict=True)) / sum(counts)
             early = 100 / (100 + t - 2) if metric else 0
             if not metric:
-                usual += 4 / (t - 2 + 4) * (sum(p.grad.square().sum() for p in params).item() - usual)
-            logarithm -= 0.5 * (early * mean + (1 - early) * cosine(rule, t, optimizer, pairs, usual))
+                own = sum(p.grad.square().sum() for p in params).item()
+                mean += 4 / (t - 2 + 4) * (own - mean)
+                usual = own + (t - 2) / (600 + t - 2) * (mean - own)
+            logarithm -= 0.5 * (early * first + (1 - early) * cosine(rule, t, optimizer, pairs, usual))
             natural = sum((p.grad * s).sum() for p, s in pairs).item() / lr(optimizer)
         before = [p.detach().clone() for p in params]
         optimizer.step()

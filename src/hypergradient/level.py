@@ -27,8 +27,8 @@ EARLY = 100.0
 """Steps in which that counts more than what all say together."""
 USUAL = "usual"
 """Under this name a level remembers the mean square of what it moves along, where no metric says it."""
-RECENT = 4.0
-"""It is over about one in so many of all steps, the last."""
+RECENT, LATE = 4.0, 600.0
+"""It is over about one in so many of all steps, the last; from step LATE on it counts more than that of the step itself."""
 RAW, UNIT, READ, COUNT = range(4)
 """What a level remembers of each hyperparameter that it moves comes in rows: its coordinate in its chart, what its value
 is measured in, its hypergradient as last read (in natural units; NaN before), how many steps it has made. Behind them the
@@ -278,7 +278,7 @@ class Level:
             if h.lacks:
                 mean, t = row[h.place].view(h.shape), steps[h.place].view(h.shape)
                 moved = torch.lerp(mean, x[1], RECENT / (t + RECENT))
-                x = torch.stack([x[0], x[1], moved, x[3]])
+                x = torch.stack([x[0], x[1], torch.lerp(x[1], moved, t / (LATE + t)), x[3]])
                 mean.copy_(torch.where(known[h.place].view(h.shape) & (moved <= REACH.max), moved, mean))
             read.append(x)
         return read

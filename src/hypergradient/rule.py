@@ -124,8 +124,8 @@ class Rule(metaclass=Notation):
             ``math.inf``: over the whole run; ``Age(4)``: over four times the age of the run.
         normalize: None (default), or ``"cosine"``: the hypergradient in a chart's coordinate is divided by the norms of the
             gradient and of the sensitivity, and so lies in [-1, 1]; ``"metric cosine"``: of both in the metric
-            of `preconditioner`, at first as a mean over tensors; of a rule that has none, with half of the mean square of
-            recent gradients in the place of that of the gradient (on levels above the weights the same as ``"cosine"``).
+            of `preconditioner`, at first as a mean over tensors; of a rule that has none, divided also by the size of
+            recent gradients (on levels above the weights the same as ``"cosine"``).
         sample: of a large parameter, hypergradients are read off one in so many elements, or fewer. Default 1: off all.
 
     Raises:
