@@ -195,7 +195,8 @@ another rule, ends far below both.
 
 These scripts are no untouched test of everything: that what is learned stands still while a schedule holds the lr at half
 of its highest, and that a group shows the usual lr of its rule, was found on mnist, the Trainer and timm, with these seeds;
-that the cosine of all tensors comes to count more than the mean of theirs, on nanoGPT and the Trainer, with another seed.
+that the cosine of all tensors comes to count more than the mean of theirs, on nanoGPT and the Trainer, with another seed; how
+soon the usual size of gradients counts for SGD, on word_language_model, with these seeds and others.
 """
 SIZES = """In force, with the schedule in it: the highest, in the middle of the training, and at its end; of the first seed, and
 the first optimizer of the script.

@@ -431,7 +431,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             )
         found = gradients(loss, [p for group in self.param_groups for p in group["params"] if p.requires_grad])
         if not found:
-            raise ValueError("loss has no gradient here: it depends on no parameter, or FSDP2 does not reduce gradients now")
+            raise ValueError("loss depends on none of the optimizer's parameters, or FSDP2 does not reduce its gradients now")
         self._own.cotangents = found
 
     # -------------------------------------------------------------- evaluation
