@@ -55,6 +55,11 @@ def test_auto_goes_around_any_rule_and_takes_its_values(case):
     usual = case.rule().lr
     assert auto(case.rule()).rules[0].lr == (usual / 32 if case.rule.preconditioner is not Rule.preconditioner else 1e-6)
     assert auto(case.rule(lr=2 * usual)) == auto(case.rule()), "a higher start is lowered"
+    for given in (usual, 4000 * usual):
+        assert (
+            lr(Hyperoptimizer([{"params": parameters(case.matrix), "lr": given}], auto(case.rule())))
+            == auto(case.rule()).rules[0].lr
+        )
     params = parameters(case.matrix)
     optimizer = Hyperoptimizer(params, auto(case.rule()))
     before = loss(params).item()
@@ -185,7 +190,7 @@ def test_the_step_size_is_moved_by_the_formula(case, horizon, large):
             early = 100 / (100 + t - 2) if metric else 0
             if not metric:
                 own = sum(p.grad.square().sum() for p in params).item()
-                mean += 4 / (t - 2 + 4) * (own - mean)
+                mean += 4 / (t - 2 + 4) * (min(own, 100 * mean or own) - mean)
                 usual = own + (t - 2) / (600 + t - 2) * (mean - own)
             logarithm -= 0.5 * (early * first + (1 - early) * cosine(rule, t, optimizer, pairs, usual))
             natural = sum((p.grad * s).sum() for p, s in pairs).item() / lr(optimizer)
@@ -211,6 +216,61 @@ def test_batches_of_one_do_not_make_the_step_size_of_sgd_run_away(rule):
         torch.nn.functional.cross_entropy(model(images[i]), labels[i]).backward()
         optimizer.step()
     assert (model(images).argmax(1) != labels).double().mean() < 0.25
+
+
+def test_a_spike_does_not_hold_the_step_size_of_sgd():
+    """What is usual follows it by degrees."""
+
+    def run(spike):
+        slopes, p, found = torch.linspace(0.1, 3, 20), torch.full((20,), 30.0, requires_grad=True), []
+        optimizer, noise = Hyperoptimizer([p], auto(SGD())), torch.Generator().manual_seed(1)
+        for t in range(800):
+            p.grad = slopes * p.detach() + 30 * torch.randn(20, generator=noise)
+            optimizer.tune_on((slopes * p * p).sum() / 2 * (spike if t == 300 else 1))
+            optimizer.step()
+            found.append(lr(optimizer))
+        return found
+
+    for mine, theirs in zip(run(1e12)[400:], run(1.0)[400:], strict=True):
+        assert mine == pytest.approx(theirs, rel=0.5)
+
+
+@pytest.mark.parametrize("per", ["all", "group", "tensor"])
+@pytest.mark.parametrize("pair", [(AdamWScheduleFree(), SGD()), (AdamW(), hg.Muon()), (SGD(), AdamW())], ids=str)
+def test_groups_with_and_without_a_metric_come_and_go(pair, per):
+    """What a level remembers has the same rows with both."""
+    groups = [{"params": [torch.ones(4, 4, requires_grad=True)], "rule": rule} for rule in pair]
+    optimizer = Hyperoptimizer(groups[:1], per=per)
+
+    def step(optimizer):
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.sin(p.detach())
+        optimizer.step()
+        return lr(optimizer)
+
+    step(optimizer)
+    optimizer.add_param_group(groups[1])
+    assert step(optimizer) != step(optimizer)
+    for gone in (0, 1):
+        other = copy.deepcopy(optimizer)
+        del other.param_groups[gone]
+        assert step(other) != step(other)
+
+
+def test_a_checkpoint_from_before_a_level_remembered_what_is_usual():
+    mine = parameters()
+    optimizer = Hyperoptimizer(mine, auto(SGD(momentum=0.9)))
+    train(optimizer, mine, 5)
+    saved = optimizer.state_dict()
+    for level in saved["param_groups"][0]["learned"]["levels"].values():
+        del level["memory"][-1]
+    theirs = clones(mine)
+    other = Hyperoptimizer(theirs, auto(SGD(momentum=0.9)))
+    other.load_state_dict(saved)
+    assert lr(other) == lr(optimizer)
+    train(other, theirs, 5, 5)
+    assert lr(other) > lr(optimizer)
 
 
 def test_the_metric_under_tune_on_is_that_of_the_step_to_come():

@@ -26,8 +26,8 @@ def usual(rule: type[Rule]) -> float:
     return cast(float, rule.hyperparameters()["lr"].default)
 
 
-CHOSEN: dict[str, Callable[[type[Rule], float], float]] = {
-    "lr": lambda rule, given: min(given, start(rule)),
+CHOSEN: dict[str, Callable[[type[Rule], Any], Any]] = {
+    "lr": lambda rule, given: min(given, start(rule)) if isinstance(given, (int, float)) else given,
     "r": lambda rule, given: 4.0 if given == rule.hyperparameters()["r"].default else given,
 }
 """What `auto` takes in the place of what a rule says; with r, averages are over about the last fifth of all steps."""

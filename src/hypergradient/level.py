@@ -25,14 +25,13 @@ LARGE = 1 << 11
 """From so many elements on, a parameter says by itself what its step size should be."""
 EARLY = 100.0
 """Steps in which that counts more than what all say together."""
-USUAL = "usual"
-"""Under this name a level remembers the mean square of what it moves along, where no metric says it."""
-RECENT, LATE = 4.0, 600.0
-"""It is over about one in so many of all steps, the last; from step LATE on it counts more than that of the step itself."""
+RECENT, LATE, SPIKE = 4.0, 600.0, 100.0
+"""The usual square of gradients is a mean over about one in so many of all steps, the last; from step LATE on it counts more
+than that of a step itself; what is so many times as large counts for so much."""
 RAW, UNIT, READ, COUNT = range(4)
 """What a level remembers of each hyperparameter that it moves comes in rows: its coordinate in its chart, what its value
 is measured in, its hypergradient as last read (in natural units; NaN before), how many steps it has made. Behind them the
-state of the rule that moves it, and the sensitivity to each tuned hyperparameter of that rule."""
+state of the rule that moves it, the sensitivity to each tuned hyperparameter of that rule, the usual square of gradients."""
 
 
 class Hyperparameters:
@@ -198,7 +197,7 @@ class Level:
 
     Attributes:
         rule: its rule, with the numbers that nothing moves.
-        state: the names of what that remembers: tensors like what it moves, then sums; last may come USUAL.
+        state: the names of what that remembers: tensors like what it moves, then sums.
         rows: how many rows of the memory come before the sensitivities.
         start: what is remembered of what it moves, at the start. shape: (rows, n)
         sets: with which set of its own hyperparameters it moves each. (n entries)
@@ -213,8 +212,7 @@ class Level:
         self.own, self.below, t = own, list(below), len(own.names)
         added = sums(own.rule)
         warn_of_idle(own.rule, own.names)
-        rule, more = [*own.rule.init(torch.zeros((1,)))], [*added, *[USUAL] * any(h.lacks for h in below)]
-        self.state = (*rule, *more)
+        self.state = (*own.rule.init(torch.zeros((1,))), *added)
         self.rows = COUNT + 1 + len(self.state)
         end = 0
         for h in below:
@@ -222,7 +220,7 @@ class Level:
         given = [(h.rule.chart(n), v) for h in below for n, v in zip(h.names, h.given, strict=False)]
         raw, unit = torch.cat([chart.raw(v) for chart, v in given]), torch.cat([chart.unit(v) for chart, v in given])
         zero = torch.zeros_like(raw)
-        kept = [zero] * (len(more) + t)
+        kept = [zero] * (len(added) + t + 1)
         self.start = torch.stack([raw, unit, zero + torch.nan, zero, *own.rule.init(raw).values(), *kept])
         self.charts = Charts([chart for h in below for chart in h.charts], raw.device)
         self.sets, self.member = [0] * end, None
@@ -239,8 +237,7 @@ class Level:
         self.origin = raw.clone() if self.rule.uses("weight_decay") else None
         alone = self.member is not None or self.origin is not None
         charts, values = [chart for h in self.below for chart in h.charts], [self.own.initial[n] for n in fixed]
-        known = type(self.own.rule), title(self.own.rule, self.own.names), self.state
-        self.kind = *known, charts, values, id(self) if alone else None
+        self.kind = type(self.own.rule), title(self.own.rule, self.own.names), charts, values, id(self) if alone else None
 
     def columns(self, values: Tensor) -> Tensor:
         """From sets of its own hyperparameters to what they move. shape: (…, sets) -> (…, n), or (…, 1) of a single set"""
@@ -271,15 +268,13 @@ class Level:
             memory: its own, where the mean is remembered. shape: (rows, n)
             known: see `Levels.leave`.
         """
-        if USUAL not in self.state:
-            return found
-        row, steps, read = memory[self.rows - 1], memory[COUNT], []
+        read = []
         for h, x in zip(self.below, found, strict=True):
             if h.lacks:
-                mean, t = row[h.place].view(h.shape), steps[h.place].view(h.shape)
-                moved = torch.lerp(mean, x[1], RECENT / (t + RECENT))
+                mean, t, knows = (row[h.place].view(h.shape) for row in (memory[-1], memory[COUNT], known))
+                moved = torch.lerp(mean, torch.minimum(x[1], SPIKE * mean), RECENT / (t + RECENT)).where(mean > 0, x[1])
                 x = torch.stack([x[0], x[1], torch.lerp(x[1], moved, t / (LATE + t)), x[3]])
-                mean.copy_(torch.where(known[h.place].view(h.shape) & (moved <= REACH.max), moved, mean))
+                mean.copy_(torch.where(knows & (moved <= REACH.max), moved, mean))
             read.append(x)
         return read
 
@@ -338,7 +333,7 @@ class Run(NamedTuple):
 
     def trace(self, memory: Tensor) -> Tensor:
         """The sensitivities of what they move to their own hyperparameters. shape: (tuned, n)"""
-        return memory[self.first.rows : len(self.first.start), self.place]
+        return memory[self.first.rows : len(self.first.start) - 1, self.place]
 
     def differentiate(self, memory: Tensor, tuned: Tensor, grad: Tensor, made: Tensor, free: Tensor) -> None:
         """The sensitivities after a step, from the memory before it: ``T = fading T + dU/dh``; see `Level.move`.
@@ -380,7 +375,7 @@ class Levels:
             mine = self.of(level).copy_(level.start)
             for h in level.below:
                 if (old := h.memory) is not None and not old.is_meta:
-                    mine[:, [h.place.start + i for i in h.source]] = old[:, list(h.source.values())].to(mine)
+                    mine[: len(old), [h.place.start + i for i in h.source]] = old[:, list(h.source.values())].to(mine)
                 h.memory = mine[:, h.place]
         self.charts = Charts([chart for level in levels for h in level.below for chart in h.charts], like.device)
         bounds = [h.bounds(self.of(level)[UNIT, h.place]) for level in levels for h in level.below]
@@ -414,7 +409,7 @@ class Levels:
         first, leave = self.levels[0], self._leave[1]
         if min(made, default=1) <= 0:
             mine, here = self.of(first), leave[0, first.place] > 0
-            mine[first.rows :].mul_(torch.where(here, 1.0, first.own.rule.fading(mine[COUNT].clamp_min(1))))
+            mine[first.rows : -1].mul_(torch.where(here, 1.0, first.own.rule.fading(mine[COUNT].clamp_min(1))))
         return leave
 
     def _known(self, made: Sequence[int]) -> list[float]:

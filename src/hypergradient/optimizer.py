@@ -199,8 +199,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         saved, begins = memory.restore(entry, rule.multiplier or "lr"), dict[str, float]()
         if usual := self._usual_lr(rule):
             start = float(getattr(rule, "lr"))  # noqa: B009
-            if entry.setdefault("lr", usual) != start:
-                saved, begins = {"lr": usual, **saved}, {"lr": start}
+            if (given := entry.setdefault("lr", usual)) != start:
+                saved, begins = {"lr": max(usual, float(given)), **saved}, {"lr": start}
         values_of(entry, rule, where)
         rule = settled(rule, entry)
         tuned = rule.tuned() if self.tower.height else ()
