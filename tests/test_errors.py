@@ -281,7 +281,7 @@ def test_the_state_of_other_sets_is_refused():
         mine,
         lambda: optimizer.load_state_dict(another.state_dict()),
         ValueError,
-        r"level 1: SGD\[\] moves SGD.*\(5, 4\).*here.*\(5, 1\).*`per`",
+        r"level 1: SGD\[\] moves SGD.*\(6, 4\).*here.*\(6, 1\).*`per`",
     )
 
 

@@ -45,7 +45,7 @@ def test_what_is_not_finite_at_a_level_stops_it_and_those_above_but_not_those_be
     optimizer = Hyperoptimizer(mine, Adam(lr=0.1) / Sign(lr=1e-3) / Sign(lr=1e-4) / Sign(lr=1e-5) / Sign(lr=1e-6))
     train(optimizer, mine, 6)
     before, values = levels(optimizer), optimizer.hyperparameters()
-    optimizer._own.levels.of(optimizer._own.levels.levels[1])[-1].fill_(torch.inf)  # dU/dlr: the third's gradient
+    optimizer._own.levels.of(optimizer._own.levels.levels[1])[-2].fill_(torch.inf)  # dU/dlr: the third's gradient
     optimizer.step()
     made = [(rows[COUNT] - before[name][COUNT]).unique().tolist() for name, rows in levels(optimizer).items()]
     assert made == [[1], [1], [0], [0]]

@@ -26,8 +26,8 @@ LARGE = 1 << 11
 EARLY = 100.0
 """Steps in which that counts more than what all say together."""
 RECENT, LATE, SPIKE = 4.0, 600.0, 100.0
-"""The usual square of gradients is a mean over about one in so many of all steps, the last; from step LATE on it counts more
-than that of a step itself; what is so many times as large counts for so much."""
+"""The usual square of gradients is a mean over about the last quarter of all steps, in which none counts for more than SPIKE
+times the mean before it. From step LATE on it counts more than the square of the step itself."""
 RAW, UNIT, READ, COUNT = range(4)
 """What a level remembers of each hyperparameter that it moves comes in rows: its coordinate in its chart, what its value
 is measured in, its hypergradient as last read (in natural units; NaN before), how many steps it has made. Behind them the
@@ -265,16 +265,16 @@ class Level:
         small batches, most are far smaller than those that matter, and a cosine would count them as much.
 
         Args:
-            memory: its own, where the mean is remembered. shape: (rows, n)
-            known: see `Levels.leave`.
+            memory: its own, where the mean is remembered, of shape (rows, n); `known`: see `Levels.leave`.
         """
         read = []
         for h, x in zip(self.below, found, strict=True):
             if h.lacks:
                 mean, t, knows = (row[h.place].view(h.shape) for row in (memory[-1], memory[COUNT], known))
-                moved = torch.lerp(mean, torch.minimum(x[1], SPIKE * mean), RECENT / (t + RECENT)).where(mean > 0, x[1])
+                held = torch.where((x[1] > SPIKE * mean) & (mean > 0), SPIKE * mean, x[1])
+                moved = torch.lerp(mean, held, torch.where(mean > 0, RECENT / (t + RECENT), 1.0))
                 x = torch.stack([x[0], x[1], torch.lerp(x[1], moved, t / (LATE + t)), x[3]])
-                mean.copy_(torch.where(knows & (moved <= REACH.max), moved, mean))
+                mean.copy_(torch.where(knows & (x[1] <= REACH.max), moved, mean))
             read.append(x)
         return read
 
