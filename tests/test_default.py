@@ -8,7 +8,6 @@ import pytest
 import torch
 from cases import RULES, counted, loss, parameters, train, weights
 from helpers import EXACT, clones, compiler, crossed, resumed
-from sklearn.datasets import load_digits
 from torch.optim import lr_scheduler
 
 import hypergradient as hg
@@ -203,21 +202,6 @@ def test_the_step_size_is_moved_by_the_formula(case, horizon, large):
         path = [s * fading + (p.detach() - q) for s, p, q in zip(path, params, before, strict=True)]
 
 
-@pytest.mark.parametrize("rule", [SGD(), SGD(momentum=0.9), hg.SGDScheduleFree()], ids=str)
-def test_batches_of_one_do_not_make_the_step_size_of_sgd_run_away(rule):
-    """Most of their gradients are hardly more than 0, and say that it could be larger; a plain cosine would count them all."""
-    torch.manual_seed(0)
-    images, labels = (torch.tensor(x) for x in load_digits(return_X_y=True))
-    images = images / 16
-    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)).double()
-    optimizer = Hyperoptimizer(model.parameters(), auto(rule))
-    for i in torch.randperm(len(images))[:1700].split(1):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(images[i]), labels[i]).backward()
-        optimizer.step()
-    assert (model(images).argmax(1) != labels).double().mean() < 0.25
-
-
 def test_a_spike_does_not_hold_the_step_size_of_sgd():
     """What is usual follows it by degrees."""
 
@@ -232,7 +216,7 @@ def test_a_spike_does_not_hold_the_step_size_of_sgd():
         return found
 
     for mine, theirs in zip(run(1e12)[400:], run(1.0)[400:], strict=True):
-        assert mine == pytest.approx(theirs, rel=0.5)
+        assert mine == pytest.approx(theirs, rel=0.05)
 
 
 @pytest.mark.parametrize("per", ["all", "group", "tensor"])

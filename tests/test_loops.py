@@ -1,13 +1,16 @@
-"""Loops of other kinds: two optimizers that take turns, an optimizer per parameter that steps within the backward pass."""
+"""Loops of other kinds: two optimizers that take turns, an optimizer per parameter that steps within the backward pass, batches
+of one sample.
+"""
 
 import copy
 
 import pytest
 import torch
 from frameworks import LOG, TOWER, batches, network
+from sklearn.datasets import load_digits
 from torch import nn
 
-from hypergradient import SGD, Adam, Hyperoptimizer, auto
+from hypergradient import SGD, Adam, Hyperoptimizer, SGDScheduleFree, auto
 
 pytestmark = pytest.mark.usefixtures("float32")
 MAKERS = {"default": Hyperoptimizer, "tower": lambda ps: Hyperoptimizer(ps, TOWER), "log": lambda ps: Hyperoptimizer(ps, LOG)}
@@ -133,3 +136,21 @@ def test_an_optimizer_per_parameter_is_that_of_torch_when_nothing_is_learned():
         for x, y in batches():
             (model(x) - y).square().mean().backward()
     torch.testing.assert_close(list(models[0].parameters()), list(models[1].parameters()), rtol=1e-4, atol=1e-6)
+
+
+# -------------------------------------------------------------- batches of one
+
+
+@pytest.mark.parametrize("rule", [SGD(), SGD(momentum=0.9), SGDScheduleFree()], ids=str)
+def test_batches_of_one_do_not_make_the_step_size_of_sgd_run_away(rule):
+    """Most of their gradients are hardly more than 0, and say that it could be larger; a plain cosine would count them all."""
+    torch.manual_seed(0)
+    images, labels = (torch.tensor(x) for x in load_digits(return_X_y=True))
+    images = images / 16
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).double()
+    optimizer = Hyperoptimizer(model.parameters(), auto(rule))
+    for i in torch.randperm(len(images))[:1700].split(1):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images[i]), labels[i]).backward()
+        optimizer.step()
+    assert (model(images).argmax(1) != labels).double().mean() < 0.25
