@@ -81,6 +81,8 @@ BAD = {
     "nothing to tune": (lambda: SGD(tune=()) / SGD(), ValueError, r"nothing to tune: SGD\("),
     "matrices above": (lambda: SGD() / Muon(), ValueError, "cannot tune another rule"),
     "no tower": (lambda: Hyperoptimizer(parameters(), Tower(())), ValueError, "at least one rule"),
+    "maximize": (lambda: Hyperoptimizer(parameters(), maximize="no"), ValueError, "group 0: maximize='no' .* True or False"),
+    "compile": (lambda: Hyperoptimizer(parameters(), compile="yes"), ValueError, "compile='yes' .* True or False"),
     "per": (lambda: Hyperoptimizer(parameters(), SGD(), per="layer"), ValueError, "per='layer'.*'all', 'group' or 'tensor'"),
     "not a rule": (
         lambda: Hyperoptimizer(parameters(), torch.optim.Adam),
@@ -197,7 +199,8 @@ def test_a_bad_group_is_not_added():
 
 
 WRONG = [
-    ("lr", None), ("lr", "0.1"), ("lr", torch.tensor([0.1, 0.2])), ("lr", -1.0), ("betas", (0.9,)), ("betas", 0.9)
+    ("lr", None), ("lr", "0.1"), ("lr", torch.tensor([0.1, 0.2])), ("lr", -1.0), ("betas", (0.9,)), ("betas", 0.9),
+    ("maximize", "no"), ("maximize", None)
 ]  # fmt: skip
 
 
@@ -224,17 +227,19 @@ def test_an_initial_value_that_is_not_allowed_is_named():
     unchanged(optimizer, mine, lambda: optimizer.add_param_group(group), ValueError, "group 1: initial_lr=-1.0 is not allowed")
 
 
-@pytest.mark.parametrize(("name", "value"), [("lr", None), ("lr", "1e-3"), ("beta1", [0.9]), ("betas", ("0.9", 0.999))])
+@pytest.mark.parametrize(
+    ("name", "value"), [("lr", None), ("lr", "1e-3"), ("beta1", [0.9]), ("betas", ("0.9", 0.999)), ("maximize", "no")]
+)
 def test_what_is_no_number_is_named_in_the_next_step(name, value):
     mine = parameters()
     optimizer = Hyperoptimizer(mine, Adam() / SGD(lr=1e-5))
 
     def step():
-        optimizer.param_groups[0][name] = value
+        before, optimizer.param_groups[0][name] = optimizer.param_groups[0][name], value
         try:
             optimizer.step()
         finally:
-            optimizer.param_groups[0][name] = (0.9, 0.999) if name == "betas" else getattr(Adam(), name)
+            optimizer.param_groups[0][name] = before
 
     said = "beta1='0.9'" if name == "betas" else f"{name}={value!r}"
     unchanged(optimizer, mine, step, ValueError, rf"group 0: {re.escape(said)} is not allowed; it must be")

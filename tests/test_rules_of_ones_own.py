@@ -198,6 +198,54 @@ def test_a_preconditioner_may_look_its_state_up_as_it_likes(look):
     assert found[0] == found[1] != 1e-3
 
 
+def test_a_preconditioner_may_be_a_matter_of_settings():
+    """None says that there is none, as if it had not been written."""
+
+    @dataclass(frozen=True)
+    class Plain(Rule):
+        lr: float = hyperparameter(0.1, nonnegative)
+        multiplier = "lr"
+
+        def update(self, param, grad, state, c):
+            return param - self.lr * grad, state
+
+    @dataclass(frozen=True)
+    class Either(Plain):
+        scaled: bool = False
+
+        def preconditioner(self, grad, state, step, c):
+            return grad.abs() + 1 if self.scaled else None
+
+    def path(rule):
+        torch.manual_seed(0)
+        p, lrs = torch.randn(64, 64).requires_grad_(), []
+        optimizer = Hyperoptimizer([p], hg.auto(rule))
+        for _ in range(5):
+            p.grad = p.detach() + torch.randn(64, 64)
+            optimizer.step()
+            lrs.append(optimizer.hyperparameters()[0]["lr"])
+        return lrs
+
+    plain, off, on = (path(rule) for rule in (Plain(), Either(), Either(scaled=True)))
+    assert plain == off != on
+    assert (plain[0], on[0]) == (1e-6, pytest.approx(0.1 / 32))
+
+
+def test_a_preconditioner_that_is_no_tensor_is_named():
+    @dataclass(frozen=True)
+    class Odd(Rule):
+        lr: float = hyperparameter(0.1, nonnegative)
+
+        def preconditioner(self, grad, state, step, c):
+            return 2.0
+
+        def update(self, param, grad, state, c):
+            return param - self.lr * grad, state
+
+    with pytest.raises(TypeError, match=r"Odd\.preconditioner returns 2\.0; it must return a tensor like grad, or None"):
+        hg.auto(Odd())
+
+
 def test_a_rule_that_needs_a_second_dimension_is_run_parameter_by_parameter():
     @dataclass(frozen=True)
     class Rows(Rule):

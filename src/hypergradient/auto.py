@@ -8,25 +8,26 @@ from typing import Any, cast
 
 from .charts import POSITIVE
 from .evaluation import averages
+from .probe import metric
 from .rule import Age, Rule
 from .rules.adamw_schedule_free import AdamWScheduleFree
 from .rules.tuner import Tuner
 from .tower import Tower
 
 
-def start(rule: type[Rule]) -> float:
+def start(rule: Rule) -> float:
     """The lr that `auto` begins with, so small that it does no harm, and grows from there: a 32nd of the rule's default; but
     without a preconditioner, where steps may be as large as the gradients of a summed loss, 1e-6.
     """
-    return usual(rule) / 32 if rule.preconditioner is not Rule.preconditioner else 1e-6
+    return usual(rule) / 32 if metric(rule) else 1e-6
 
 
-def usual(rule: type[Rule]) -> float:
+def usual(rule: Rule) -> float:
     """The lr that a rule has where none is given."""
     return cast(float, rule.hyperparameters()["lr"].default)
 
 
-CHOSEN: dict[str, Callable[[type[Rule], Any], Any]] = {
+CHOSEN: dict[str, Callable[[Rule, Any], Any]] = {
     "lr": lambda rule, given: min(given, start(rule)) if isinstance(given, (int, float)) else given,
     "r": lambda rule, given: 4.0 if given == rule.hyperparameters()["r"].default else given,
 }
@@ -63,7 +64,7 @@ def auto(rule: Rule | None = None, **arguments: Any) -> Tower:
         raise ValueError(
             f"auto has its own {', '.join(OWN)}: leave out {', '.join(said)}, or write a tower, Adam(tune=…) / SGD(…)"
         )
-    chosen: dict[str, Any] = {n: f(type(rule), getattr(rule, n)) for n, f in CHOSEN.items() if n in rule.hyperparameters()}
+    chosen: dict[str, Any] = {n: f(rule, getattr(rule, n)) for n, f in CHOSEN.items() if n in rule.hyperparameters()}
     return around(replace(rule, **chosen))
 
 
@@ -93,4 +94,4 @@ def usual_lr(rule: Rule) -> float | None:
     """
     if not isinstance(rule.horizon, Age) or "lr" not in rule.tunable():
         return None
-    return usual(type(rule)) if getattr(rule, "lr") == start(type(rule)) else None  # noqa: B009
+    return usual(rule) if getattr(rule, "lr") == start(rule) else None  # noqa: B009

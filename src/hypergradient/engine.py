@@ -18,6 +18,7 @@ from .compiled import Compiled, of_tensors, taken_apart
 from .layout import total
 from .level import RAW, UNIT, Ask, Levels, scalars
 from .numerics import readable
+from .rule import check_flag
 from .sensitivity import Piece
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Engine:
     """
 
     def __init__(self, compile: bool) -> None:
+        check_flag("Hyperoptimizer", "compile", compile)
         self.compile = compile
         self._compiled: dict[Any, Compiled] = {}
         self._plays = False

@@ -17,7 +17,7 @@ from .bucket import Bucket, Memory
 from .layout import Layout, wrapper
 from .level import Hyperparameters, title
 from .numerics import readable
-from .rule import Rule, check
+from .rule import Rule, check, check_flag
 from .sample import Samples
 from .sensitivity import Step
 
@@ -34,7 +34,8 @@ LEARNED = "learned"
 
 
 def values_of(entry: MutableMapping[str, Any], rule: Rule, where: str) -> None:
-    """Fill in and check what the dict of a group says of `rule`: its numbers, its settings, and `betas` for schedulers.
+    """Fill in and check what the dict of a group says of `rule`: its numbers, its settings, and `betas` for schedulers; and
+    where to go.
 
     Raises:
         ValueError: a value that is not allowed.
@@ -44,6 +45,7 @@ def values_of(entry: MutableMapping[str, Any], rule: Rule, where: str) -> None:
         checked = number(where, n, value, rule.constraint(n))
         entry[n] = value if isinstance(value, Tensor) else checked
     pair(where, entry.get("betas", (0.0, 0.0)))
+    check_flag(where, "maximize", entry.get("maximize", False))
     for n in rule.settings():
         given = entry.setdefault(n, getattr(rule, n))
         entry[n] = tuple(given) if isinstance(given, list) else given  # as a checkpoint may have it
@@ -125,9 +127,10 @@ class Group:
             ValueError: it says what is not allowed. Nothing has changed then.
         """
         entry, rule, old = self.entry, self.rule, self.said
-        heard = [entry.get(n) for n in (*old, "betas", *rule.settings())]
+        heard = [entry.get(n) for n in (*old, "betas", "maximize", *rule.settings())]
         if len(heard) == len(self.heard) and all(map(is_, heard, self.heard)):
             return
+        check_flag(where, "maximize", entry["maximize"])
         said = {n: number(where, n, entry[n], rule.constraint(n)) for n in old}
         names = ("beta1", "beta2") if {"beta1", "beta2"} <= said.keys() else ()
         if names and (betas := pair(where, entry["betas"])) != (old["beta1"], old["beta2"]):

@@ -16,7 +16,7 @@ from torch import Tensor
 from .charts import Charts, interval
 from .normalize import NORMALIZATIONS
 from .numerics import REACH, finite, finite_or_zero, ratio
-from .probe import ours, prepared, sums, warn_of_idle
+from .probe import metric, ours, prepared, sums, warn_of_idle
 from .rule import Rule, State
 from .sensitivity import Step, Tensors, slopes
 from .tower import Tower
@@ -79,7 +79,7 @@ class Hyperparameters:
         self.shape = len(self.names), self.sets
         self.charts = [rule.chart(n) for n in self.names for _ in range(self.sets)]
         self.normalization = NORMALIZATIONS[rule.normalize]
-        self.lacks = self.normalization.metric and type(rule).preconditioner is Rule.preconditioner
+        self.lacks = self.normalization.metric and not metric(rule)
         self.low, self.high = low[: len(self.names)], high[: len(self.names)]
         self.source = {i: i for i in range(len(self.charts))}
 

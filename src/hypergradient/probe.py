@@ -204,6 +204,22 @@ def reached(rule: Rule, names: Sequence[str], count: float, held: bool = False) 
     return _depends([x for x in (moved, *after.values()) if x.requires_grad], at, names)
 
 
+def metric(rule: Rule) -> bool:
+    """Whether `rule` has a preconditioner. TypeError where that is no tensor."""
+    if type(rule).preconditioner is Rule.preconditioner:
+        return False
+    one = torch.ones((2, 2), dtype=torch.float64)
+    try:
+        with on_host(), torch.no_grad():
+            at, c = example(rule, ())
+            found = at.preconditioner(one, rule.init(one), one.sum() / 2, c)
+    except (RuntimeError, IndexError, ValueError, AssertionError):  # it needs another shape
+        return True
+    if found is not None and not isinstance(found, Tensor):
+        raise TypeError(f"{type(rule).__name__}.preconditioner returns {found!r}; it must return a tensor like grad, or None")
+    return found is not None
+
+
 def idle(rule: Rule, names: Sequence[str]) -> list[str]:
     """Which of `names` have no derivative in any of some steps, so that nothing would ever move them."""
     try:

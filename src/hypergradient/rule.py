@@ -85,6 +85,12 @@ def check(owner: str, name: str, value: Any, constraint: Constraint) -> float:
     raise ValueError(f"{owner}: {name}={value!r} is not allowed; it must be {describe(constraint)}{more}")
 
 
+def check_flag(owner: str, name: str, value: Any) -> None:
+    """Raise ValueError where `value` is neither True nor False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{owner}: {name}={value!r} is not allowed; it must be True or False")
+
+
 class Notation(type):
     """The class of rule classes: says what to write where an operation or an argument is not one of a rule's."""
 
@@ -172,8 +178,8 @@ class Rule(metaclass=Notation):
         raise NotImplementedError
 
     def preconditioner(self, grad: Tensor, state: State, step: Tensor, c: tuple[Tensor, ...]) -> Tensor | None:
-        """By what each element of the gradient is divided: the size that it usually has, `grad` included. A rule that
-        has none does not say: None.
+        """By what each element of the gradient is divided: the size that it usually has, `grad` included. None: a rule that
+        has none, or one that has none with its settings.
 
         Args:
             state: that before a step along `grad`.
@@ -294,8 +300,8 @@ class Rule(metaclass=Notation):
                 checked = check(owner, name, value, constraint)
             object.__setattr__(self, name, checked)
         for f in fields(self):
-            if isinstance(f.default, bool) and not isinstance(getattr(self, f.name), bool):
-                raise ValueError(f"{owner}: {f.name}={getattr(self, f.name)!r} is not allowed; it must be True or False")
+            if isinstance(f.default, bool):
+                check_flag(owner, f.name, getattr(self, f.name))
         for name in (n for n in self.settings() if getattr(type(getattr(self, n)), "__hash__", None) is None):
             raise TypeError(f"{owner}: {name}={getattr(self, name)!r} is not allowed; it must be hashable, such as a tuple")
 
