@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors as flatten
 
-from .layout import Layout, address
+from .edits import Edits
+from .layout import Layout, address, wrapper
 from .numerics import alike, exact, readable, storage, wide
 from .probe import rehearse
 from .sample import Samples
@@ -24,6 +25,8 @@ from .sensitivity import Step
 
 Memory = MutableMapping[Tensor, dict[str, Any]]
 """`optimizer.state`."""
+SMALL = 1 << 14
+"""Elements up to which a single member is copied, too: so it is known what the last step has left."""
 COUNTED = 1 << 24
 """As far as single precision counts."""
 
@@ -52,12 +55,15 @@ class Bucket:
             shape: (1 + sums, sets or 1)
         positions: the positions of the members among the parameters of their group.
         live: whether what the last step has left behind can be read.
+        edits: what notices what others write to the members.
         shared: whether others share memory with the member: these move one after the other.
         cuts: how many elements belong to each of the readings that are taken of it; nothing: there is one.
         readings: which these are of those of their hyperparameters; None: all, in order. shape: (cuts or 1,)
         entries: what `memory` holds of each member, by name.
     """
 
+    rooms: list[tuple[Tensor, list[Tensor]]]
+    places: list[Tensor]
     clock: Tensor
     positions: Sequence[int]
     live = False
@@ -80,7 +86,7 @@ class Bucket:
         self.counts, self.index = (torch.tensor(x, device=device) if x else None for x in (self.sizes, self.sets))
         shape = step.rows["jacobian"].stop if step.replays else 0, 1 if self.uniform else len(members)
         self.scalars = torch.zeros(shape, dtype=self.dtype, device=device)
-        self.places: list[Tensor] = []
+        self.edits, self.rooms, self.places = Edits(self.members), [], []
         self.entries: list[dict[str, Any]] = [{} for _ in members]
         self._recall(parts, [memory.get(p, {}) for p in members])
         if not step.elementwise:
@@ -178,7 +184,7 @@ class Bucket:
 
     def tick(self) -> None:
         """Know that the steps have been counted."""
-        self.count, self.live, self.versions = self.count + 1, True, self._versions()
+        self.count, self.live, self.versions, self.edits.seen = self.count + 1, True, self._versions(), self.edits.marks()
 
     def _versions(self) -> list[int]:
         names = (*self.step.state, *self.step.kept) if self.layout.mesh is not None else ()
@@ -217,7 +223,7 @@ class Bucket:
             return alone
         return (alone if self.order == [*range(alone.ndim)] else alone.permute(self.order)).reshape(-1)
 
-    def views(self, flat: Tensor) -> Sequence[Tensor]:
+    def views(self, flat: Tensor) -> list[Tensor]:
         """What of a flat tensor belongs to each member, in the shape of its part."""
         if len(self.members) > 1:
             parts = [x.view(shape) for x, shape in zip(flat.split(self.sizes), self.shapes, strict=True)]
@@ -236,21 +242,64 @@ class Bucket:
             cotangents: the gradients of another loss that is to be made smaller by tuning, if there is one; 0 for a
                 parameter that it does not name.
         """
-        parts, grads = self.layout.parts(self.members), self.layout.parts(grads)
-        if len(parts) > 1:
+        anew, grads = self.read(), self.layout.parts(grads)
+        if len(grads) > 1:
             if not self.places:
-                self.param, self.grad = self._flat(parts), self._flat(grads)
-                self.places = [*self.views(self.param), *self.views(self.grad)]
-            torch._foreach_copy_(self.places, [*parts, *grads])
+                self.grad = self._flat(grads)
+                self.places = self.views(self.grad)
+            torch._foreach_copy_(self.places, grads)
             self.grad = self.grad.neg_() if maximize else self.grad
         else:
-            self.param, grad = self._flat(parts), self._flat(grads)
+            grad = self._flat(grads)
             grad = grad.clone() if address(grad) == address(self.param) else grad  # somebody has set ``p.grad = p``
             self.grad = -grad if maximize else grad
         self.u = self.grad
         if cotangents:
             u = self._flat(self.layout.parts([cotangents[p] if p in cotangents else torch.zeros_like(p) for p in self.members]))
             self.u = -u if maximize else u
+        if anew is not None and self.step.replays:
+            self.u = self.u.masked_fill(anew, 0.0)
+        self.edits.before = self.param.clone() if self.edits.watched else None
+
+    @property
+    def copied(self) -> bool:
+        """Whether the members are worked on in copies."""
+        alone = self.order is None or self.sizes[0] > SMALL or self.shared or wrapper(self.members[0])
+        return len(self.members) > 1 or not alone
+
+    def read(self) -> Tensor | None:
+        """Read the members, and follow what others have written to them. Returns which elements that has had begin anew."""
+        parts, left = self.layout.parts(self.members), self.edits.left
+        if not self.copied:
+            self.param = self._flat(parts)
+        elif len(self.rooms) < 2:  # in turn, so that in the other there is what the last step has left
+            left, self.param = self.rooms[0][0] if self.rooms else None, self._flat(parts).clone()
+            self.rooms.append((self.param, self.views(self.param)))
+        else:
+            self.rooms.reverse()
+            (left, _), (self.param, places) = self.rooms
+            torch._foreach_copy_(places, parts)
+        return None if self.edits.seen is None or self.shared else self._follow(left)
+
+    def _follow(self, left: Tensor | None) -> Tensor | None:
+        """Have what is remembered of the members follow what others have written to them; `left`: see `Edits`."""
+        if (found := self.edits.between(left, self.param, self.sample)) is None:
+            return None
+        anew, shift = found
+        for n, x in zip(self.step.state, self.state, strict=True):
+            if n in self.step.rule.points:
+                x.copy_(torch.where(anew, self.param.to(x.dtype), x + shift))
+        view, kept = (self.sample.view, self.sample.kept) if self.sample is not None else (lambda x: x, lambda x: x)
+        for x in () if self.step.replays else map(kept, self.kept):
+            x.copy_((x + view(shift) if self.step.follows else x).masked_fill(view(anew), 0.0))
+        return anew
+
+    def settle(self) -> None:
+        """Follow what others have written until now."""
+        if self.edits.seen is not None and not self.shared and self.kinds == [_kind(p) for p in self.members]:
+            self.read()
+            self.edits.left = self.param.clone() if self.edits.watched else None
+            self.versions, self.edits.seen = self._versions(), self.edits.marks()
 
     def elements(self) -> Tensor:
         """Those of all members as they are now; of a single one no copy."""
@@ -259,9 +308,11 @@ class Bucket:
     def scatter(self) -> None:
         """Write the members, in place: the end of a step."""
         del self.u
-        if len(self.members) > 1:
-            torch._foreach_copy_(self.layout.parts(self.members), self.places[: len(self.members)])
+        if self.copied:
+            torch._foreach_copy_(self.layout.parts(self.members), self.rooms[-1][1])
+            self.grad = self.grad if len(self.members) > 1 else self.param  # the user's is let go of
             return
+        self.edits.left = self.param.clone() if self.edits.watched else None
         (p,) = self.members
         if self.complex or p.is_neg() or self.layout.mesh is not None or not self.param._is_view():  # perhaps a copy
             own = Layout.of(p)

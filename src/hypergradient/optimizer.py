@@ -269,6 +269,16 @@ class Hyperoptimizer(torch.optim.Optimizer):
             self._own.built = built
         return groups
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _settled(self) -> list[Group]:
+        """All groups, with what others have written to parameters taken into account, as before what is saved or exchanged."""
+        groups = self._assemble()
+        for bucket in (b for group in groups for b in group.buckets):
+            if not any(evaluation.inside(self.state.get(p)) for p in bucket.members):
+                bucket.settle()
+        return groups
+
     @torch.inference_mode(False)  # what is made in a validation loop is used in training
     def _build(self, device: torch.device) -> None:
         """Make the hyperparameters of all groups and the levels anew; all that has been learned goes on."""
@@ -455,7 +465,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """Have `move` exchange parameters and averages, where a rule averages."""
         if not any(map(evaluation.averages, self.rules)):
             return
-        known, told, moves = self._assemble(), self.snapshot(), list[tuple[Rule, Tensor, dict[str, Any]]]()
+        known, told, moves = self._settled(), self.snapshot(), list[tuple[Rule, Tensor, dict[str, Any]]]()
+        quiet = [b.edits for group in known for b in group.buckets if b.edits.seen == b.edits.marks()]
         for i, group in enumerate(known):
             values = told.hyperparameters(i)[0] if evaluation.averages(group.rule) else {}
             for k, p in enumerate(group.entry["params"] if values else ()):
@@ -463,6 +474,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
                     moves.append((group.rule.at({n: x[k] if isinstance(x, list) else x for n, x in values.items()}), p, entry))
         for rule, p, entry in moves if move is evaluation.enter else reversed(moves):  # some may share memory
             move(self._own.entered.setdefault(p, rule), p, entry)
+        for edits in quiet:
+            edits.seen = edits.marks()
         if move is evaluation.leave:
             self._own.entered.clear()
         if any(Layout.of(p).mesh is not None for group in known for p in group.entry["params"]):
@@ -516,7 +529,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """As of every optimizer of torch. In its groups, the values are those in force, for an optimizer of torch to go on
         with; what has been learned stands beside them under "learned".
         """
-        memory.refresh(self, self._assemble())
+        memory.refresh(self, self._settled())
         hook = self.register_state_dict_post_hook(lambda _, found: memory.packed(found), prepend=True)  # others see all
         try:
             return super().state_dict()
@@ -597,7 +610,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
                     raise ValueError(f"state_dict of another `per`: {where} has learned other values than those it shares here")
 
     def __getstate__(self) -> dict[str, Any]:
-        memory.refresh(self, self._assemble())
+        memory.refresh(self, self._settled())
         mine = {n: getattr(self, n) for n in ("tower", "per", "compile", "rules", "instead_of")}
         return {**super().__getstate__(), **mine}
 

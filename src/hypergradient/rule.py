@@ -151,6 +151,9 @@ class Rule(metaclass=Notation):
     """The names of all that it has, of one that `at` has made: not every compiler can ask for them."""
     elementwise: ClassVar[bool] = True
     """Whether each element moves by itself; otherwise the rule is run parameter by parameter, in its shape."""
+    points: ClassVar[tuple[str, ...]] = ()
+    """The names of states that are values of the parameter, such as one that is averaged: where others write to the parameter,
+    they follow."""
     multiplier: ClassVar[str | None] = None
     """The hyperparameter that multiplies all that moves a parameter. A whole run under it, times 1 + x, goes 1 + x times as
     far along the same gradients: the sensitivity to its logarithm is the movement itself, and nothing need be derived."""

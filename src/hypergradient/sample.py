@@ -115,6 +115,8 @@ class Samples:
         """Copy what a step begins with."""
         params, grads, other = zip(*((b.param, b.grad, b.u) for b in self.buckets), strict=True)
         self.param, self.grad = self._put("param", self._views(params)), self._put("grad", self._views(grads))
+        for b, view in zip(self.buckets, self._places["param"][1], strict=True):
+            b.edits.glimpse = view
         self.u = self.grad if all(map(is_, grads, other)) else self._put("u", self._views(other))
         self.state = [self._put(("state", i), views) for i, views in enumerate(self._state)]
         self.kept = [self._put(("kept", i), views) for i, views in enumerate(self._kept)]

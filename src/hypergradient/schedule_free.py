@@ -25,6 +25,7 @@ class ScheduleFree(Rule):
     itself, an average would hardly move any more, once that has fallen. A step of an lr of 0 weighs nothing.
     """
 
+    points: ClassVar[tuple[str, ...]] = ("z",)
     lr_max: ClassVar[Any] = 0.0
 
     @property
