@@ -264,8 +264,9 @@ class Bucket:
     @property
     def copied(self) -> bool:
         """Whether the members are worked on in copies."""
-        alone = self.order is None or self.sizes[0] > SMALL or self.shared or wrapper(self.members[0])
-        return len(self.members) > 1 or not alone
+        p = self.members[0]
+        large = self.order is None or self.sizes[0] > SMALL
+        return len(self.members) > 1 or not (large or self.shared or wrapper(p) or p.is_neg() or p.is_conj())
 
     def read(self) -> Tensor | None:
         """Read the members, and follow what others have written to them. Returns which elements that has had begin anew."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .layout import address
-from .numerics import readable, wide
+from .numerics import readable, same, wide
 from .sample import SPARSE, Sample
 
 
@@ -70,9 +70,9 @@ class Edits:
         """Whether there may have been something. Where the host need not wait, it looks at the elements."""
         here = now.is_cpu and readable(now)
         if here and left is not None:
-            return not torch.equal(left, now)
+            return not same(left, now)
         marked = self.marks() != self.seen
         if here and sample is not None and self.glimpse is not None:
             part, old = sample.view(now), self.glimpse
-            return not (torch.equal(part, old) if marked else torch.equal(part[::SPARSE], old[::SPARSE]))
+            return not (same(part, old) if marked else same(part[::SPARSE], old[::SPARSE]))
         return self.watched or marked

@@ -1,0 +1,201 @@
+"""What others write to parameters between two steps: masks, projections, weights of before."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from hypergradient import SGD, Adam, AdamWScheduleFree, Hyperoptimizer, auto, from_torch
+from hypergradient.charts import POSITIVE
+
+LARGE = 400
+"""Rows and columns of a matrix of which the default reads a sample."""
+
+
+def mask(p, k, first):
+    p[..., ::2] = 0
+
+
+def clamp(p, k, first):
+    p.clamp_(-0.05, 0.05)
+
+
+def unit(p, k, first):
+    p.div_(p.norm(dim=-1, keepdim=True))
+
+
+def decay(p, k, first):
+    p.mul_(0.999)
+
+
+def rollback(p, k, first):
+    if k % 20 == 19 and k < 90:
+        p.copy_(first)
+
+
+WRITES = [mask, clamp, unit, decay, rollback]
+MAKES = {
+    "default": Hyperoptimizer,
+    "from_torch": lambda params: from_torch(torch.optim.Adam(params)),
+    "auto(SGD)": lambda params: Hyperoptimizer(params, auto(SGD(momentum=0.9))),
+}
+
+
+class Fit:
+    """A linear map of `n` features to be found, and something that writes to the one that is learned after each step."""
+
+    def __init__(self, make, write, n=20, by=lambda p: p):
+        torch.manual_seed(0)
+        self.x, true = torch.randn(2 * n, n), torch.randn(n, n) / n**0.5
+        self.y, self.write, self.by, self.k = self.x @ true.T, write, by, 0
+        self.model = torch.nn.Linear(n, n)
+        self.first = self.model.weight.detach().clone()
+        self.optimizer = make(self.model.parameters())
+
+    def loss(self):
+        return (self.model(self.x) - self.y).square().mean()
+
+    def train(self, steps):
+        for _ in range(steps):
+            self.optimizer.zero_grad()
+            self.loss().backward()
+            self.optimizer.step()
+            with torch.no_grad():
+                self.write(self.by(self.model.weight), self.k, self.first)
+            self.k += 1
+        return self
+
+    @property
+    def weight(self):
+        return self.model.weight.detach().clone()
+
+
+@pytest.mark.parametrize("by", [lambda p: p, lambda p: p.data], ids=["no_grad", "data"])
+@pytest.mark.parametrize("n", [20, LARGE])
+@pytest.mark.parametrize("write", WRITES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("make", MAKES.values(), ids=list(MAKES))
+def test_the_step_size_does_not_run_away_from_what_others_write(make, write, n, by):
+    """It ended at 1e3 to 1e18."""
+    steps = 200 if n < LARGE else 100
+    theirs = min(Fit(lambda p, lr=lr: torch.optim.Adam(p, lr), write, n, by).train(steps).loss().item() for lr in (1e-3, 1e-2))
+    mine = Fit(make, write, n, by)
+    first = mine.loss().item()
+    assert mine.train(steps).loss() < (1.5 * theirs + 1e-3 if n < LARGE else first)  # which is too few steps for some
+    assert mine.optimizer.hyperparameters()[0]["lr"] < 10
+
+
+@pytest.mark.parametrize("n", [20, LARGE])
+def test_the_average_is_where_others_have_put_the_parameter(n):
+    masked, clamped = (Fit(Hyperoptimizer, write, n).train(50) for write in (mask, clamp))
+    masked.optimizer.eval()
+    clamped.optimizer.eval()
+    assert not masked.weight[:, ::2].any()
+    assert masked.weight[:, 1::2].all()
+    assert clamped.weight.abs().max() <= 0.05 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("horizon", [1, 10])
+@pytest.mark.parametrize("shapes", [[(6,)], [(6,), (3, 2)]], ids=str)
+def test_hypergradients_are_those_of_what_is_left_of_a_step(horizon, shapes):
+    """By finite differences in float64: nothing depends on a step that has been overwritten."""
+    torch.manual_seed(0)
+    start, goals = ([torch.randn(s, dtype=torch.float64) for s in shapes] for _ in range(2))
+
+    def run(nudge, steps=4):
+        """The loss, where the last step is made with another lr; and what the optimizer says of it."""
+        params = [x.clone().requires_grad_() for x in start]
+        optimizer = Hyperoptimizer(params, Adam(lr=0.05, tune="lr", horizon=horizon) / SGD(lr=0.0))
+        for k in range(steps + 1):
+            optimizer.zero_grad()
+            loss = sum((p - q).square().mul(torch.arange(6.0).view_as(p) + 1).sum() for p, q in zip(params, goals, strict=True))
+            loss.backward()
+            if k == steps:
+                optimizer.step()
+                return loss.item(), optimizer.hypergradients()[0]["lr"]
+            optimizer.param_groups[0]["lr"] = 0.05 + nudge * (k == steps - 1)
+            optimizer.step()
+            with torch.no_grad():
+                for p in params:
+                    p.view(-1)[::2] = 0.1 * k
+
+    (up, _), (down, _), (_, said) = run(1e-6), run(-1e-6), run(0.0)
+    if horizon == 1:
+        assert said == pytest.approx((up - down) / 2e-6, rel=1e-6)
+    else:
+        assert said != 0
+
+
+def test_a_path_goes_on_where_a_part_of_the_step_is_left():
+    """And begins anew elsewhere: masked, turned back, or put far away."""
+    p = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    rule = SGD(lr=0.1, tune="lr", charts={"lr": POSITIVE}, horizon=math.inf)
+    optimizer = Hyperoptimizer([p], rule / SGD(lr=0.0))
+    for _ in range(4):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        with torch.no_grad():
+            p += torch.tensor([0.0, 0.04, 0.1, 5.0], dtype=torch.float64)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    # Of the first, four steps of 0.1. The second begins anew after the first step, before which nothing was watched; of the
+    # other three 0.06 each are left. The others have come nowhere by themselves.
+    assert optimizer.hypergradients()[0]["lr"] == pytest.approx((-0.4 - 0.18) / 0.1)
+    assert optimizer.state[p]["last_movement"].tolist() == pytest.approx([-0.5, -0.28, -0.1, -0.1])
+
+
+@pytest.mark.parametrize("n", [20, LARGE])
+@pytest.mark.parametrize("write", WRITES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("make", MAKES.values(), ids=list(MAKES))
+def test_a_resumed_run_sees_what_others_write_to_the_same_bits(make, write, n):
+    steps = 30 if n < LARGE else 12
+    whole = Fit(make, write, n).train(2 * steps)
+    half = Fit(make, write, n).train(steps)
+    resumed = Fit(make, write, n)
+    resumed.k = steps
+    resumed.model.load_state_dict(half.model.state_dict())
+    resumed.optimizer.load_state_dict(copy.deepcopy(half.optimizer.state_dict()))
+    resumed.train(steps)
+    half.train(steps)  # to save changes nothing
+    assert torch.equal(half.weight, whole.weight)
+    assert torch.equal(resumed.weight, whole.weight)
+
+
+@pytest.mark.parametrize("n", [20, LARGE])
+def test_other_weights_for_a_validation_and_the_same_again_change_nothing(n):
+    def swap(p, k, first):
+        if k % 5 == 4:
+            mine = p.clone()
+            p.copy_(first)
+            p.copy_(mine)
+
+    plain, swapped = (Fit(Hyperoptimizer, write, n).train(20) for write in (lambda *_: None, swap))
+    assert torch.equal(plain.weight, swapped.weight)
+
+
+@pytest.mark.parametrize("n", [20, LARGE])
+def test_the_average_does_not_draw_back_to_where_it_was(n):
+    """Weights that a script loads after an evaluation."""
+    fit = Fit(lambda params: Hyperoptimizer(params, AdamWScheduleFree(lr=0.01)), lambda *_: None, n).train(20)
+    fit.optimizer.eval()
+    fit.optimizer.train()
+    before = fit.weight
+    fit.train(1)
+    moved = (fit.weight - before).abs().max()
+    with torch.no_grad():
+        fit.model.weight.copy_(fit.first)
+    fit.train(1)
+    assert (fit.weight - fit.first).abs().max() <= 2 * moved  # no way back to where the average was
+    assert (fit.optimizer.state[fit.model.weight]["z"] - fit.first).abs().max() < 0.1
+
+
+def test_memory_that_a_script_puts_into_the_place_of_a_parameters_is_seen():
+    def put(p, k, first):
+        if k % 20 == 19 and k < 90:
+            fit.model.weight.data = first.clone()
+
+    for make in MAKES.values():
+        fit = Fit(make, put, LARGE)
+        first = fit.loss().item()
+        assert fit.train(100).loss() < first
+        assert fit.optimizer.hyperparameters()[0]["lr"] < 10
