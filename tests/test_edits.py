@@ -8,6 +8,7 @@ import torch
 
 from hypergradient import SGD, Adam, AdamWScheduleFree, Hyperoptimizer, auto, from_torch
 from hypergradient.charts import POSITIVE
+from hypergradient.edits import Edits
 
 LARGE = 400
 """Rows and columns of a matrix of which the default reads a sample."""
@@ -83,6 +84,13 @@ def test_the_step_size_does_not_run_away_from_what_others_write(make, write, n, 
     first = mine.loss().item()
     assert mine.train(steps).loss() < (1.5 * theirs + 1e-3 if n < LARGE else first)  # which is too few steps for some
     assert mine.optimizer.hyperparameters()[0]["lr"] < 10
+
+
+def test_a_step_size_that_runs_away_from_what_is_not_seen_is_said(monkeypatch):
+    """As on a GPU, through ``.data``."""
+    monkeypatch.setattr(Edits, "_written", lambda *_: False)
+    with pytest.warns(RuntimeWarning, match=r"group 0: the learned lr has run away, to .* through \.data\?"):
+        Fit(Hyperoptimizer, unit).train(1200)
 
 
 @pytest.mark.parametrize("n", [20, LARGE])

@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 
 from hypergradient import SGD, AdamWScheduleFree, Hyperoptimizer, auto
-from hypergradient.callbacks import current
+from hypergradient.callbacks import current, for_lightning
 
 pytestmark = [pytest.mark.usefixtures("float32"), lightning_advises]
 
@@ -213,3 +213,9 @@ def test_a_wrapper_says_and_does_what_the_optimizer_in_it_would(look):
     plain, wrapped = (looked_at(fabric, look) for fabric in (False, True))
     assert plain[0] == wrapped[0]
     torch.testing.assert_close(plain[1], wrapped[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5, True, "10"])
+def test_an_interval_that_is_none_is_refused(every):
+    with pytest.raises(ValueError, match=rf"every={every!r} is not allowed; it must be an integer of at least 1"):
+        for_lightning(every)

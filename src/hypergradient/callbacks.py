@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .history import records, scalars
+from .history import check_every, records, scalars
 from .optimizer import Hyperoptimizer
 
 
@@ -38,7 +38,10 @@ def for_lightning(every: int | None = None) -> Any:
 
     Raises:
         ImportError: Lightning is not installed.
+        ValueError: an interval that is not allowed.
     """
+    if every is not None:
+        check_every(every)
     try:
         from lightning.pytorch import Callback
     except ImportError as error:

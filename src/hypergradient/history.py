@@ -28,6 +28,12 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # t
 LINES = ("-", "--", ":", "-.")
 
 
+def check_every(every: Any) -> None:
+    """Raise ValueError where that is no interval in steps."""
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise ValueError(f"every={every!r} is not allowed; it must be an integer of at least 1")
+
+
 class History:
     """A record of every level's values and hypergradients.
 
@@ -48,8 +54,7 @@ class History:
     def __init__(self, optimizer: Hyperoptimizer, every: int = 1) -> None:
         if not isinstance(optimizer, Hyperoptimizer):
             raise TypeError(f"optimizer={type(optimizer).__name__} is not allowed; it must be a Hyperoptimizer")
-        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-            raise ValueError(f"every={every!r} is not allowed; it must be an integer of at least 1")
+        check_every(every)
         self.optimizer, self.every = optimizer, every
         self._told: dict[int, Any] = {}  # by step: a Snapshot, or once it has been read the records
         self._hook: Any = optimizer.register_step_post_hook(self._record)
