@@ -57,6 +57,20 @@ def tuned(how: str, plans: dict[str, Plan], steps: int, view: bool = False, firs
     return found
 
 
+def clamped(how: str, plans: dict[str, Plan], steps: int) -> dict[str, Any]:
+    """Runs in which somebody clamps the parameters after each step."""
+    found = {}
+    for name, plan in plans.items():
+        run = Run(how, plan)
+        for _ in range(steps):
+            run.go(1)
+            with torch.no_grad():
+                for p in (p for group in run.optimizer.param_groups for p in group["params"]):
+                    p.clamp_(-0.2, 0.2)
+        found[name] = run.result()
+    return found
+
+
 class Recomputed(nn.Module):
     """A network whose middle is computed again in the backward pass."""
 

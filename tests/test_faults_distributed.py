@@ -8,7 +8,7 @@ import torch
 import workers
 from workers import PLANS, launch
 
-from hypergradient import SGD, Adam
+from hypergradient import SGD, Adam, auto
 
 SAME = {"rtol": 1e-8, "atol": 1e-11, "equal_nan": True}
 EXACT = {"rtol": 0, "atol": 0, "equal_nan": True}
@@ -61,6 +61,16 @@ def test_tune_on_under_ddp_with_a_reentrant_checkpoint():
     first, other = launch(fault_workers.recomputed, 2, "ddp", FEW, 5)
     assert_same(first, other, EXACT)
     assert_same(first, alone())
+
+
+@pytest.mark.parametrize(("how", "ranks"), [("ddp", 2), ("sharded", 2), ("hybrid", 4)])
+def test_what_others_write_to_parameters_is_seen_by_all(how, ranks):
+    plans = {**FEW, "default": (auto(), "group", {})}
+    workers.strict()
+    first, *others = launch(fault_workers.clamped, ranks, how, plans, 8)
+    for other in others:
+        assert_same(first, other, EXACT)
+    assert_same(first, fault_workers.clamped("alone", plans, 8))
 
 
 @pytest.mark.parametrize("orig", [False, True], ids=["flat parameters", "original parameters"])
