@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors as flatten
 
-from .edits import Edits
+from .edits import Edits, between
 from .layout import Layout, address, wrapper
 from .numerics import alike, exact, readable, storage, wide
-from .probe import rehearse
+from .probe import KEPT, rehearse
 from .sample import Samples
 from .sensitivity import Step
 
@@ -27,6 +27,8 @@ Memory = MutableMapping[Tensor, dict[str, Any]]
 """`optimizer.state`."""
 SMALL = 1 << 14
 """Elements up to which a single member is copied, too: so it is known what the last step has left."""
+TRAIL = KEPT + "before", KEPT + "left"
+"""The names under which `state` holds what a parameter was before the last step, and after, where others write to it."""
 COUNTED = 1 << 24
 """As far as single precision counts."""
 
@@ -47,6 +49,8 @@ class Bucket:
         uniform: whether all members use one set.
         state: what the rule remembers of the elements.
         kept: what is kept of the last step until its hypergradient is read.
+        trail: what the elements were before it, and after, once others have written to them.
+        rooms: copies of the members, in turn of this step and of the last one.
         steps: `count`, for each member, as the user can change it. shape: (members,)
         sums: of each number that the rule adds up, the sum, for each member. shape: (sums, members)
         scalars: those of the last step, where it is replayed, in the dtype to work in. shape: (rows, segments)
@@ -86,7 +90,7 @@ class Bucket:
         self.counts, self.index = (torch.tensor(x, device=device) if x else None for x in (self.sizes, self.sets))
         shape = step.rows["jacobian"].stop if step.replays else 0, 1 if self.uniform else len(members)
         self.scalars = torch.zeros(shape, dtype=self.dtype, device=device)
-        self.edits, self.rooms, self.places = Edits(self.members), [], []
+        self.edits, self.memory, self.rooms, self.places = Edits(self.members), memory, [], []
         self.entries: list[dict[str, Any]] = [{} for _ in members]
         self._recall(parts, [memory.get(p, {}) for p in members])
         if not step.elementwise:
@@ -100,12 +104,14 @@ class Bucket:
 
     def _recall(self, parts: Sequence[Tensor], known: Sequence[Mapping[str, Any]]) -> None:
         """Take the state from what is `known` of the members, and from the rule where nothing is."""
-        names = (*self.step.state, *self.step.kept)
+        watched = TRAIL if any(TRAIL[1] in mine for mine in known) else ()
+        names = (*self.step.state, *self.step.kept, *watched)
         flat = {n: x for n in names if (x := self._adopted(n, known)) is not None}
         if len(flat) < len(names):
             like = self._flat(parts).to(self.dtype)
             zero = torch.zeros_like(like) if self.sample is None else self.sample.room(like)
             fresh = self.step.rule.init(like) | dict.fromkeys(self.step.kept, zero)
+            fresh |= {n: torch.full_like(like, torch.nan) for n in watched}
             taken = {address(like)}
             for n in (n for n in names if n not in flat):
                 flat[n] = fresh[n].clone() if address(fresh[n]) in taken else fresh[n]
@@ -113,6 +119,7 @@ class Bucket:
                 self._fill(n, flat[n], known)
         self.state = [flat[n] for n in self.step.state]
         self.kept = [flat[n] for n in self.step.kept]
+        self.trail = [flat[n] for n in watched]
         self._recall_numbers(known, parts[0].device)
 
     def _recall_numbers(self, known: Sequence[Mapping[str, Any]], here: torch.device) -> None:
@@ -153,7 +160,7 @@ class Bucket:
             if isinstance(x := old.get(name), Tensor) and x.shape == view.shape:
                 own = Layout.of(view)
                 own.local(view).copy_(own.local(x))
-            elif x is not None and name not in self.step.kept:
+            elif x is not None and name not in (*self.step.kept, *TRAIL):
                 raise ValueError(
                     f"the state {name!r} of a parameter of shape {tuple(p.shape)} is {_brief(x)}; it must be a tensor of that "
                     "shape, or not there: then it begins anew"
@@ -259,7 +266,13 @@ class Bucket:
             self.u = -u if maximize else u
         if anew is not None and self.step.replays:
             self.u = self.u.masked_fill(anew, 0.0)
-        self.edits.before = self.param.clone() if self.edits.watched else None
+        if self.trail:
+            self.trail[0].copy_(self.param)
+
+    def share(self, shared: bool) -> None:
+        """Know whether others share memory with the member: then it is worked on where it is."""
+        if self.shared != shared:
+            self.shared, self.rooms = shared, []
 
     @property
     def copied(self) -> bool:
@@ -270,7 +283,7 @@ class Bucket:
 
     def read(self) -> Tensor | None:
         """Read the members, and follow what others have written to them. Returns which elements that has had begin anew."""
-        parts, left = self.layout.parts(self.members), self.edits.left
+        parts, left = self.layout.parts(self.members), None
         if not self.copied:
             self.param = self._flat(parts)
         elif len(self.rooms) < 2:  # in turn, so that in the other there is what the last step has left
@@ -280,27 +293,44 @@ class Bucket:
             self.rooms.reverse()
             (left, _), (self.param, places) = self.rooms
             torch._foreach_copy_(places, parts)
-        return None if self.edits.seen is None or self.shared else self._follow(left)
-
-    def _follow(self, left: Tensor | None) -> Tensor | None:
-        """Have what is remembered of the members follow what others have written to them; `left`: see `Edits`."""
-        if (found := self.edits.between(left, self.param, self.sample)) is None:
+        left = self.trail[1] if self.trail else left if self.edits.seen is not None else None
+        if self.shared or not self.edits.written(left, self.param, self.sample):
+            if self.edits.marked() and not (self.copied or self.trail or self.shared):  # perhaps where nothing is read
+                self._watch()
             return None
-        anew, shift = found
+        return self._follow(left)
+
+    def _follow(self, left: Tensor | None) -> Tensor:
+        """Have what is remembered of the members follow what others have written to them; `left`: see `between`."""
+        anew, shift = between(self.trail[0] if self.trail else None, left, self.param)
         for n, x in zip(self.step.state, self.state, strict=True):
             if n in self.step.rule.points:
                 x.copy_(torch.where(anew, self.param.to(x.dtype), x + shift))
         view, kept = (self.sample.view, self.sample.kept) if self.sample is not None else (lambda x: x, lambda x: x)
         for x in () if self.step.replays else map(kept, self.kept):
             x.copy_((x + view(shift) if self.step.follows else x).masked_fill(view(anew), 0.0))
+        if not self.trail:
+            self._watch()
         return anew
+
+    def _watch(self) -> None:
+        """Remember from here on what the members were before the last step, and what that has left."""
+        self.trail = [torch.full_like(self.param, torch.nan, dtype=self.dtype) for _ in TRAIL]
+        for n, flat in zip(TRAIL, self.trail, strict=True):
+            for p, x, entry, given in zip(self.members, self._views(n, flat), self.entries, self.given, strict=True):
+                entry[n] = self.memory[p][n] = x
+                given.append((n, x, place(x)))
 
     def settle(self) -> None:
         """Follow what others have written until now."""
-        if self.edits.seen is not None and not self.shared and self.kinds == [_kind(p) for p in self.members]:
+        if not self.shared and self.count and self.kinds == [_kind(p) for p in self.members]:
+            before = self._versions()
             self.read()
-            self.edits.left = self.param.clone() if self.edits.watched else None
-            self.versions, self.edits.seen = self._versions(), self.edits.marks()
+            if self.trail:
+                self.trail[1].copy_(self.param)
+            self.versions = [x + y - z for x, y, z in zip(self.versions, self._versions(), before, strict=True)]
+            self.edits.seen = self.edits.marks()
+            self.param = self.param if self.copied else self.param.new_empty(0)  # the user's is let go of
 
     def elements(self) -> Tensor:
         """Those of all members as they are now; of a single one no copy."""
@@ -309,11 +339,12 @@ class Bucket:
     def scatter(self) -> None:
         """Write the members, in place: the end of a step."""
         del self.u
+        if self.trail:
+            self.trail[1].copy_(self.param)
         if self.copied:
             torch._foreach_copy_(self.layout.parts(self.members), self.rooms[-1][1])
             self.grad = self.grad if len(self.members) > 1 else self.param  # the user's is let go of
             return
-        self.edits.left = self.param.clone() if self.edits.watched else None
         (p,) = self.members
         if self.complex or p.is_neg() or self.layout.mesh is not None or not self.param._is_view():  # perhaps a copy
             own = Layout.of(p)

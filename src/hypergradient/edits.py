@@ -6,7 +6,7 @@ a path that has been undone would point to where its gradient points for ever, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,16 +23,11 @@ class Edits:
         members: the parameters.
 
     Attributes:
-        watched: whether there has been something, so that it is kept what the elements were `before` the last step, and what
-            that has `left`.
-        seen: how often the members had been written to after the last step; None before there was one.
+        seen: how often the members had been written to after the last step; None where that is not known.
         glimpse: what the last step has left of what is read of a large member.
     """
 
-    watched = False
     seen: Sequence[int] | None = None
-    before: Tensor | None = None
-    left: Tensor | None = None
     glimpse: Tensor | None = None
 
     def __init__(self, members: Sequence[Tensor]) -> None:
@@ -42,37 +37,49 @@ class Edits:
         """How often the members have been written to. (What is written through ``.data``, torch does not count.)"""
         return [getattr(p, "_local_tensor", p)._version for p in self.members]
 
-    def look(self) -> None:
-        """See whether the members have been given other memory."""
+    def marked(self) -> bool:
+        return self.seen is not None and self.marks() != self.seen
+
+    def known(self) -> Iterator[tuple[int, int]]:
+        """`seen`, by the id of each member."""
+        return zip(map(id, self.members), self.seen or (), strict=False)
+
+    def look(self, known: Mapping[int, int]) -> None:
+        """See whether the members have been given other memory; what is `known` of them, others have found out before."""
+        if self.seen is None and all(id(p) in known for p in self.members):
+            self.seen = [known[id(p)] for p in self.members]
         if self.homes != (homes := list(map(address, self.members))):
             self.homes, self.seen = homes, None if self.seen is None else []
 
-    def between(self, left: Tensor | None, now: Tensor, sample: Sample | None) -> tuple[Tensor, Tensor] | None:
-        """None where nothing is to be seen; else which elements begin anew, for no hyperparameter has had a part in where they
-        are now; and by how much all have been moved. Where a part is left of how the last step moved an element, it goes on.
+    def written(self, left: Tensor | None, now: Tensor, sample: Sample | None) -> bool:
+        """Whether there may have been something. Where the host need not wait, it looks at the elements.
 
         Args:
-            left: what the last step has left; None where that is not known, so that all begin anew.
-            now: what there is now. shape: (elements,), as `left` and what is returned
+            left: what the last step has left, where that is known.
+            now: what there is now. shape: (elements,), as `left`
             sample: what is read of it, if not all.
         """
-        if not self._written(left, now, sample):
-            return None
-        self.watched = True
-        if left is None:
-            return torch.ones_like(now, dtype=torch.bool), torch.zeros_like(now)
-        old = left.to(wide(left.dtype))
-        shift = now.to(old.dtype) - old
-        anew = shift != 0
-        return anew if self.before is None else anew & ~(shift.abs() < (old - self.before).abs()), shift
-
-    def _written(self, left: Tensor | None, now: Tensor, sample: Sample | None) -> bool:
-        """Whether there may have been something. Where the host need not wait, it looks at the elements."""
         here = now.is_cpu and readable(now)
         if here and left is not None:
-            return not same(left, now)
-        marked = self.marks() != self.seen
+            return not same(left, now.to(left.dtype))
         if here and sample is not None and self.glimpse is not None:
-            part, old = sample.view(now), self.glimpse
-            return not (same(part, old) if marked else same(part[::SPARSE], old[::SPARSE]))
-        return self.watched or marked
+            part, old = sample.view(now), self.glimpse.to(now.dtype)
+            return not (torch.equal(part, old) if self.marked() else torch.equal(part[::SPARSE], old[::SPARSE]))
+        return left is not None or self.marked()
+
+
+def between(before: Tensor | None, left: Tensor | None, now: Tensor) -> tuple[Tensor, Tensor]:
+    """Which elements begin anew, for no hyperparameter has had a part in where they are now; and by how much all have been
+    moved. Where a part is left of how the last step has moved an element, it goes on.
+
+    Args:
+        before: what they were before the last step, and what that has `left`; NaN where nobody watched. None: likewise of all;
+            where it is not known what is left, all begin anew.
+        now: what they are. shape: (elements,), as of all others
+    """
+    if left is None:
+        return torch.ones_like(now, dtype=torch.bool), torch.zeros_like(now)
+    old = left.to(wide(left.dtype))
+    shift = torch.where(old.isnan(), 0.0, now.to(old.dtype) - old)
+    anew = shift != 0
+    return anew if before is None else anew & ~(shift.abs() < (old - before).abs()), shift

@@ -112,7 +112,7 @@ class Group:
         # in `heights`, what they are if a step is made now.
         self.highest, self.rise = self.heights = self.saved.get("highest", (0.0, 1.0))
         self.followed: int = self.saved.get("followed", 0)  # steps one after the other, each of which could read the one before
-        self.watched = {i for i, others in enumerate(self.saved.get("watched", ())) if others}  # are written to by others
+        self.marks = dict[int, int]()  # by id, how often a parameter had been written to after its last step
         self.resting = {i for i, rests in enumerate(self.saved.get("resting", ())) if rests}  # had not moved in the last step
         self.buckets: list[Bucket] = []
         self.moving: list[Bucket] = []  # those that move in this step
@@ -244,18 +244,19 @@ class Group:
         here = {i: (*past.get(i, (0, False)), moves, self._sums(i, memory)) for i, moves in enumerate(present)}
         alike = self._alike({i: mine for i, mine in here.items() if present[i] or i in past}, shared)
         known = {(b.step, b.count, *b.sets, *map(id, b.members)): b for b in self.buckets if b.intact(memory)}
-        watched = self.watched.union(*(b.positions for b in self.buckets if b.edits.watched))
-        self.buckets, self.resting, self.watched = [], set(), set()
+        self.marks.update(mark for b in self.buckets for mark in b.edits.known())
+        self.buckets, self.resting = [], set()
         for (*_, count, live, _, sums), positions in alike.items():
             members, sets = [self.params[i] for i in positions], positions if self.owner.sets > 1 else []
             bucket = known.get(key := (self.step, count, *sets, *map(id, members)))
             bucket = Bucket(self.step, members, sets, count, memory) if bucket is None else bucket
-            bucket.live, bucket.edits.watched = live, not watched.isdisjoint(positions)
-            bucket.edits.look()
+            bucket.live = live
+            bucket.edits.look(self.marks)
             bucket.clock = clocks[count, sums] = self._clock(bucket, clocks.get((count, sums)))
             if key not in known and live and self.step.replays:
                 bucket.scalars = bucket.use(self._scalars(bucket))
-            bucket.positions, bucket.shared = positions, any(id(p) in shared for p in bucket.members)
+            bucket.positions = positions
+            bucket.share(any(id(p) in shared for p in bucket.members))
             bucket.cuts, bucket.readings = self._readings([bucket], bucket.sizes)
             self.buckets.append(bucket)
         self.last.pop(0, None)

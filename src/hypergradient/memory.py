@@ -48,8 +48,7 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
     """All that belongs to `group` and stands neither in its dict nor in `state`; numbers, lists and dicts.
 
     Returns:
-        `made`: how many steps the optimizer has made. `followed`, `highest` (and `rise`), `start`, `resting`, `watched`: see
-        `Group`.
+        `made`: how many steps the optimizer has made. `followed`, `highest` (and `rise`), `start`, `resting`: see `Group`.
         `evaluating`: whether averages are in the place of its parameters; `entered`: by name, the values that they were made
         with. `said`: under the name of the rule, of each hyperparameter its base, what the user says, what is learned, what
         is in force. `levels`: under the signature of each, its own hyperparameters and its memory. `last`: the scalars of the
@@ -59,7 +58,7 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
     tower, bases = optimizer.tower, group.bases
     said = {n: [bases.get(n, x), x, *learned.get(n, (x, x))] for n, x in group.said.items()}
     kept = zip(signatures(tower, group.rule), tower.rules[1:], [h.memory for h in owners], strict=False)
-    past, watched = dict(group.past(optimizer.state)), {i for b in group.buckets if b.edits.watched for i in b.positions}
+    past = dict(group.past(optimizer.state))
     return {
         "made": optimizer.made(),
         "followed": group.followed,
@@ -68,7 +67,6 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
         "evaluating": int(any(inside(optimizer.state.get(p)) for p in group.entry["params"])),
         "entered": _entered(optimizer, group),
         "resting": [int(i in past and not past[i][1]) for i in range(len(group.entry["params"]))],
-        "watched": [int(i in watched) for i in range(len(group.entry["params"]))],
         "said": {type(group.rule).__name__: said},
         "levels": {
             name: {"values": {n: getattr(rule, n) for n in rule.hyperparameters()}, "memory": known.tolist()}

@@ -272,7 +272,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
     @torch.inference_mode(False)
     @torch.no_grad()
     def _settled(self) -> list[Group]:
-        """All groups, with what others have written to parameters taken into account, as before what is saved or exchanged."""
+        """All groups, with what others have written to parameters taken into account, as before averages are made."""
         groups = self._assemble()
         for bucket in (b for group in groups for b in group.buckets):
             if not any(evaluation.inside(self.state.get(p)) for p in bucket.members):
@@ -529,7 +529,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """As of every optimizer of torch. In its groups, the values are those in force, for an optimizer of torch to go on
         with; what has been learned stands beside them under "learned".
         """
-        memory.refresh(self, self._settled())
+        memory.refresh(self, self._assemble())
         hook = self.register_state_dict_post_hook(lambda _, found: memory.packed(found), prepend=True)  # others see all
         try:
             return super().state_dict()
@@ -610,7 +610,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
                     raise ValueError(f"state_dict of another `per`: {where} has learned other values than those it shares here")
 
     def __getstate__(self) -> dict[str, Any]:
-        memory.refresh(self, self._settled())
+        memory.refresh(self, self._assemble())
         mine = {n: getattr(self, n) for n in ("tower", "per", "compile", "rules", "instead_of")}
         return {**super().__getstate__(), **mine}
 

@@ -15,9 +15,8 @@ from .numerics import REACH, readable
 EVERY = 8
 """The steps between two looks."""
 FAR = 1e3
-"""By what factor a step size may grow between two looks, and be more than 1, if its hypergradient is not normalized; in the
-metric of its rule, how large it may be.
-"""
+"""By what factor a step size may grow between two looks, and be more than 1, if its hypergradient is not normalized."""
+
 NOTHING = 2 * REACH.tiny
 """As good as 0."""
 
@@ -28,9 +27,6 @@ ADVICE = (
     ". Write a smaller lr above, such as … / SGD(lr=1e-9), or a tower that is free of the loss's scale: "
     "Hyperoptimizer(params), or auto(rule) for another rule"
 )
-
-
-UNSEEN = ". Does the script write to parameters through .data? On a GPU that is not seen: write p.clamp_(…) under no_grad"
 
 
 class Watch:
@@ -81,8 +77,6 @@ class Watch:
                 old = before[k + j] if len(before) == len(now) else start
                 if start > NOTHING > max(old, value):
                     return self._say(f"group {i}: the learned lr has come to rest at 0, from {start:.3g} at the start{ADVICE}")
-                if own.rule.normalize is not None and not own.lacks and value > FAR >= old:
-                    return self._say(f"group {i}: the learned lr has run away, to {value:.3g}{UNSEEN}")
                 if own.rule.normalize is None and value > max(1.0, old * FAR):
                     far = f"from {old:.3g} to {value:.3g} in {EVERY} steps"
                     return self._say(f"group {i}: the learned lr has run away, {far}{ADVICE}")
