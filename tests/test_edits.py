@@ -237,6 +237,16 @@ def test_a_frozen_parameter_that_is_written_to_stays_where_it_was_put(n):
     assert (p - 5).abs().max() < 0.1
 
 
+def test_what_was_deleted_before_an_evaluation_begins_anew():
+    fit = Fit(Hyperoptimizer, clamp).train(5)
+    del fit.optimizer.state[fit.model.weight]
+    fit.optimizer.eval()
+    fit.optimizer.train()
+    assert fit.model.weight not in fit.optimizer.state
+    fit.train(1)
+    assert fit.optimizer.state[fit.model.weight]["step"] == 1
+
+
 @pytest.mark.parametrize("max_norm", [None, 1.0])
 def test_a_resumed_run_sees_what_is_written_in_a_forward_pass(max_norm):
     def go(model, optimizer, steps):

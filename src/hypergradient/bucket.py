@@ -323,7 +323,7 @@ class Bucket:
 
     def settle(self) -> None:
         """Follow what others have written until now."""
-        if not self.shared and self.count and self.kinds == [_kind(p) for p in self.members]:
+        if not self.shared and self.count and self.intact(self.memory):
             before = self._versions()
             self.read()
             if self.trail:
