@@ -20,18 +20,19 @@ from .trial import Result, Tick, Trial
 
 SEED = 10
 """Nothing was tuned with it."""
-RESNET, LARGE = "ResNet-20, CIFAR-10", "GPT of 2.7M, War and Peace"
+RESNET, CROPPED, LARGE = "ResNet-20, CIFAR-10", "ResNet-20, CIFAR-10, cropped", "GPT of 2.7M, War and Peace"
 EPOCHS = 20
 PLAN: dict[str, tuple[int, int, Sequence[str]]] = {
     RESNET: (EPOCHS * 391, 3000, (DEFAULT, DECAYED, DROPS, "Adam 0.003, cosine", "Adam 0.001, cosine")),
+    CROPPED: (EPOCHS * 391, 3000, (DEFAULT, "Adam 0.003, cosine", DROPS)),
     LARGE: (1000, 500, (DEFAULT, "AdamW 0.001, cosine", "AdamW 0.003, cosine", "Prodigy")),
 }
 """For how many steps a network is trained, on how many samples it is measured, and with what it is trained."""
 
 
-def resnet(device: str) -> Supervised:
-    """ResNet-20 on CIFAR-10, with flips."""
-    return objects(lambda: nn.Sequential(Pixels(), models.ResNet20()), device, flips=True, size=128)
+def resnet(device: str, crops: bool = False) -> Supervised:
+    """ResNet-20 on CIFAR-10, with flips; with `crops`, from a border of 4, too, as in the paper."""
+    return objects(lambda: nn.Sequential(Pixels(), models.ResNet20()), device, flips=True, crops=crops, size=128)
 
 
 def gpt(device: str) -> Supervised:
@@ -39,7 +40,9 @@ def gpt(device: str) -> Supervised:
     return text(partial(GPT, length=128, width=192, heads=6, blocks=6), device, length=128, size=16)
 
 
-TASKS.update({RESNET: Entry("cifar10", resnet), LARGE: Entry("text", gpt)})
+TASKS.update(
+    {RESNET: Entry("cifar10", resnet), CROPPED: Entry("cifar10", partial(resnet, crops=True)), LARGE: Entry("text", gpt)}
+)
 
 
 def plan(settings: Settings, store: Store) -> list[Trial]:
@@ -64,9 +67,11 @@ def text_of(lines: Sequence[Line], pictures: Mapping[str, str]) -> str:
         "One seed each. As in [the study of small tasks](sensitivity.md), the default is given nothing and is validated\n"
         "as trained and, from the same training, at its average; cosine is with a warm-up of 5 %. Losses are of 3,000\n"
         "images, or 500 pieces.\n\n"
-        "On ResNet-20 the default is, at its average, after a third of the steps at the loss in which Adam's cosine ends,\n"
-        "and overfits from there on: nothing shakes the weights once its step size is small, and a weight decay is no cure.\n"
-        "On the GPT, whose text is seen once, it learns fastest.\n"
+        "On ResNet-20 with flips alone the default is, at its average, after a third of the steps at the loss in which\n"
+        "Adam's cosine ends, and overfits from there on: nothing shakes the weights once its step size is small, and a\n"
+        "weight decay is no cure. With images cropped as well, as in the paper, there is little to overfit: it ends within\n"
+        "half a point of both schedules, with the lowest training loss. On the GPT, whose text is seen once, it learns\n"
+        "fastest.\n"
     ]
     for task, (steps, _, methods) in PLAN.items():
         mine = {line["tower"]: line for line in lines if line["task"] == task}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, scaled_dot_product_attention
 
 from . import data, models
-from .tasks import TASKS, Batch, Entry, generator, shuffled
+from .tasks import TASKS, Batch, Entry, cropped, generator, shuffled
 
 HELD_OUT = ("cnn-fashion", "lstm-text", "vit-cifar10")
 """What nothing was tuned on."""
@@ -46,7 +46,7 @@ class Supervised:
         size: of a batch.
         criterion: the mean loss of outputs and targets.
         classes: whether targets are classes, so that answers are right or wrong.
-        flips: whether images are mirrored at random.
+        flips: whether images are mirrored at random; `crops`: and cropped from a border of 4.
     """
 
     build: Callable[[], nn.Module]
@@ -56,6 +56,7 @@ class Supervised:
     criterion: Callable[[Tensor, Tensor], Tensor] = models.loss
     classes: bool = True
     flips: bool = False
+    crops: bool = False
 
     def model(self) -> nn.Module:
         return self.build()
@@ -63,7 +64,9 @@ class Supervised:
     def batch(self, seed: int, step: int) -> Batch:
         chosen = shuffled(len(self.train[0]), self.size, seed, step).to(self.train[0].device)
         x, y = (rows[chosen] for rows in self.train)
-        if self.flips:
+        if self.crops:
+            x = cropped(x, generator(seed, step, 1))
+        elif self.flips:
             mirrored = torch.rand(len(x), 1, 1, 1, generator=generator(seed, step, 1)) < 0.5
             x = torch.where(mirrored.to(x.device), x.flip(-1), x)
         return x, y

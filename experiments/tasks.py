@@ -69,6 +69,16 @@ def order(samples: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(samples, generator=generator(seed, epoch))
 
 
+def cropped(x: Tensor, draw: torch.Generator) -> Tensor:
+    """Each image from a border of 4, mirrored or not. shape: (n, channels, 32, 32), as what is returned"""
+    n, ends = len(x), torch.arange(32)
+    down, right = (torch.randint(9, (n, 1), generator=draw) + ends for _ in range(2))
+    flip = torch.rand(n, 1, generator=draw) < 0.5
+    right = torch.where(flip, right.flip(1), right)
+    rows = torch.arange(n).view(n, 1, 1)
+    return pad(x, (4, 4, 4, 4)).permute(0, 2, 3, 1)[rows, down.unsqueeze(2), right.unsqueeze(1)].permute(0, 3, 1, 2)
+
+
 @torch.inference_mode()
 def error(model: nn.Module, x: Iterator[Tensor], y: Tensor) -> float:
     """Wrong answers in percent."""
@@ -132,14 +142,7 @@ class Objects:
 
     def batch(self, seed: int, step: int) -> Batch:
         chosen = shuffled(len(self.y), 128, seed, step)
-        x = pad(self.x[chosen], (4, 4, 4, 4))
-        draw = generator(seed, step, 1)
-        n, ends = len(chosen), torch.arange(32)
-        down, right = (torch.randint(9, (n, 1), generator=draw) + ends for _ in range(2))
-        flip = torch.rand(n, 1, generator=draw) < 0.5
-        right = torch.where(flip, right.flip(1), right)
-        rows = torch.arange(n).view(n, 1, 1)
-        x = x.permute(0, 2, 3, 1)[rows, down.unsqueeze(2), right.unsqueeze(1)].permute(0, 3, 1, 2)
+        x = cropped(self.x[chosen], generator(seed, step, 1))
         return self.normal(x), self.y[chosen.to(self.device)]
 
     def autocast(self) -> torch.autocast:

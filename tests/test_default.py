@@ -13,6 +13,7 @@ from torch.optim import lr_scheduler
 import hypergradient as hg
 from hypergradient import (
     POSITIVE,
+    REAL,
     SGD,
     Adam,
     AdamW,
@@ -25,7 +26,7 @@ from hypergradient import (
     hyperparameter,
     nonnegative,
 )
-from hypergradient.auto import around
+from hypergradient.auto import around, start
 from hypergradient.sample import ENOUGH, LINE, Sample
 
 MOVING = [case for case in RULES if case.rule.multiplier]
@@ -91,8 +92,19 @@ def test_bad_arguments_are_named():
 
     with pytest.raises(ValueError, match="no hyperparameter lr"):
         auto(Other())
+    with pytest.raises(ValueError, match="leave out charts, or write a tower"):
+        auto(Adam(charts={"lr": REAL}))
+    for make in (lambda: auto(lr=0.0), lambda: auto(SGD(lr=0.0))):
+        with pytest.raises(ValueError, match=r"lr=0.0.* it would rest; leave out lr, or give a group its own, \{'lr': 0.0\}"):
+            make()
+    with pytest.raises(TypeError, match=r"got <function auto .*: write auto\(\)"):
+        Hyperoptimizer(parameters(), auto)
     with pytest.raises(ValueError, match=r"Age: times=0 is not allowed"):
         Age(0)
+
+
+def test_an_r_of_0_may_be_asked_for():
+    assert [auto(**more).rules[0].r for more in ({}, {"r": 0.0}, {"r": 2.0})] == [4.0, 0.0, 2.0]
 
 
 # ------------------------------------------------- its sensitivity is its movement
@@ -395,6 +407,15 @@ def test_of_a_large_parameter_a_sample_is_read():
     assert lr(optimizer) == pytest.approx(START * math.exp(0.75), rel=0.1)  # a gradient along the path: nearly all of it
 
 
+@pytest.mark.parametrize(("shape", "kept"), [((50_000, 8), 50_000), ((50_001, 3), 50_001), ((200_000, 1), 200_000)])
+def test_of_narrow_rows_an_element_is_read(shape, kept):
+    p = torch.randn(shape).requires_grad_()
+    optimizer = Hyperoptimizer([p])
+    p.grad = p.detach().clone()
+    optimizer.step()
+    assert optimizer.state[p]["last_movement"].numel() == kept
+
+
 def test_of_large_parameters_that_share_memory_the_samples_move_one_after_the_other():
     rule, kept = replace(auto().rules[0], weight_decay=0.5), {}
     for every in (1, 16):
@@ -574,6 +595,18 @@ def test_an_lr_of_0_does_not_stay_for_good():
         same = all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
         assert same == (value == 0)
         assert (lr(optimizer) == 0) == (value == 0)
+
+
+@pytest.mark.parametrize("tower", [auto(), auto(SGD(momentum=0.9))], ids=["default", "SGD"])
+@pytest.mark.parametrize("given", [1e-4, 1.0, 10.0])
+def test_a_group_that_is_raised_from_0_begins_as_one_that_was_given_that(tower, given):
+    params, twins = parameters(), parameters()
+    optimizer = Hyperoptimizer([{"params": params, "lr": 0.0}], tower)
+    train(optimizer, params, 3)
+    optimizer.param_groups[0]["lr"] = given
+    other = Hyperoptimizer([{"params": twins, "lr": given}], tower)
+    assert lr(optimizer) == pytest.approx(lr(other))
+    assert lr(optimizer) <= start(tower.rules[0]) * (1 + 1e-9)
 
 
 # ----------------------------------------------------------------------- from_torch

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from hypergradient import SGD, Adam, AdamWScheduleFree, Hyperoptimizer, auto, from_torch
+from hypergradient import SGD, Adam, AdamWScheduleFree, Hyperoptimizer, Muon, auto, from_torch
 from hypergradient.charts import POSITIVE
 
 LARGE = 400
@@ -307,3 +307,19 @@ def test_nothing_is_seen_where_nobody_writes(shape, dtype):
     p.grad = p.detach() - 1
     optimizer.step()
     assert torch.equal(optimizer.state[p]["last_left"], p.to(torch.float32))
+
+
+@pytest.mark.parametrize("rule", [auto(Muon()), Muon(charts={"lr": POSITIVE}, horizon=20) / SGD(lr=1e-3)], ids=["auto", "20"])
+def test_a_small_matrix_goes_on_where_the_same_is_written(rule):
+    """Of a rule that mixes elements, its whole path was thrown away."""
+
+    def same(p, k, first):
+        if k % 5 == 2:
+            p.copy_(p.clone())
+
+    plain, written = (
+        Fit(lambda params: Hyperoptimizer([p for p in params if p.ndim == 2], rule), write).train(20)
+        for write in (lambda p, k, first: None, same)
+    )
+    assert torch.equal(plain.weight, written.weight)
+    assert plain.optimizer.hypergradients() == written.optimizer.hypergradients()

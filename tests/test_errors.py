@@ -265,6 +265,7 @@ OTHERS = {
         SGD(charts={"lr": AffineTransform(0, 4)}) / SGD(lr=1e-5),
         r"AffineTransform\(loc=0, scale=4\)\] where",
     ),
+    "another rule alone": (AdamW(), Adam(), "of another rule: in group 0 it has Adam where this optimizer has AdamW"),
     "untuned": (Adam() / SGD(lr=1e-5), Adam(), r"it has nothing where this optimizer has level 1: SGD\[\] moves Adam"),
 }
 
@@ -319,6 +320,24 @@ def test_a_state_that_cannot_be_kept_is_told(names, message):
     with pytest.raises(ValueError, match=message):
         train(optimizer, mine, 1)
     torch.testing.assert_close([p.detach() for p in mine], before, rtol=0, atol=0)
+
+
+TAKEN = {"params": "", "rule": "", "betas": ": write beta1, beta2, …", "maximize": "", "learned": "", "initial_speed": ""}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_a_field_of_a_rule_whose_name_is_kept_for_groups_is_told(name):
+    """A tuple of betas could be trained with, and not be saved."""
+    value = (0.9, 0.99) if name == "betas" else hyperparameter(0.5, nonnegative)
+    body = {"__annotations__": {"speed": float, name: object}, "speed": hyperparameter(0.1, nonnegative), name: value}
+    kind = dataclass(frozen=True)(type("Named", (SGD,), body))
+    with pytest.raises(TypeError, match=f"Named has a field '{name}', a name that is kept .*{TAKEN[name]}"):
+        kind()
+
+
+def test_a_constraint_that_is_none_is_told():
+    with pytest.raises(TypeError, match="hyperparameter: constraint='positive' is not allowed; it must be real, nonnegative"):
+        hyperparameter(0.5, "positive")
 
 
 def test_a_rule_without_an_update_is_told():

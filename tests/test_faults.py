@@ -681,6 +681,9 @@ def test_fake_tensors_make_fake_steps(case, above):
                 for p in mine:
                     p.grad = torch.ones_like(p)
                 optimizer.step()
+            if isinstance(optimizer, Hyperoptimizer):
+                for look in (optimizer.eval, optimizer.train, optimizer.hyperparameters, optimizer.__repr__):
+                    look()
         assert {x.shape for n, x in optimizer.state[mine[0]].items() if n != "step" and x is not None} <= {(4, 3)}
 
 

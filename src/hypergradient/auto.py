@@ -46,13 +46,14 @@ def auto(rule: Rule | None = None, **arguments: Any) -> Tower:
 
     Args:
         rule: what moves the parameters; default: ``AdamWScheduleFree(**arguments)``. Its values stay, but for an r at its
-            default, which becomes 4, and lr, which is where the search begins: at most a 32nd of the rule's default, or 1e-6
-            for a rule without a `Rule.preconditioner`; what is higher is lowered to that, as it could ruin the first steps.
+            default, which becomes 4 (``auto(r=0)`` keeps it), and lr, which is where the search begins: at most a 32nd of the
+            rule's default, or 1e-6 for a rule without a `Rule.preconditioner`; what is higher is lowered to that, as it could
+            ruin the first steps.
         arguments: those of `AdamWScheduleFree`, where no rule is given, such as ``weight_decay=0.1``.
 
     Raises:
         TypeError: something that is not a rule; arguments beside a rule.
-        ValueError: a rule without an lr, or that says itself how it is tuned.
+        ValueError: a rule without an lr, or with one of 0, or that says itself how it is tuned.
     """
     if isinstance(rule, Rule) and arguments:
         raise TypeError(f"auto({rule!r}, …) takes no more arguments: give {', '.join(arguments)} to {type(rule).__name__}")
@@ -64,8 +65,10 @@ def auto(rule: Rule | None = None, **arguments: Any) -> Tower:
         raise ValueError(
             f"auto has its own {', '.join(OWN)}: leave out {', '.join(said)}, or write a tower, Adam(tune=…) / SGD(…)"
         )
-    chosen: dict[str, Any] = {n: f(rule, getattr(rule, n)) for n, f in CHOSEN.items() if n in rule.hyperparameters()}
-    return around(replace(rule, **chosen))
+    if getattr(rule, "lr", 1) == 0:
+        raise ValueError(f"rule={rule!r} is not allowed: it would rest; leave out lr, or give a group its own, {{'lr': 0.0}}")
+    names = rule.hyperparameters().keys() - ({"r"} & arguments.keys())
+    return around(replace(rule, **{n: f(rule, getattr(rule, n)) for n, f in CHOSEN.items() if n in names}))
 
 
 def around(rule: Rule) -> Tower:
@@ -79,7 +82,8 @@ def around(rule: Rule) -> Tower:
 
 def says(rule: Rule) -> list[str]:
     """What of `OWN` a rule says itself."""
-    return [f.name for f in fields(rule) if f.name in OWN and getattr(rule, f.name) != f.default]
+    said = [f.name for f in fields(rule) if f.name in OWN and getattr(rule, f.name) != f.default]
+    return [*said, *["charts"] * (rule.charts.get("lr", POSITIVE) != POSITIVE)]
 
 
 def beside(rule: Rule, first: Rule) -> Rule:

@@ -278,7 +278,7 @@ class Bucket:
     def copied(self) -> bool:
         """Whether the members are worked on in copies."""
         p = self.members[0]
-        large = self.order is None or self.sizes[0] > SMALL
+        large = self.sizes[0] > SMALL or (self.layout.mesh is not None and not self.step.elementwise)
         return len(self.members) > 1 or not (large or self.shared or wrapper(p) or p.is_neg() or p.is_conj())
 
     def read(self) -> Tensor | None:

@@ -198,7 +198,8 @@ class Engine:
             self.compile = False  # before anything has run, so nothing is done twice
             inner = getattr(error, "inner_exception", error)
             cause = f"{type(inner).__name__}: {inner}".splitlines()[0]
-            warnings.warn(f"compile=True: no working compiler, going on without ({cause})", RuntimeWarning, stacklevel=2)
+            why = "the step cannot be compiled" if isinstance(inner, exc.Unsupported) else "no working compiler"
+            warnings.warn(f"compile=True: {why}, going on without ({cause})", RuntimeWarning, stacklevel=2)
             return function(*arguments)
 
     def _tape(self, function: Callable[..., Any], form: Any, tensors: list[Tensor], elements: bool) -> Callable[..., Any]:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from .layout import Layout
-from .numerics import wide
+from .numerics import readable, wide
 from .rule import Rule, State
 
+ROUNDED = 2.0**-7
+"""The part of an average by which it differs at the most where it has only been rounded, to whatever dtype."""
 TRAINING = "training"
 """The name under which `state` holds what a parameter was in training, while the average is in its place."""
 
@@ -31,7 +33,9 @@ def enter(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
 
 
 def leave(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
-    """Put back what `p` was in training, to the bit; where somebody has changed it since, what belongs to that average."""
+    """Put back what `p` was in training, to the bit. Where somebody has rounded it since, what belongs to that average; where
+    somebody has written something else, that is the average, and the parameter, which begins anew.
+    """
     if not inside(entry):
         return
     old = _real(Layout.of(p).local(entry[TRAINING]))
@@ -39,8 +43,12 @@ def leave(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
     here, state = _parts(rule, p, entry, dtype)
     if state is not None:
         average = rule.evaluated(old.to(dtype, copy=True), state).to(old.dtype).to(here.dtype)
-        changed = rule.trained(here.to(dtype, copy=True), state).to(here.dtype)
+        written = (here - average).abs() > ROUNDED * average.abs()  # of what is NaN, nothing is
+        changed = torch.where(written, here, rule.trained(here.to(dtype, copy=True), state).to(here.dtype))
         old = torch.where(here == average, old.to(here.dtype), changed)
+        for x in map(entry.__getitem__, rule.points if readable(written) and written.any() else ()):
+            z = _real(Layout.of(x).local(x))
+            z.copy_(torch.where(written, here.to(z.dtype), z))
     here.copy_(old)
     del entry[TRAINING]
 

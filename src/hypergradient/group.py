@@ -176,7 +176,8 @@ class Group:
         """
         lr, highest, rise = self.said[self.main], self.highest, self.rise
         if self.followed == 0 or highest <= FAINT * self.start:
-            highest, rise = lr, max(1.0, lr / self.start if self.start else 1.0)
+            first = self.start or self.bases.get(self.main, 0.0)
+            highest, rise = lr, max(1.0, lr / first if first else 1.0)
         elif lr > highest:
             highest, rise = lr, rise * lr / highest
         self.heights = highest, rise  # taken over by a step; to look at an optimizer changes nothing

@@ -160,10 +160,12 @@ def recalled(tower: Tower, saved: Mapping[str, Any]) -> Tower:
 
 def check(tower: Tower, rule: Rule, sets: int, where: str, saved: Mapping[str, Any]) -> None:
     """Raise ValueError where what was `saved` of a group is not that of the same tower, with as many sets of values."""
-    mine, theirs = signatures(tower, rule), list(saved["levels"])
+    mine, theirs, own = signatures(tower, rule), list(saved["levels"]), type(rule).__name__
     if mine != theirs:
         here, there = (", ".join(n for n in a if n not in b) or "nothing" for a, b in ((mine, theirs), (theirs, mine)))
         raise ValueError(f"state_dict of another tower: in {where} it has {there} where this optimizer has {here}")
+    if other := next((n for n in saved.get("said", ()) if n not in ("", own)), None):
+        raise ValueError(f"state_dict of another rule: in {where} it has {other} where this optimizer has {own}")
     for name in theirs[:1]:
         rows = saved["levels"][name]["memory"]
         shape, needed = (len(rows), len(rows[0])), (len(rows), sets * len(rule.tuned()))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from .level import READ, Hyperparameters, Levels
@@ -59,7 +59,12 @@ class Snapshot(NamedTuple):
 
 
 def _listed(x: Tensor) -> Any:
-    return x.tolist() if readable(x) else torch.full(x.shape, torch.nan, device="cpu").tolist()
+    """Its numbers; NaN where the host cannot read them."""
+    return x.tolist() if readable(x) else _unknown(x.shape)
+
+
+def _unknown(shape: Sequence[int]) -> Any:
+    return [_unknown(shape[1:]) for _ in range(shape[0])] if shape else math.nan
 
 
 def printed(rules: Sequence[Rule], values: Sequence[dict[str, Any]]) -> str:

@@ -63,6 +63,10 @@ class Age:
         return f"Age({repr(self.times).removesuffix('.0')})"
 
 
+GROUP = "params", "param_names", "rule", "betas", "maximize", "learned"
+"""What the dict of a group holds besides what its rule is made of."""
+
+
 def hyperparameter(default: float, constraint: Constraint, tuned: bool | None = True) -> Any:
     """A field of a rule that is a number.
 
@@ -71,7 +75,15 @@ def hyperparameter(default: float, constraint: Constraint, tuned: bool | None = 
         constraint: what it must satisfy, at construction and ever after.
         tuned: whether the level above moves it by default: True (a value of 0 means "switched off" and is then left alone,
             unless it is ``lr``); False; or None: it enters `init` only and cannot be tuned.
+
+    Raises:
+        TypeError: `constraint` is none.
     """
+    if not isinstance(constraint, Constraint):
+        raise TypeError(
+            f"hyperparameter: constraint={constraint!r} is not allowed; it must be real, nonnegative, positive, unit_interval, "
+            "closed_unit_interval, open_unit_interval, or one of torch.distributions.constraints"
+        )
     return field(default=default, metadata={"constraint": constraint, "tuned": tuned})
 
 
@@ -110,6 +122,9 @@ class Notation(type):
         if "__dataclass_fields__" not in vars(cls) and any(isinstance(x, Field) for x in vars(cls).values()):
             raise TypeError(f"{cls.__name__} has fields but is no dataclass: write @dataclass(frozen=True) above the class")
         known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+        if taken := [n for n in known if n in GROUP or n.removeprefix("initial_") in {*known} - {n}]:
+            hint = ": write beta1, beta2, …, each a hyperparameter" if taken[0] == "betas" else ""
+            raise TypeError(f"{cls.__name__} has a field {taken[0]!r}, a name that is kept for the dict of a group{hint}")
         if unknown := [n for n in kwargs if n not in known]:
             hint = "betas=(b1, b2) is written beta1=b1, beta2=b2; " if unknown[0] == "betas" and "beta1" in known else ""
             raise TypeError(f"{cls.__name__} has no argument {unknown[0]!r}; {hint}allowed: {', '.join(known)}")

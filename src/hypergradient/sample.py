@@ -59,8 +59,8 @@ class Sample(NamedTuple):
         if whole or not all(x.is_replicate() or (getattr(x, "dim", None) == 0 and p.ndim > 1) for x in layout.placements):
             return None
         rows, columns = (p.shape[0], prod(p.shape[1:])) if p.ndim > 1 else (1, p.numel())
-        read = min(columns // every, LINE * max(1, ENOUGH // (rows * LINE)))
-        if not read:
+        read = min(max(1, columns // every), LINE * max(1, ENOUGH // (rows * LINE)))
+        if read == columns:
             return None
         blocks, skip = -(-read // LONG), min(SPARSE, max(1, rows * read // ENOUGH))
         size, first = read // blocks, -layout.first(rows) % skip

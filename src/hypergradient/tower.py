@@ -27,7 +27,8 @@ class Tower:
             raise ValueError("a tower has at least one rule, such as Adam(lr=1e-3)")
         for rule in self.rules:
             if not isinstance(rule, Rule):
-                hint = f": write {rule.__name__}()" if isinstance(rule, type) and issubclass(rule, Rule) else ""
+                named = (isinstance(rule, type) and issubclass(rule, Rule)) or getattr(rule, "__name__", "") == "auto"
+                hint = f": write {rule.__name__}()" if named else ""
                 hint = ": write from_torch(optimizer, above=…)" if hasattr(rule, "param_groups") else hint
                 hint = ": it finds the lr; leave it out, or start at one with auto(lr=…)" if isinstance(rule, float) else hint
                 raise TypeError(f"a tower is made of rules such as Adam(lr=1e-3); got {rule!r}{hint}")

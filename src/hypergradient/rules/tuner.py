@@ -11,8 +11,8 @@ from ..rule import Number, Rule, State, hyperparameter, nonnegative, positive
 
 @dataclass(frozen=True)
 class Tuner(Rule):
-    """Adagrad, whose squares fade with age, and that falls no further than `span` below the highest it has reached, and half
-    the logarithm of the steps since; for the top of a tower.
+    """Adagrad, whose squares fade with age, and that falls no further than `span` below the highest it has reached, less half
+    the logarithm of how many times older it is by then; for the top of a tower.
 
     Source: Duchi, Hazan & Singer 2011; fading and span are ours.
 
