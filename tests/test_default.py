@@ -94,6 +94,8 @@ def test_bad_arguments_are_named():
         auto(Other())
     with pytest.raises(ValueError, match="leave out charts, or write a tower"):
         auto(Adam(charts={"lr": REAL}))
+    with pytest.raises(ValueError, match="leave out charts"):
+        Hyperoptimizer([{"params": parameters(), "rule": Adam(charts={"lr": REAL})}])
     for make in (lambda: auto(lr=0.0), lambda: auto(SGD(lr=0.0))):
         with pytest.raises(ValueError, match=r"lr=0.0.* it would rest; leave out lr, or give a group its own, \{'lr': 0.0\}"):
             make()
@@ -607,6 +609,24 @@ def test_a_group_that_is_raised_from_0_begins_as_one_that_was_given_that(tower, 
     other = Hyperoptimizer([{"params": twins, "lr": given}], tower)
     assert lr(optimizer) == pytest.approx(lr(other))
     assert lr(optimizer) <= start(tower.rules[0]) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_groups_that_share_keep_their_ratio_where_one_is_raised_from_0(first):
+    params, lrs = parameters(), [2.5e-3, 2.5e-3]
+    lrs[first] = 0.0
+    optimizer = Hyperoptimizer([{"params": [p], "lr": x} for p, x in zip(params[:2], lrs, strict=True)], per="all")
+    train(optimizer, params, 3)
+    optimizer.param_groups[first]["lr"] = 2.5e-2
+    assert lr(optimizer, first) == pytest.approx(10 * lr(optimizer, 1 - first))
+
+
+def test_a_group_may_rest_with_a_rule_of_its_own():
+    params = parameters()
+    optimizer = Hyperoptimizer([{"params": params[:1]}, {"params": params[1:], "rule": AdamW(lr=0.0)}])
+    before = params[1].detach().clone()
+    train(optimizer, params, 3)
+    torch.testing.assert_close(params[1].detach(), before, **EXACT)
 
 
 # ----------------------------------------------------------------------- from_torch

@@ -278,6 +278,17 @@ def test_the_state_of_another_tower_is_refused(mine, other, message):
     unchanged(optimizer, params, lambda: optimizer.load_state_dict(another.state_dict()), ValueError, message)
 
 
+def test_the_state_of_another_rule_may_be_left_out():
+    """As the error says."""
+    params, theirs = parameters(), parameters()
+    optimizer, another = Hyperoptimizer(params, Adam()), Hyperoptimizer(theirs, SGD(momentum=0.9))
+    train(another, theirs, 3)
+    with pytest.raises(ValueError, match=r"of another rule: .* or with .state.: \{\} to begin anew"):
+        optimizer.load_state_dict(another.state_dict())
+    optimizer.load_state_dict({**another.state_dict(), "state": {}})
+    train(optimizer, params, 1)
+
+
 def test_the_state_of_other_sets_is_refused():
     mine, theirs = parameters(), parameters()
     optimizer, another = Hyperoptimizer(mine, SGD() / SGD(lr=1e-5)), Hyperoptimizer(theirs, SGD() / SGD(lr=1e-5), per="tensor")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import fields, replace
 from typing import Any, cast
 
@@ -67,14 +67,21 @@ def auto(rule: Rule | None = None, **arguments: Any) -> Tower:
         )
     if getattr(rule, "lr", 1) == 0:
         raise ValueError(f"rule={rule!r} is not allowed: it would rest; leave out lr, or give a group its own, {{'lr': 0.0}}")
-    names = rule.hyperparameters().keys() - ({"r"} & arguments.keys())
-    return around(replace(rule, **{n: f(rule, getattr(rule, n)) for n, f in CHOSEN.items() if n in names}))
+    return around(chosen(rule, keep={"r"} & arguments.keys()))
+
+
+def chosen(rule: Rule, keep: Set[str] = frozenset()) -> Rule:
+    """`rule` with what is `CHOSEN`, but for what is to `keep` its value."""
+    names = rule.hyperparameters().keys() - keep
+    return replace(rule, **{n: f(rule, getattr(rule, n)) for n, f in CHOSEN.items() if n in names})
 
 
 def around(rule: Rule) -> Tower:
     """`auto` of a rule whose values all stay."""
     if "lr" not in rule.tunable():
         raise ValueError(f"rule={rule!r} is not allowed: it has no hyperparameter lr that can be tuned")
+    if rule.charts.get("lr", POSITIVE) != POSITIVE:
+        raise ValueError(f"rule={rule!r}: auto has its own chart of lr: leave out charts, or write a tower, Adam(…) / SGD(…)")
     charts = {**rule.charts, "lr": POSITIVE}
     horizon = Age(2 if averages(rule) else 4)  # without an average, what is near asks for too small steps
     return replace(rule, tune=("lr",), charts=charts, horizon=horizon, normalize="metric cosine", sample=16) / Tuner()
@@ -82,14 +89,13 @@ def around(rule: Rule) -> Tower:
 
 def says(rule: Rule) -> list[str]:
     """What of `OWN` a rule says itself."""
-    said = [f.name for f in fields(rule) if f.name in OWN and getattr(rule, f.name) != f.default]
-    return [*said, *["charts"] * (rule.charts.get("lr", POSITIVE) != POSITIVE)]
+    return [f.name for f in fields(rule) if f.name in OWN and getattr(rule, f.name) != f.default]
 
 
 def beside(rule: Rule, first: Rule) -> Rule:
     """`rule` for a group of its own: tuned as `auto` does where the `first` rule is, and it says nothing."""
     plain = says(rule) or not isinstance(first.horizon, Age) or "lr" not in rule.tunable()
-    return rule if plain else auto(rule).rules[0]
+    return rule if plain else around(chosen(rule)).rules[0]
 
 
 def usual_lr(rule: Rule) -> float | None:

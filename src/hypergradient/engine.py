@@ -198,7 +198,7 @@ class Engine:
             self.compile = False  # before anything has run, so nothing is done twice
             inner = getattr(error, "inner_exception", error)
             cause = f"{type(inner).__name__}: {inner}".splitlines()[0]
-            why = "the step cannot be compiled" if isinstance(inner, exc.Unsupported) else "no working compiler"
+            why = "the step cannot be compiled" if isinstance(inner, exc.TorchDynamoException) else "no working compiler"
             warnings.warn(f"compile=True: {why}, going on without ({cause})", RuntimeWarning, stacklevel=2)
             return function(*arguments)
 

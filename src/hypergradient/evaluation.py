@@ -12,7 +12,7 @@ from .numerics import readable, wide
 from .rule import Rule, State
 
 ROUNDED = 2.0**-7
-"""The part of an average by which it differs at the most where it has only been rounded, to whatever dtype."""
+"""The part of an average by which it differs at the most where it has only been rounded, to half precision."""
 TRAINING = "training"
 """The name under which `state` holds what a parameter was in training, while the average is in its place."""
 

@@ -93,6 +93,7 @@ class Group:
     owner: Hyperparameters  # what the parameters are moved with
     step: Step  # what is done with them
     schedule: Tensor  # of what is tuned a factor, the values of all others, ordered as the owner's. shape: (hyperparameters, 1)
+    alone = True  # whether it shares its hyperparameters with no other
     freedom: float  # how much a schedule lets a step size move that learns fast, from 0 to 1
 
     def __init__(
@@ -176,7 +177,7 @@ class Group:
         """
         lr, highest, rise = self.said[self.main], self.highest, self.rise
         if self.followed == 0 or highest <= FAINT * self.start:
-            first = self.start or self.bases.get(self.main, 0.0)
+            first = self.start or (self.bases.get(self.main, 0.0) if self.alone else 0.0)
             highest, rise = lr, max(1.0, lr / first if first else 1.0)
         elif lr > highest:
             highest, rise = lr, rise * lr / highest

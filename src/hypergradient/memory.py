@@ -7,7 +7,7 @@ beside it what is in force, so that an optimizer of torch can go on from there. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from statistics import median
@@ -160,12 +160,10 @@ def recalled(tower: Tower, saved: Mapping[str, Any]) -> Tower:
 
 def check(tower: Tower, rule: Rule, sets: int, where: str, saved: Mapping[str, Any]) -> None:
     """Raise ValueError where what was `saved` of a group is not that of the same tower, with as many sets of values."""
-    mine, theirs, own = signatures(tower, rule), list(saved["levels"]), type(rule).__name__
+    mine, theirs = signatures(tower, rule), list(saved["levels"])
     if mine != theirs:
         here, there = (", ".join(n for n in a if n not in b) or "nothing" for a, b in ((mine, theirs), (theirs, mine)))
         raise ValueError(f"state_dict of another tower: in {where} it has {there} where this optimizer has {here}")
-    if other := next((n for n in saved.get("said", ()) if n not in ("", own)), None):
-        raise ValueError(f"state_dict of another rule: in {where} it has {other} where this optimizer has {own}")
     for name in theirs[:1]:
         rows = saved["levels"][name]["memory"]
         shape, needed = (len(rows), len(rows[0])), (len(rows), sets * len(rule.tuned()))
@@ -176,16 +174,21 @@ def check(tower: Tower, rule: Rule, sets: int, where: str, saved: Mapping[str, A
             )
 
 
-def check_state(rule: Rule, where: str, known: Iterable[Mapping[str, Any]]) -> None:
-    """Raise ValueError where what is `known` of all parameters that have moved is what another rule remembers."""
-    mine, others = {*remembered(rule)}, {*RESERVED, *sums(rule)}
+def check_state(rule: Rule, where: str, known: Sequence[Mapping[str, Any]], saved: Mapping[str, Any]) -> None:
+    """Raise ValueError where what is `known` of all parameters that have moved is what another rule remembers; `saved`: what
+    was learned beside it.
+    """
+    mine, others, own = {*remembered(rule)}, {*RESERVED, *sums(rule)}, type(rule).__name__
+    way = "load it into an optimizer of its own rule, or with 'state': {} to begin anew"
     each = [[n for n, x in e.items() if isinstance(x, Tensor) and n not in others and not n.startswith(KEPT)] for e in known]
     found = [names for names in each if names]  # also what users have put there
     if found and all({*names} - mine and mine - {*names} for names in found):
         raise ValueError(
-            f"state_dict of another rule: in {where} it has {', '.join(found[0])} of a parameter, where {type(rule).__name__} "
-            f"has {', '.join(sorted(mine))}; load it into an optimizer of its own rule, or with 'state': {{}} to begin anew"
+            f"state_dict of another rule: in {where} it has {', '.join(found[0])} of a parameter, where {own} "
+            f"has {', '.join(sorted(mine))}; {way}"
         )
+    if not saved.get("levels") and known and (other := next((n for n in saved.get("said", ()) if n not in ("", own)), None)):
+        raise ValueError(f"state_dict of another rule: in {where} it has {other} where this optimizer has {own}; {way}")
 
 
 def copied(value: Any, param: Tensor, spread: bool) -> Any:

@@ -159,7 +159,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
         )
         self._check(entry["params"], rule, where)
         entry.setdefault("maximize", self.defaults["maximize"])
-        return Group(entry, *self._settle(entry, rule, where), self._own.steps)
+        group = Group(entry, *self._settle(entry, rule, where), self._own.steps)
+        group.alone = self.per != "all"
+        return group
 
     def _bare(self, rule: Any, where: str) -> Any:
         """The leftmost rule of a tower that a group is given, where that is under the same as the others; a rule as it is
@@ -599,9 +601,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for i, (group, entry) in enumerate(zip(self._own.groups, saved, strict=True)):
             copied = deepcopy({n: x for n, x in entry.items() if n != "params"})
             rule, *_ = self._settle(copied, group.rule, where := f"group {i}")
-            known = (state[key] for key in entry["params"] if key in state)
-            memory.check_state(rule, where, (mine for mine in known if LEARNED not in entry or "step" in mine))
-            learned = copied.get(LEARNED) or {}
+            known, learned = (state[key] for key in entry["params"] if key in state), copied.get(LEARNED) or {}
+            memory.check_state(rule, where, [mine for mine in known if LEARNED not in entry or "step" in mine], learned)
             if "levels" in learned and readable(self._own.levels.memory):
                 memory.check(self.tower, rule, group.owner.sets, where, learned)
                 memory.recalled(self.tower, learned)
