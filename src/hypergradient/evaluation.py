@@ -12,7 +12,7 @@ from .numerics import readable, wide
 from .rule import Rule, State
 
 ROUNDED = 2.0**-7
-"""The part of an average by which it differs at the most where it has only been rounded, to half precision."""
+"""The part of an average by which it differs at the most where all of it has only been rounded, to half precision."""
 TRAINING = "training"
 """The name under which `state` holds what a parameter was in training, while the average is in its place."""
 
@@ -33,8 +33,8 @@ def enter(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
 
 
 def leave(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
-    """Put back what `p` was in training, to the bit. Where somebody has rounded it since, what belongs to that average; where
-    somebody has written something else, that is the average, and the parameter, which begins anew.
+    """Put back what `p` was in training, to the bit. If somebody has rounded it since, what belongs to that average; if
+    somebody has written something else, that is the average where it differs, and the parameter, which begins anew.
     """
     if not inside(entry):
         return
@@ -43,7 +43,8 @@ def leave(rule: Rule, p: Tensor, entry: dict[str, Any]) -> None:
     here, state = _parts(rule, p, entry, dtype)
     if state is not None:
         average = rule.evaluated(old.to(dtype, copy=True), state).to(old.dtype).to(here.dtype)
-        written = (here - average).abs() > ROUNDED * average.abs()  # of what is NaN, nothing is
+        apart = (here - average).abs() > ROUNDED * average.abs()  # of what is NaN, nothing is
+        written = (here != average) & apart.any()
         changed = torch.where(written, here, rule.trained(here.to(dtype, copy=True), state).to(here.dtype))
         old = torch.where(here == average, old.to(here.dtype), changed)
         for x in map(entry.__getitem__, rule.points if readable(written) and written.any() else ()):
