@@ -20,6 +20,7 @@ from hypergradient import (
     Muon,
     Rule,
     Tower,
+    auto,
     from_torch,
     hyperparameter,
     nonnegative,
@@ -144,6 +145,11 @@ BAD = {
         lambda: from_torch(torch.optim.AdamW(parameters()), weight_decay=0.1),
         TypeError,
         "from_torch takes no weight_decay; allowed: above, per, compile, charts.*Give it to the optimizer",
+    ),
+    "auto above": (
+        lambda: from_torch(torch.optim.AdamW(parameters()), auto()),
+        ValueError,
+        "above=.*Tuner.* is not allowed; leave it out: AdamW itself is then tuned by auto",
     ),
     "no such group": (
         lambda: Hyperoptimizer(parameters()).hyperparameters(1),

@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -191,10 +192,18 @@ def make(model: nn.Module, plan: Plan, compile: bool = False) -> Hyperoptimizer:
 
 
 def whole(x: Any) -> Any:
-    """Copies of tensors in dicts, with all their shards."""
+    """Copies of tensors in dicts, with all their shards. (`full_tensor` sometimes ends a process, in torch's `wait_tensor`.)"""
     if isinstance(x, dict):
         return {n: whole(v) for n, v in x.items()}
-    return (x.full_tensor() if isinstance(x, DTensor) else x).clone()
+    if not isinstance(x, DTensor):
+        return x.clone()
+    _, begins = compute_local_shape_and_global_offset(x.shape, x.device_mesh, x.placements)
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, (begins, x.to_local()))
+    full = torch.full(x.shape, torch.nan, dtype=x.dtype)
+    for begins, part in parts:
+        full[tuple(slice(i, i + n) for i, n in zip(begins, part.shape, strict=True))] = part
+    return full
 
 
 def assert_same(mine: dict[str, Any], theirs: dict[str, Any], options: dict[str, Any] = SAME) -> None:

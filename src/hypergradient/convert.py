@@ -11,7 +11,7 @@ import torch
 
 from .auto import around
 from .optimizer import Hyperoptimizer
-from .rule import Rule
+from .rule import Age, Rule
 from .tower import Tower
 
 ENGINE = {"foreach", "fused", "capturable", "differentiable"}
@@ -38,7 +38,7 @@ def from_torch(
 
     Raises:
         TypeError: it is no optimizer of `torch.optim`, there is no such rule, or no such option.
-        ValueError: another string; an option of tuning beside ``"auto"``, which has its own.
+        ValueError: another string, or a tower of `auto`; an option of tuning beside ``"auto"``, which has its own.
     """
     tuning = _tuning(optimizer, above, options)
     groups = [_translated(group, type(optimizer), tuning) for group in optimizer.param_groups]
@@ -91,6 +91,10 @@ def _tuning(optimizer: Any, above: Any, options: dict[str, Any]) -> dict[str, An
             f"from_torch takes no {said}; allowed: above, per, compile, {', '.join(sorted(TUNING))}. Give it to the optimizer"
         )
     tuning = {n: options.pop(n) for n in TUNING & options.keys()}
+    if isinstance(above, Tower) and isinstance(above.rules[0].horizon, Age):
+        raise ValueError(
+            f"above={above!r} is not allowed; leave it out: {type(optimizer).__name__} itself is then tuned by auto"
+        )
     if isinstance(above, str) and (above != "auto" or tuning):
         beside = f" beside {', '.join(sorted(tuning))}" if tuning else ""
         raise ValueError(
