@@ -80,13 +80,13 @@ def test_the_pythons_of_the_classifiers_are_those_that_are_allowed(dist):
     assert str(found.requires_python) == f">=3.{said[0]}"
 
 
-def test_the_changelog_and_the_citation_say_the_version():
+def test_the_changelog_and_the_citation_say_the_version_and_the_day():
     """Of a release; between two, the changelog begins with what is unreleased."""
     headings = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert headings[0][0] in ("Unreleased", hypergradient.__version__)
     assert all(date for version, date in headings if version != "Unreleased")
-    cited = re.findall(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
-    assert cited in ([], [hypergradient.__version__])
+    cited = dict(re.findall(r"^(version|date-released): (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE))
+    assert cited in ({}, {"version": hypergradient.__version__, "date-released": dict(headings)[hypergradient.__version__]})
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(dist):

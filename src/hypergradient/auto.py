@@ -42,7 +42,7 @@ def auto(rule: Rule | None = None, **arguments: Any) -> Tower:
         optimizer = Hyperoptimizer(model.parameters(), auto(weight_decay=0.1))
 
     The logarithm of the step size is moved along the cosine between the gradient and the path so far, which is what the step
-    size has done over the run: larger as long as the path goes downhill, smaller when it would better have been shorter.
+    size has done over the run: larger as long as the path goes downhill, smaller when it should have been shorter.
 
     Args:
         rule: what moves the parameters; default: ``AdamWScheduleFree(**arguments)``. Its values stay, but for an r at its

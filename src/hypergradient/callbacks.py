@@ -45,7 +45,7 @@ def for_lightning(every: int | None = None) -> Any:
     try:
         from lightning.pytorch import Callback
     except ImportError as error:
-        raise ImportError("for_lightning needs Lightning: pip install 'hypergradient[lightning]'") from error
+        raise ImportError("for_lightning needs Lightning: pip install lightning") from error
 
     class LogHyperparameters(Callback):
         logged = 0
@@ -81,7 +81,7 @@ def for_trainer(trainer: Any) -> Any:
     try:
         from transformers import TrainerCallback
     except ImportError as error:
-        raise ImportError("for_trainer needs transformers: pip install 'hypergradient[transformers]'") from error
+        raise ImportError("for_trainer needs transformers: pip install 'transformers[torch]'") from error
 
     class LogHyperparameters(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

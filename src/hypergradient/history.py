@@ -203,7 +203,7 @@ def _figure(rows: int) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("History.plot needs matplotlib: pip install 'hypergradient[plot]'") from error
+        raise ImportError("History.plot needs matplotlib: pip install matplotlib") from error
     return Figure(figsize=(9, 1.2 + 2.8 * rows), dpi=150, layout="constrained")
 
 

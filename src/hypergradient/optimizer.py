@@ -71,17 +71,17 @@ class Hyperoptimizer(torch.optim.Optimizer):
         optimizer = Hyperoptimizer(model.parameters(), Adam(lr=1e-3) / SGD(lr=1e-5))
 
     A group may override values and flags of the leftmost rule (``{"params": …, "lr": 1e-4}``), or the rule itself
-    (``{"params": …, "rule": AdamW(lr=3e-4)}``, beside `auto` tuned as that does). ``group["lr"]`` belongs to the user and
+    (``{"params": …, "rule": AdamW(lr=3e-4)}``, under `auto` tuned likewise). ``group["lr"]`` belongs to the user and
     to schedulers: the value in force is the learned one times ``group["lr"]`` over what it was at construction
-    (``group["initial_lr"]``, if a scheduler has put it there); likewise for every tuned hyperparameter. A group whose lr is 0
-    is frozen until it is raised.
+    (``group["initial_lr"]``, if a scheduler has put it there; under `auto`, over its highest so far); likewise for every
+    tuned hyperparameter. A group whose lr is 0 is frozen until it is raised.
 
     `state` holds of each parameter what its rule remembers, and belongs to the user, as in torch: entries may be deleted,
     emptied, changed, or moved to other parameters. What has been learned is not in it: see `state_dict`.
 
     Args:
         params: parameters, named parameters, or groups, as for every optimizer of torch.
-        tower: a tower of rules, by default ``auto()``; a rule alone is an optimizer whose hyperparameters stay.
+        tower: a tower of rules, by default ``auto()``, which averages: see `eval`; a rule alone tunes nothing.
         per: how many sets of hyperparameters the leftmost rule has: one for ``"all"`` parameters, one per ``"group"``
             (default), one per ``"tensor"``. Levels above have one set.
         maximize: climb instead of descending. Default False.
@@ -426,8 +426,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         taken by a backward pass: DDP, FSDP2 and checkpointed layers do with it what they do with any other, in its place.
 
         Args:
-            loss: of the present weights, with a graph of its own, which is freed; in no other scale than it is meant (of no
-                `GradScaler`). With `maximize` it is climbed too. Parameters without a gradient in the next step do not
+            loss: of the present weights, with a graph of its own, which is freed; not scaled by a
+                `GradScaler`. With `maximize` it is climbed too. Parameters without a gradient in the next step do not
                 take part.
                 shape: ()
 
@@ -449,7 +449,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
     # -------------------------------------------------------------- evaluation
 
     def eval(self) -> None:
-        """Put the averages into the parameters, if the rule averages; others stay as they are. Again does nothing.
+        """Put the averages into the parameters, if the rule averages; others stay as they are. A second call does nothing.
 
         Statistics of batch norm belong to the parameters of training: take them anew, with some batches through the model in
         training mode, without gradients.
