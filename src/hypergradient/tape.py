@@ -24,7 +24,7 @@ LENGTH = 1013
 """Of the elements on which a function of elements is recorded: no tensor of numbers has it. It is played on any number."""
 MOST = 1 << 13
 """Numbers in a tensor at the most."""
-BLOCKS = 32
+BLOCKS = 64
 """In so many blocks, on average, a part is added up at the most: to read their sums takes time, too."""
 WORTH = 32
 """To how many numbers an operation may do something, on average: torch does it to more in the same time."""
