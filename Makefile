@@ -66,8 +66,9 @@ $(READY): $(LIGHT)
 
 $(OLDEST)/ready: pyproject.toml
 	@$(PYTHON) -m venv $(OLDEST)
-	@$(OLDEST)/bin/python -m pip install --disable-pip-version-check --no-input torch==2.6.0 numpy \
-		$(foreach name,hypothesis pytest pytest-xdist schedulefree,$(shell grep '^$(name)==' constraints.txt))
+	@grep -E '^(hypothesis|numpy|pytest|pytest-xdist|schedulefree)==' constraints.txt > $(OLDEST)/constraints.txt
+	@$(OLDEST)/bin/python -m pip install --disable-pip-version-check --no-input --constraint $(OLDEST)/constraints.txt \
+		torch==2.6.0 hypothesis numpy pytest pytest-xdist schedulefree
 	@touch $(OLDEST)/ready
 
 clean: ## Remove what the other targets made
