@@ -43,9 +43,10 @@ class Oracle:
             {e: r.chart(e.name).raw(v).requires_grad_() for e, v in start.items()}
             for start, r in zip(self.start, self.rules, strict=False)
         ]
-        self.state = [[r.init(x) for x in self.targets(k)] for k, r in enumerate(self.rules)]
         self.sums: list[list[dict[str, Tensor]]] = [[{} for _ in self.targets(k)] for k in range(len(self.rules))]
         self.origins = [[x.detach().clone() if k else torch.zeros(()) for x in self.targets(k)] for k in range(len(self.rules))]
+        starts = [zip(self.targets(k), origins, strict=True) for k, origins in enumerate(self.origins)]
+        self.state = [[r.init(x - origin) for x, origin in s] for r, s in zip(self.rules, starts, strict=True)]
         self.count = [0] * len(self.rules)
         self.gradients: list[dict[Entry, float]] = []
 

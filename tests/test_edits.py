@@ -323,3 +323,22 @@ def test_a_small_matrix_goes_on_where_the_same_is_written(rule):
     )
     assert torch.equal(plain.weight, written.weight)
     assert plain.optimizer.hypergradients() == written.optimizer.hypergradients()
+
+
+def test_an_average_goes_on_whatever_the_id_of_its_parameter_has_been_before():
+    """A parameter that has gone leaves its id to another."""
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(50, 3))
+    optimizer = Hyperoptimizer([p])
+    for _ in range(40):
+        for _ in range(3):
+            p.grad = p.detach() + 0.1 * torch.randn_like(p)
+            optimizer.step()
+        q = torch.nn.Parameter(p.detach().clone())
+        optimizer.state[q] = {n: x.clone() for n, x in optimizer.state.pop(p).items()}
+        optimizer.param_groups[0]["params"][0] = p = q
+        del q
+        optimizer.eval()
+        assert not torch.equal(p, optimizer.state[p]["z"])
+        optimizer.train()
+        assert "last_left" not in optimizer.state[p]

@@ -395,3 +395,45 @@ def test_a_group_of_another_optimizer_has_the_rule_of_this_one():
     mine.step()
     expected.step()
     torch.testing.assert_close(b, twin)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_group_that_comes_first_shares_what_was_learned(place):
+    p, q = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = Hyperoptimizer([p], per="all")
+    for _ in range(20):
+        p.grad = p.detach().clone()
+        optimizer.step()
+    learned = optimizer.hyperparameters()[0]["lr"]
+    assert learned > 0.01
+    optimizer.param_groups.insert(place, {"params": [q]})
+    assert [optimizer.hyperparameters(i)[0]["lr"] for i in (0, 1)] == [learned, learned]
+
+
+def test_a_step_that_fails_leaves_what_is_known_of_the_last_one():
+    def learned(fails):
+        params = [torch.nn.Parameter(torch.ones(n)) for n in (3, 4, 5)]
+        optimizer = Hyperoptimizer(params, Adam(lr=1e-2) / SGD(lr=1e-3))
+        for t in range(8):
+            for k, p in enumerate(params):
+                p.grad = None if t == (2, 4, 5)[k] else p.detach() * (k + 1) + 0.1 * t
+            if t == 6 and fails:
+                mine = optimizer.state[params[0]]
+                mine["exp_avg"], known = torch.zeros(9), mine["exp_avg"]
+                with pytest.raises(ValueError, match="exp_avg"):
+                    optimizer.step()
+                mine["exp_avg"] = known
+            optimizer.step()
+        return optimizer.hyperparameters()[0]["lr"]
+
+    assert learned(True) == learned(False)
+
+
+def test_a_sparse_tensor_of_the_users_in_the_state_is_no_matter():
+    p = torch.nn.Parameter(torch.ones(3, 3))
+    optimizer = Hyperoptimizer([p])
+    for _ in range(3):
+        p.grad = p.detach().clone()
+        optimizer.state[p]["mask"] = torch.eye(3).to_sparse()
+        optimizer.step()
+    assert optimizer.state[p]["step"] == 3

@@ -878,3 +878,110 @@ def test_a_rule_of_ones_own_may_have_the_name_of_another():
             optimizer.step()
         learned.append([level["lr"] for level in optimizer.hyperparameters()])
     assert learned[0] == learned[1]
+
+
+@dataclass(frozen=True)
+class TrustSign(Rule):
+    lr: float = hyperparameter(1e-3, nonnegative)
+    beta: float = hyperparameter(0.9, hg.unit_interval)
+
+    def init(self, param):
+        return {"m": torch.zeros_like(param)}
+
+    def update(self, param, grad, state, c):
+        m = self.beta * state["m"] + (1 - self.beta) * grad
+        return param - self.lr * param.norm() * torch.sign(m), {"m": m}
+
+
+def test_what_has_a_derivative_of_0_in_a_rule_that_mixes_elements_stays():
+    p = torch.ones(3, 2, requires_grad=True)
+    optimizer = Hyperoptimizer([p], TrustSign() / SGD(lr=1e-5))
+    for _ in range(3):
+        p.grad = torch.ones(3, 2)
+        optimizer.step()
+    assert optimizer.hypergradients()[0]["beta"] == 0
+    assert optimizer.hypergradients()[0]["lr"] != 0
+
+
+@dataclass(frozen=True)
+class Once(Rule):
+    lr: float = hyperparameter(1e-3, nonnegative)
+
+    def init(self, param):
+        return {"seen": torch.zeros_like(param, dtype=torch.bool)}
+
+    def update(self, param, grad, state, c):
+        return param - self.lr * torch.where(state["seen"], grad, 0.1 * grad), {"seen": state["seen"] | (grad != 0)}
+
+
+@pytest.mark.parametrize(
+    ("n", "tower"), [(4, Once() / SGD(lr=1e-3)), (4, SGD(lr=0.1, momentum=0.5) / Once()), (1 << 18, hg.auto(Once()))]
+)
+def test_a_state_of_truth_values_is_one_everywhere(n, tower):
+    p = torch.ones(n, requires_grad=True)
+    optimizer = Hyperoptimizer([p], tower)
+    for _ in range(3):
+        p.grad = torch.ones(n)
+        optimizer.step()
+    assert math.isfinite(optimizer.hyperparameters()[0]["lr"])
+
+
+@dataclass(frozen=True)
+class Langevin(Rule):
+    lr: float = hyperparameter(1e-2, nonnegative)
+
+    def update(self, param, grad, state, c):
+        return param - self.lr * grad + (2 * self.lr).sqrt() * torch.randn_like(param), state
+
+
+def test_to_look_at_a_rule_draws_no_random_numbers():
+    def run():
+        torch.manual_seed(0)
+        p = torch.ones(3, requires_grad=True)
+        optimizer = Hyperoptimizer([p], Langevin())
+        for _ in range(2):
+            p.grad = p.detach().clone()
+            optimizer.step()
+        return p.tolist()
+
+    assert run() == run()
+
+
+@dataclass(frozen=True)
+class Warm(Rule):
+    lr: float = hyperparameter(1e-3, nonnegative)
+
+    def coefficients(self, step):
+        return (self.lr * min(1.0, step / 10),)
+
+    def update(self, param, grad, state, c):
+        return param - c[0] * grad, state
+
+
+def test_a_rule_that_looks_at_the_number_of_the_step_is_told_so_above_several():
+    p = torch.ones(3, requires_grad=True)
+    p.grad = torch.ones(3)
+    Hyperoptimizer([p], SGD(lr=0.1) / Warm()).step()
+    with pytest.raises(TypeError, match=r"Warm branches on the number of the step, or a hyperparameter, .*write torch\.where"):
+        Hyperoptimizer([p], hg.Adam() / Warm()).step()
+
+
+@pytest.mark.parametrize("rule", [hg.AdamWScheduleFree, hg.SGDScheduleFree])
+def test_a_rule_that_averages_begins_above_where_its_decay_draws_to(rule):
+    p = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    optimizer = Hyperoptimizer([p], hg.Adam(lr=1e-3) / rule(lr=1e-12, weight_decay=1e-6))
+    before = optimizer.hyperparameters()[0]
+    for _ in range(4):
+        p.grad = 2 * p.detach()
+        optimizer.step()
+    assert optimizer.hyperparameters()[0] == pytest.approx(before, rel=1e-6)
+
+
+def test_a_chart_that_ends_at_one_side_ends_at_the_other_too():
+    p = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    tower = SGD(lr=0.1) / SGD(lr=0.01, charts={"lr": torch.distributions.transforms.TanhTransform()}) / SGD(lr=0.1)
+    optimizer = Hyperoptimizer([p], tower)
+    for sign in (1.0, 1.0, -1.0, -1.0):
+        p.grad = torch.full_like(p, sign)
+        optimizer.step()
+    assert optimizer.hyperparameters()[1]["lr"] >= 0

@@ -282,3 +282,33 @@ def test_swa_with_its_schedule_and_batch_norm():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(LR / 2)
     assert average.module[1].running_mean.isfinite().all()
     assert int(average.n_averaged) == 10
+
+
+@pytest.mark.parametrize("length", [4, 105])
+def test_linear_lr_ends_at_0_also_where_it_rounds_below(length):
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = Hyperoptimizer([p])
+    scheduler = lr_scheduler.LinearLR(optimizer, 1 / 3 if length == 4 else 1e-3, 0.0, length)
+    for _ in range(length):
+        p.grad = torch.ones(3)
+        optimizer.step()
+        scheduler.step()
+    assert -1e-15 < optimizer.param_groups[0]["lr"] < 0
+    before = p.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), before, rtol=0, atol=0)
+
+
+def test_a_tensor_that_a_scheduler_fills_is_as_good_as_a_float():
+    def learned(lr):
+        torch.manual_seed(0)
+        p = torch.nn.Parameter(torch.randn(50))
+        optimizer = Hyperoptimizer([{"params": [p], "lr": lr}])
+        scheduler = lr_scheduler.LambdaLR(optimizer, lambda t: 1e-5 if t < 12 else 1.0)
+        for _ in range(16):
+            p.grad = p.detach() - torch.linspace(-1, 1, 50)
+            optimizer.step()
+            scheduler.step()
+        return optimizer.hyperparameters()[0]["lr"]
+
+    assert learned(torch.tensor(2.5e-3, dtype=torch.float64)) == learned(2.5e-3)

@@ -1037,3 +1037,23 @@ def test_the_state_of_parameters_that_stand_for_others_can_be_copied_and_saved()
     optimizer.step()
     copy.deepcopy(optimizer.state_dict())
     torch.save(optimizer.state_dict(), io.BytesIO())
+
+
+def test_a_checkpoint_is_what_a_hook_before_it_has_left():
+    p = torch.nn.Parameter(torch.linspace(-1, 1, 5))
+    optimizer = Hyperoptimizer([p])
+    for _ in range(5):
+        p.grad = p.detach().clone()
+        optimizer.step()
+    optimizer.eval()
+    optimizer.register_state_dict_pre_hook(lambda o: o.train())
+    optimizer.register_state_dict_pre_hook(lambda o: o.param_groups[0].update(lr=1e-3))
+    saved = copy.deepcopy(optimizer.state_dict())
+    q = torch.nn.Parameter(p.detach().clone())
+    other = Hyperoptimizer([q])
+    other.load_state_dict(saved)
+    assert other.hyperparameters() == optimizer.hyperparameters()
+    for x, o in ((p, optimizer), (q, other)):
+        x.grad = torch.ones(5)
+        o.step()
+    assert torch.equal(p, q)

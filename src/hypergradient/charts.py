@@ -120,12 +120,12 @@ class Chart:
         Shape of both: that of `unit`.
         """
         most, ends = torch.finfo(unit.dtype).max / 4, []
-        for end in interval(constraint, unit.dtype):
+        for side, end in zip((-1, 1), interval(constraint, unit.dtype), strict=True):
             raw = self.transform.inv((torch.full_like(unit, end) / unit).clamp(-most, most))
             if end == 0:  # where the coordinate never reaches it (log 0): stop at the last number before
                 last = self.transform.inv(torch.full_like(unit, REACH.tiny))
                 raw = torch.where(raw.isfinite(), raw, last)
-            ends.append(raw)
+            ends.append(torch.where(raw.isnan(), side * 4 * most * unit.sign() * self.transform.sign, raw))
         low, high = torch.minimum(*ends), torch.maximum(*ends)
         return torch.where(low.isfinite(), low, -4 * most), torch.where(high.isfinite(), high, 4 * most)
 

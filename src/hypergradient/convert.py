@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from types import MethodType
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -68,15 +68,13 @@ def _replace(optimizer: torch.optim.Optimizer, result: Hyperoptimizer) -> None:
         setattr(result, hooks, getattr(optimizer, hooks))
     optimizer.param_groups, optimizer.state, result.instead_of = result.param_groups, result.state, optimizer
     optimizer._opt_called = True  # type: ignore[attr-defined]  # what a scheduler asks, which warns where no step was made
-    optimizer.step = MethodType(_replaced, optimizer)  # type: ignore[method-assign]
+    optimizer.step = step = partial(_replaced, type(optimizer).__name__)  # type: ignore[assignment, method-assign]
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # what a scheduler asks, which warns of other steps
 
 
-def _replaced(self: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+def _replaced(name: str, *_: Any, **__: Any) -> None:
     """A step of an optimizer that has been replaced."""
-    raise RuntimeError(f"this {type(self).__name__} was given to from_torch: use the optimizer that it returned")
-
-
-_replaced._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # what a scheduler asks, which warns of other steps
+    raise RuntimeError(f"this {name} was given to from_torch: use the optimizer that it returned")
 
 
 def _tuning(optimizer: Any, above: Any, options: dict[str, Any]) -> dict[str, Any]:

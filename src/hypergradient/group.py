@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import chain, groupby
 from operator import is_, itemgetter
 from typing import Any
 
@@ -23,6 +23,8 @@ from .sensitivity import Step
 
 ALONE = 1 << 17
 """From so many elements on a parameter is a bucket by itself."""
+NOUGHT = 1e-12
+"""What is so little below 0 is 0: torch's `LinearLR` ends there by rounding."""
 BUCKET = 1 << 20
 """Elements gathered at the most."""
 FAINT = 1e-4
@@ -55,7 +57,8 @@ def values_of(entry: MutableMapping[str, Any], rule: Rule, where: str) -> None:
 
 def number(where: str, name: str, value: Any, constraint: Constraint) -> float:
     """What the dict of a group says of a hyperparameter. Raises ValueError where that is no number, or not allowed."""
-    return check(where, name, value.item() if isinstance(value, Tensor) and value.numel() == 1 else value, constraint)
+    known = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    return check(where, name, 0.0 if isinstance(known, float) and -NOUGHT < known < 0 else known, constraint)
 
 
 def pair(where: str, betas: Any) -> tuple[Any, Any]:
@@ -108,7 +111,7 @@ class Group:
         self.fresh: set[str] = set()  # which of the hyperparameters that are tuned begin anew
         self.raised: set[str] = set()  # which of them have been raised from 0, and no step has been made with
         self.main = rule.multiplier or "lr"  # the name of its step size
-        self.start: float = self.saved.get("start", entry.get(f"initial_{self.main}", entry.get(self.main, 0.0)))
+        self.start = float(self.saved.get("start", entry.get(f"initial_{self.main}", entry.get(self.main, 0.0))))
         # The highest step size that the user has given it since, and how many times `start` that is, from the first step on;
         # in `heights`, what they are if a step is made now.
         self.highest, self.rise = self.heights = self.saved.get("highest", (0.0, 1.0))
@@ -241,13 +244,13 @@ class Group:
             present: which have a gradient.
             shared: the ids of parameters that share memory with others.
         """
-        self.params, clocks = list(self.entry["params"]), dict[Any, Tensor]()
+        before, self.params, clocks = self.params, list(self.entry["params"]), dict[Any, Tensor]()
         past = dict(self.past(memory))
         here = {i: (*past.get(i, (0, False)), moves, self._sums(i, memory)) for i, moves in enumerate(present)}
         alike = self._alike({i: mine for i, mine in here.items() if present[i] or i in past}, shared)
         known = {(b.step, b.count, *b.sets, *map(id, b.members)): b for b in self.buckets if b.intact(memory)}
-        self.marks.update(mark for b in self.buckets for mark in b.edits.known())
-        self.buckets, self.resting = [], set()
+        self._mark(before)
+        buckets = list[Bucket]()
         for (*_, count, live, _, sums), positions in alike.items():
             members, sets = [self.params[i] for i in positions], positions if self.owner.sets > 1 else []
             bucket = known.get(key := (self.step, count, *sets, *map(id, members)))
@@ -260,9 +263,15 @@ class Group:
             bucket.positions = positions
             bucket.share(any(id(p) in shared for p in bucket.members))
             bucket.cuts, bucket.readings = self._readings([bucket], bucket.sizes)
-            self.buckets.append(bucket)
+            buckets.append(bucket)
+        self.buckets, self.resting = buckets, set()
         self.last.pop(0, None)
         self._sample(present)
+
+    def _mark(self, before: Sequence[Tensor]) -> None:
+        """Know how often the parameters that stay have been written to; of one that has gone, another may have the id."""
+        known, stay = chain.from_iterable(b.edits.known() for b in self.buckets), {*map(id, before)} & {*map(id, self.params)}
+        self.marks = {i: n for i, n in {**self.marks, **dict(known)}.items() if i in stay}
 
     def _readings(self, buckets: Sequence[Bucket], sizes: Sequence[int]) -> tuple[tuple[int, ...], Tensor | None]:
         """`Bucket.cuts` and `Bucket.readings` of what is read side by side; `sizes`: how many elements of each member."""

@@ -106,7 +106,8 @@ def wrapper(x: Tensor) -> bool:
 def address(x: Any) -> int:
     """Where the elements of `x` that are here begin; 0 where there are none."""
     here = getattr(x, "_local_tensor", x)
-    return here.data_ptr() if isinstance(here, Tensor) and type(here).__name__ != "FakeTensor" else 0
+    known = isinstance(here, Tensor) and type(here).__name__ != "FakeTensor" and here.layout == torch.strided
+    return cast(int, here.data_ptr()) if known else 0
 
 
 def overlapping(tensors: Iterable[Any]) -> set[int]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from .charts import Charts, interval
 from .normalize import NORMALIZATIONS
 from .numerics import REACH, finite, finite_or_zero, ratio
-from .probe import metric, ours, prepared, sums, warn_of_idle
+from .probe import branches, metric, ours, prepared, sums, warn_of_idle
 from .rule import Rule, State
 from .sensitivity import Step, Tensors, slopes
 from .tower import Tower
@@ -197,7 +197,7 @@ class Level:
 
     Attributes:
         rule: its rule, with the numbers that nothing moves.
-        state: the names of what that remembers: tensors like what it moves, then sums.
+        state: the names of what that remembers: tensors like what it moves, then sums; `dtypes`: what `init` made these of.
         rows: how many rows of the memory come before the sensitivities.
         start: what is remembered of what it moves, at the start. shape: (rows, n)
         sets: with which set of its own hyperparameters it moves each. (n entries)
@@ -212,6 +212,8 @@ class Level:
         self.own, self.below, t = own, list(below), len(own.names)
         added = sums(own.rule)
         warn_of_idle(own.rule, own.names)
+        if sum(len(h.charts) for h in below) > 1:
+            branches(own.rule, own.names, above=True)
         self.state = (*own.rule.init(torch.zeros((1,))), *added)
         self.rows = COUNT + 1 + len(self.state)
         end = 0
@@ -219,9 +221,6 @@ class Level:
             h.place = slice(end, end := end + len(h.charts))
         given = [(h.rule.chart(n), v) for h in below for n, v in zip(h.names, h.given, strict=False)]
         raw, unit = torch.cat([chart.raw(v) for chart, v in given]), torch.cat([chart.unit(v) for chart, v in given])
-        zero = torch.zeros_like(raw)
-        kept = [zero] * (len(added) + t + 1)
-        self.start = torch.stack([raw, unit, zero + torch.nan, zero, *own.rule.init(raw).values(), *kept])
         self.charts = Charts([chart for h in below for chart in h.charts], raw.device)
         self.sets, self.member = [0] * end, None
         if own.sets > 1:  # one for each name below
@@ -229,6 +228,10 @@ class Level:
             self.index = torch.tensor(self.sets, device=raw.device)
             self.member = (self.index == torch.arange(own.sets, device=raw.device)[:, None]).to(raw)
         self._fix(dict(zip(own.order[t:], own.given[t:], strict=True)), raw)
+        state, zero = own.rule.init(raw if self.origin is None else raw - self.origin), torch.zeros_like(raw)
+        self.dtypes = {n: x.dtype for n, x in state.items()}
+        kept = [zero] * (len(added) + t + 1)
+        self.start = torch.stack([raw, unit, zero + torch.nan, zero, *state.values(), *kept])
 
     def _fix(self, fixed: Mapping[str, Tensor], raw: Tensor) -> None:
         """Take the values that nothing moves into the rule; a decay draws to where the coordinates are now."""
@@ -288,7 +291,7 @@ class Level:
 
         A decay draws to where a coordinate started: 0 is no better than other values of a hyperparameter.
         """
-        old = dict(zip(self.state, state, strict=True))
+        old = {n: x.to(self.dtypes.get(n, x.dtype)) for n, x in zip(self.state, state, strict=True)}
         at, c, sums = prepared(self.rule.at(dict(zip(self.own.names, tuned.unbind(), strict=True))), step, old)
         old.update({n: x.expand_as(step) for n, x in sums.items()})
         moved, after = at.update(raw if self.origin is None else raw - self.origin, grad, old, c)

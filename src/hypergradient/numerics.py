@@ -157,5 +157,6 @@ def readable(x: Tensor) -> bool:
 def on_host() -> Iterator[None]:
     """For arithmetic whose result is read at once: on the CPU, whatever default device or mode there is."""
     elsewhere = torch._C._len_torch_function_stack() > 0  # what sees every call, such as a default device, which costs time
-    with torch.inference_mode(False), _disable_current_modes(), torch.device("cpu") if elsewhere else nullcontext():
+    there, drawn = torch.device("cpu") if elsewhere else nullcontext(), torch.random.fork_rng(devices=[])  # by a rule, perhaps
+    with torch.inference_mode(False), _disable_current_modes(), there, drawn:
         yield

@@ -284,16 +284,17 @@ class Hyperoptimizer(torch.optim.Optimizer):
     @torch.inference_mode(False)  # what is made in a validation loop is used in training
     def _build(self, device: torch.device) -> None:
         """Make the hyperparameters of all groups and the levels anew; all that has been learned goes on."""
-        like = torch.empty((), dtype=exact(device), device=device)
-        saved = next((list(group.saved["levels"].values()) for group in self._own.groups if group.saved.get("levels")), [])
+        like, groups = torch.empty((), dtype=exact(device), device=device), self._own.groups
+        saved = next((list(group.saved["levels"].values()) for group in groups if group.saved.get("levels")), [])
         above = [level.own.memory for level in self._own.levels.levels] or [like.new_tensor(x["memory"]) for x in saved[1:]]
-        for group in self._own.groups:
-            group.fresh = set().union(*(other.fresh for other in self._own.groups if other.bases is group.bases))
-        for group in self._own.groups:
-            first = next(g for g in self._own.groups if g is group or (self.per == "all" and g.rule == group.rule))
-            own = group.own(like, self.tower.height > 0, self.per == "tensor") if first is group else first.owner
-            group.use(own)
-        below, levels = list(dict.fromkeys(group.owner for group in self._own.groups)), list[Level]()
+        for group in groups:
+            group.fresh = set().union(*(other.fresh for other in groups if other.bases is group.bases))
+        shared = [[g for g in groups if g is group or (self.per == "all" and g.rule == group.rule)] for group in groups]
+        first = [min(alike, key=lambda g: not (hasattr(g, "owner") or g.saved.get("levels"))) for alike in shared]
+        owners = {g: g.own(like, self.tower.height > 0, self.per == "tensor") for g in dict.fromkeys(first)}
+        for group, known in zip(groups, first, strict=True):
+            group.use(owners[known])
+        below, levels = list(dict.fromkeys(group.owner for group in groups)), list[Level]()
         for own, rows in zip(upper(self.tower, like), chain(above, repeat(None)), strict=False):
             own.memory = rows
             levels.append(Level(own, below))
@@ -381,7 +382,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for group, here in zip(groups, present, strict=True):
             group.fill(self.state, here, shared)
         pattern, seen = (present, [(b.live, True, True) for g in groups for b in g.buckets], shapes), self._objects(params)
-        place = Tensor.data_ptr if set(map(type, seen)) <= {Tensor, torch.nn.Parameter} else address
+        plain = set(map(type, seen)) <= {Tensor, torch.nn.Parameter} and all(x.layout == torch.strided for x in seen)
+        place = Tensor.data_ptr if plain else address
         self._own.basis = pattern, seen, place, array("Q", map(place, seen))
 
     def _objects(self, params: Sequence[Tensor]) -> list[Any]:
@@ -531,12 +533,15 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """As of every optimizer of torch. In its groups, the values are those in force, for an optimizer of torch to go on
         with; what has been learned stands beside them under "learned".
         """
-        memory.refresh(self, self._assemble())
-        hook = self.register_state_dict_post_hook(lambda _, found: memory.packed(found), prepend=True)  # others see all
+        hooks = [
+            self.register_state_dict_pre_hook(lambda _: memory.refresh(self, self._assemble())),  # after what others do
+            self.register_state_dict_post_hook(lambda _, found: memory.packed(found), prepend=True),  # others see all
+        ]
         try:
             return super().state_dict()
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
     @_disable_dynamo
     @torch.inference_mode(False)

@@ -182,19 +182,23 @@ READS = {"ambiguous": ("branches on", "torch.where in the place of `if`"), "conv
 """By what an error says: what a rule does with the value of a hyperparameter, and what to write."""
 
 
-def branches(rule: Rule, names: Sequence[str]) -> None:
-    """Raise TypeError where a step asks for the value of what is tuned: there may be one for each element."""
+def branches(rule: Rule, names: Sequence[str], above: bool = False) -> None:
+    """Raise TypeError where a step asks for the value of what is tuned: there may be one for each element. On a level that
+    moves several hyperparameters, where it is `above`, there is a number of the step for each of these, too.
+    """
     values = {n: torch.tensor([0.4, 0.6] if n in names else [0.5], dtype=torch.float64) for n in rule.hyperparameters()}
     at, param = rule.at(values), torch.ones(2, dtype=torch.float64)
     try:
-        at, c, _ = prepared(at, param.sum(), {})
+        at, c, _ = prepared(at, param if above else param.sum(), {})
         at.update(param, param, rule.init(param), c)
     except (RuntimeError, TypeError, ValueError) as error:
         if not (said := [words for words in READS if words in str(error)]):
             raise
-        (does, write), owner, tuned = READS[said[0]], type(rule).__name__, " or ".join(names)
-        message = f"{owner} {does} a hyperparameter that is tuned, {tuned}: write {write}, or leave it out of tune"
-        raise TypeError(message) from error
+        (does, write), owner = READS[said[0]], type(rule).__name__
+        what = f"a hyperparameter that is tuned, {' or '.join(names)}: write {write}, or leave it out of tune"
+        if above:
+            what = f"the number of the step, or a hyperparameter, of which there are several above others: write {write}"
+        raise TypeError(f"{owner} {does} {what}") from error
 
 
 def reached(rule: Rule, names: Sequence[str], count: float, held: bool = False) -> set[str]:

@@ -133,7 +133,8 @@ class Samples:
         """`parts` side by side, in a place that is kept for them."""
         if name not in self._places:
             sizes = [x.numel() for x in parts]
-            flat = parts[0].new_empty(sum(sizes), dtype=self.buckets[0].dtype)
+            dtype = self.buckets[0].dtype if parts[0].is_floating_point() else parts[0].dtype
+            flat = parts[0].new_empty(sum(sizes), dtype=dtype)
             self._places[name] = flat, [x.view(part.shape) for x, part in zip(flat.split(sizes), parts, strict=True)]
         flat, places = self._places[name]
         torch._foreach_copy_(places, parts)

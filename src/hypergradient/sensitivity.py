@@ -329,6 +329,8 @@ def jacobians(function: Function, inputs: Tensors) -> tuple[Tensors, Any, Sequen
     """As `slopes`, of each element: ``u -> (dU/dh)^T u`` is linear, so its derivative with respect to u is ``dU/dh``."""
     leaves = [x.detach().requires_grad_() for x in inputs]
     (value,), second = function(*leaves)
-    u, known = torch.zeros_like(value, requires_grad=True), value.requires_grad  # not where none takes part in this shape
-    pulled = torch.autograd.grad(value, leaves, u, create_graph=True, allow_unused=True) if known else [None] * len(leaves)
-    return [value.detach()], second, [x if x is None else torch.autograd.grad(x, u, retain_graph=True)[0] for x in pulled]
+    u, takes = torch.zeros_like(value, requires_grad=True), value.requires_grad  # not where none takes part in this shape
+    pulled = torch.autograd.grad(value, leaves, u, create_graph=True, allow_unused=True) if takes else [None] * len(leaves)
+    known = (x if x is not None and x.requires_grad else None for x in pulled)  # of others it is 0
+    found = [x if x is None else torch.autograd.grad(x, u, retain_graph=True, allow_unused=True)[0] for x in known]
+    return [value.detach()], second, found

@@ -51,7 +51,8 @@ class Adam(Averages):
 
     def preconditioner(self, grad: Tensor, state: State, step: Tensor, c: tuple[Tensor, ...]) -> Tensor:
         v = usual_square(grad, state["exp_avg_sq"], self.beta2, step)
-        usual: Tensor = sqrt(torch.maximum(v, state["max_exp_avg_sq"]) if self.amsgrad else v) + self.eps
+        v = torch.maximum(v, state["max_exp_avg_sq"] / (1 - self.beta2**step)) if self.amsgrad else v
+        usual: Tensor = sqrt(v) + self.eps
         return usual
 
     def averages(self, grad: Tensor, c: tuple[Tensor, ...]) -> dict[str, Average]:
