@@ -18,8 +18,7 @@ class SGD(Rule):
         b = momentum b + (1 - dampening) g,      w = w - lr b
 
     As in torch, dampening counts from the second step on (of the parameter; in torch, of the buffer), and only where there is
-    momentum. Tuned by default: lr, and a
-    momentum that is not 0.
+    momentum. Tuned by default: lr, and a momentum that is not 0.
 
     How a rule above tunes it is said by the arguments of every `Rule`: tune, charts, horizon, normalize, sample.
 
