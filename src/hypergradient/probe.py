@@ -182,6 +182,7 @@ READS = {"ambiguous": ("branches on", "torch.where in the place of `if`"), "conv
 """By what an error says: what a rule does with the value of a hyperparameter, and what to write."""
 
 
+@on_host()
 def branches(rule: Rule, names: Sequence[str], above: bool = False) -> None:
     """Raise TypeError where a step asks for the value of what is tuned: there may be one for each element. On a level that
     moves several hyperparameters, where it is `above`, there is a number of the step for each of these, too.
