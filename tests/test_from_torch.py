@@ -1,7 +1,9 @@
 """from_torch: an optimizer of torch goes on as a tower."""
 
 import copy
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -200,3 +202,17 @@ def test_an_entry_of_ones_own_is_no_step_and_no_mark_of_another_rule(moved):
 def from_torch_alone(params):
     """SGD of torch, as a rule that nothing tunes."""
     return from_torch(torch.optim.SGD(params, lr=0.1, momentum=0.9, dampening=0.5), above=None)
+
+
+def test_what_has_been_replaced_is_freed_at_once():
+    """It does not refer to itself: nobody has to wait for the collector."""
+    p = torch.nn.Parameter(torch.ones(3))
+    old = torch.optim.Adam([p])
+    optimizer, gone = from_torch(old), weakref.ref(old)
+    gc.collect()
+    gc.disable()
+    try:
+        del old, optimizer
+        assert gone() is None
+    finally:
+        gc.enable()

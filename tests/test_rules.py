@@ -98,3 +98,18 @@ def test_radam_keeps_its_digits_in_single_precision(beta2):
         torch.testing.assert_close(mine[0] - before, theirs[0] - before, rtol=2e-2, atol=0)
         with torch.no_grad():
             mine[0].copy_(theirs[0])
+
+
+@pytest.mark.parametrize("rule", [hg.Adam, hg.AdamW])
+def test_the_preconditioner_with_amsgrad_is_what_divides_the_step(rule):
+    p = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    own = rule(lr=1.0, beta1=0.0, beta2=0.5, eps=0.0, weight_decay=0.0, amsgrad=True)
+    optimizer = Hyperoptimizer([p], own)
+    for t, size in enumerate((10.0, 0.1, 0.1), 1):
+        p.grad = torch.tensor([size, -size], dtype=torch.float64)
+        before, state = p.detach().clone(), {n: x.clone() for n, x in optimizer.state.get(p, own.init(p.detach())).items()}
+        at = own.at({n: torch.tensor(getattr(own, n), dtype=torch.float64) for n in own.hyperparameters()})
+        step = torch.tensor(float(t), dtype=torch.float64)
+        size = at.preconditioner(p.grad, state, step, at.coefficients(step))
+        optimizer.step()
+        torch.testing.assert_close(before - p.detach(), p.grad / size)

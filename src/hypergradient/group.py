@@ -23,10 +23,10 @@ from .sensitivity import Step
 
 ALONE = 1 << 17
 """From so many elements on a parameter is a bucket by itself."""
-NOUGHT = 1e-12
-"""What is so little below 0 is 0: torch's `LinearLR` ends there by rounding."""
 BUCKET = 1 << 20
 """Elements gathered at the most."""
+NOUGHT = 1e-12
+"""What is so little below 0 is 0: torch's `LinearLR` ends there by rounding."""
 FAINT = 1e-4
 """The part of its start up to which a step size that a schedule sets is as good as 0."""
 SAID = float, int, str, tuple, type(None)

@@ -428,9 +428,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         taken by a backward pass: DDP, FSDP2 and checkpointed layers do with it what they do with any other, in its place.
 
         Args:
-            loss: of the present weights, with a graph of its own, which is freed; not scaled by a
-                `GradScaler`. With `maximize` it is climbed too. Parameters without a gradient in the next step do not
-                take part.
+            loss: of the present weights, with a graph of its own, which is freed; not scaled by a `GradScaler`. With
+                `maximize` it is climbed too. Parameters without a gradient in the next step do not take part.
                 shape: ()
 
         Raises:
