@@ -437,3 +437,15 @@ def test_a_sparse_tensor_of_the_users_in_the_state_is_no_matter():
         optimizer.state[p]["mask"] = torch.eye(3).to_sparse()
         optimizer.step()
     assert optimizer.state[p]["step"] == 3
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_groups_that_are_written_anew_have_their_rules(steps):
+    mine, optimizer = two_rules(Adam(lr=0.1) / SGD(lr=1e-5), AdamW(lr=0.01))
+    for _ in range(steps):
+        step_all(optimizer)
+    before = optimizer.rules
+    optimizer.param_groups = [{"params": group["params"], "lr": group["lr"]} for group in optimizer.param_groups]
+    step_all(optimizer)
+    assert optimizer.rules == before
+    assert optimizer.state[mine[1]]["step"] == steps + 1

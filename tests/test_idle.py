@@ -23,6 +23,23 @@ def test_frozen_and_unused_parameters_are_not_touched():
     fit(optimizer, model, 5)
 
 
+@pytest.mark.parametrize("per", ["group", "tensor"])
+@pytest.mark.parametrize("tower", [None, TOWER])
+def test_what_a_lazy_module_has_not_made_yet_waits(tower, per):
+    """As in torch, from which each optimizer may be given parameters before the first batch."""
+    torch.manual_seed(0)
+    model, late = nn.LazyLinear(3), nn.LazyLinear(2)
+    optimizer = Hyperoptimizer([*model.parameters(), *late.parameters()], tower, per=per)
+    x = torch.randn(8, 4)
+    for t in range(6):
+        optimizer.zero_grad()
+        y = model(x)
+        (y if t < 3 else late(y)).square().sum().backward()
+        optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+    assert [optimizer.state[p]["step"] for p in (model.weight, late.weight)] == [6, 3]
+
+
 @pytest.mark.parametrize("rule", [Adam(lr=0.01), SGD(lr=0.1, momentum=0.9)], ids=repr)
 def test_parameters_that_come_and_go_count_their_own_steps(rule):
     mine, theirs = parameters(), parameters()

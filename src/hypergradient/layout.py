@@ -7,12 +7,13 @@ all, and the products that a hypergradient is made of are sums over all elements
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from .numerics import on_host
 
@@ -106,8 +107,16 @@ def wrapper(x: Tensor) -> bool:
 def address(x: Any) -> int:
     """Where the elements of `x` that are here begin; 0 where there are none."""
     here = getattr(x, "_local_tensor", x)
-    known = isinstance(here, Tensor) and type(here).__name__ != "FakeTensor" and here.layout == torch.strided
-    return cast(int, here.data_ptr()) if known else 0
+    known = isinstance(here, Tensor) and not is_lazy(here) and type(here).__name__ != "FakeTensor"
+    return cast(int, here.data_ptr()) if known and here.layout == torch.strided else 0
+
+
+def shapes(params: Sequence[Tensor]) -> tuple[list[int], list[bool]]:
+    """How many elements they have, and which are contiguous; without those that a lazy module has not made yet."""
+    try:
+        return list(map(Tensor.numel, params)), list(map(Tensor.is_contiguous, params))
+    except ValueError:
+        return shapes([p for p in params if not is_lazy(p)])
 
 
 def overlapping(tensors: Iterable[Any]) -> set[int]:

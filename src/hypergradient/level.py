@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from .charts import Charts, interval
 from .normalize import NORMALIZATIONS
@@ -89,7 +90,7 @@ class Hyperparameters:
         """
         if not self.normalization.metric or self.lacks or self.sets > 1 or not self.names:
             return False
-        sizes = {id(p): p.numel() for p in params}
+        sizes = {id(p): p.numel() for p in params if not is_lazy(p)}
         large = sorted((i for i, n in sizes.items() if n >= LARGE), key=sizes.__getitem__)  # those alike side by side
         rest = [sum(n for n in sizes.values() if n < LARGE)] if len(large) < len(sizes) else []
         self.apart, counts = {i: k for k, i in enumerate(large)}, [*(sizes[i] for i in large), *rest]

@@ -20,7 +20,7 @@ from .auto import auto, beside, usual_lr
 from .bucket import Bucket
 from .engine import Engine
 from .group import LEARNED, Group, number, settled, values_of
-from .layout import Layout, address, overlapping, reshard, total
+from .layout import Layout, address, overlapping, reshard, shapes, total
 from .level import COUNT, Hyperparameters, Level, Levels, upper
 from .numerics import exact, plain, readable
 from .objective import gradients
@@ -246,9 +246,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """The group that goes on in `entry`: its own, or one of those that are gone, of whose dict this is a copy."""
         if own and own[0].learned is entry.get(LEARNED):
             return own[0]
-        for group in gone if self._own.made else ():
+        for group in gone:
             if group.learned is entry.get(LEARNED) or any(map(is_, entry["params"][:1], group.entry["params"])):
                 gone.remove(group)
+                for n, x in group.entry.items():
+                    entry.setdefault(n, x)
                 group.entry, entry[LEARNED] = entry, group.learned
                 return group
         return None
@@ -367,9 +369,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """
         params = [p for group in groups for p in group.entry["params"]]
         buckets = [(b.live, b.untouched(), b.step is g.step and not b.written()) for g in groups for b in g.buckets]
-        shapes = list(map(Tensor.numel, params)), list(map(Tensor.is_contiguous, params))
         seen, (pattern, old, place, where) = self._objects(params), self._own.basis
-        same = (present, buckets, shapes) == pattern and len(seen) == len(old) and all(map(is_, seen, old))
+        same = (present, buckets, sizes := shapes(params)) == pattern and len(seen) == len(old) and all(map(is_, seen, old))
         if same and array("Q", map(place, seen)) == where:
             return
         if not self._own.entered and any(map(evaluation.inside, self.state.values())):  # put there by hand
@@ -381,7 +382,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             self._own.engine.forget(self._own.levels)
         for group, here in zip(groups, present, strict=True):
             group.fill(self.state, here, shared)
-        pattern, seen = (present, [(b.live, True, True) for g in groups for b in g.buckets], shapes), self._objects(params)
+        pattern, seen = (present, [(b.live, True, True) for g in groups for b in g.buckets], sizes), self._objects(params)
         plain = set(map(type, seen)) <= {Tensor, torch.nn.Parameter} and all(x.layout == torch.strided for x in seen)
         place = Tensor.data_ptr if plain else address
         self._own.basis = pattern, seen, place, array("Q", map(place, seen))
