@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import pytest
@@ -985,3 +986,45 @@ def test_a_chart_that_ends_at_one_side_ends_at_the_other_too():
         p.grad = torch.full_like(p, sign)
         optimizer.step()
     assert optimizer.hyperparameters()[1]["lr"] >= 0
+
+
+def momentum_rule(slots, kind):
+    """The class of a rule whose class is written in one of several ways, which all mean the same."""
+
+    @dataclass(frozen=True, slots=slots)
+    class Momentum(Rule):
+        lr: float = hyperparameter(0.01, nonnegative)
+        momentum: float = hyperparameter(0.9, hg.unit_interval)
+        bounded: bool = True
+
+        @kind
+        def rest(self):
+            return 1 - self.momentum
+
+        def init(self, param):
+            return {"m": torch.zeros_like(param)}
+
+        def coefficients(self, step):
+            return (self.rest,)
+
+        def update(self, param, grad, state, c):
+            m = self.momentum * state["m"] + c[0] * grad
+            return param - self.lr * (torch.tanh(m) if self.bounded else m), {"m": m}
+
+    return Momentum
+
+
+@pytest.mark.parametrize(("slots", "kind"), [(True, property), (False, cached_property)])
+def test_a_rule_may_be_written_with_slots_or_with_a_cached_property(slots, kind):
+    """What it has cached of its own values is not what is in force."""
+    found = []
+    for rule in (momentum_rule(False, property)(), momentum_rule(slots, kind)()):
+        assert rule.rest == pytest.approx(0.1)
+        p = torch.ones(3, dtype=torch.float64, requires_grad=True)
+        optimizer = Hyperoptimizer([p], rule / SGD(lr=0.01))
+        for _ in range(9):
+            p.grad = p.detach() * torch.arange(3)
+            optimizer.step()
+        found.append((p.tolist(), optimizer.hyperparameters()[0]))
+    assert found[0] == found[1]
+    assert found[0][1]["momentum"] != 0.9

@@ -19,7 +19,7 @@ import numbers
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
-from functools import cache
+from functools import cache, cached_property
 from inspect import Signature, signature
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar, cast
 
@@ -281,7 +281,8 @@ class Rule(metaclass=Notation):
     def at(self: Self, values: Mapping[str, Any]) -> Self:
         """This rule with `values`, tensors above all, in the place of its own."""
         rule = object.__new__(type(self))
-        names = *(n for n in self._held or self.__dict__ if n not in values), *values
+        held = self._held or dict.fromkeys((*vars(self), *(f.name for f in fields(self))))  # some may be in slots
+        names = *(n for n in held if n not in values and not isinstance(getattr(type(self), n, None), cached_property)), *values
         for n in names:
             object.__setattr__(rule, n, values[n] if n in values else getattr(self, n))
         object.__setattr__(rule, "_held", names)
