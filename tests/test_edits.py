@@ -342,3 +342,35 @@ def test_an_average_goes_on_whatever_the_id_of_its_parameter_has_been_before():
         assert not torch.equal(p, optimizer.state[p]["z"])
         optimizer.train()
         assert "last_left" not in optimizer.state[p]
+
+
+@pytest.mark.parametrize("tower", [None, Adam(lr=0.01, horizon=20) / SGD(lr=1e-6)], ids=["default", "trace"])
+@pytest.mark.parametrize("how", ["frozen", "forgotten", "replaced"])
+def test_who_is_not_written_to_goes_on_though_others_are_and_parameters_go(how, tower):
+    """Those that were gathered with one that goes are gathered anew: what the last step has left of each is known even so."""
+
+    def trained(write):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(n, dtype=torch.float64)) for n in (6, 6, 4)]
+        optimizer = Hyperoptimizer(params, tower)
+        for t in range(32):
+            if t == 30 and how == "frozen":
+                params[0].requires_grad_(False)
+            if t == 30 and how == "forgotten":
+                del optimizer.state[params[0]]
+            if t == 30 and how == "replaced":
+                params[0] = optimizer.param_groups[0]["params"][0] = torch.nn.Parameter(torch.zeros(2, 3, dtype=torch.float64))
+            if t == 30 and write:
+                with torch.no_grad():
+                    params[2][0] = 0.0
+            for p in params:
+                p.grad = p.detach() - 1 if p.requires_grad else None
+            optimizer.step()
+        return params, optimizer.state
+
+    (_, q, r), plain = trained(False)
+    (_, mine, theirs), written = trained(True)
+    name = next(n for n in plain[q] if n.startswith("last_"))
+    torch.testing.assert_close(written[mine][name], plain[q][name], rtol=1e-2, atol=0)
+    torch.testing.assert_close(written[theirs][name][1:], plain[r][name][1:], rtol=1e-2, atol=0)
+    assert (plain[q][name].abs() > 0.01).all()

@@ -449,3 +449,62 @@ def test_groups_that_are_written_anew_have_their_rules(steps):
     step_all(optimizer)
     assert optimizer.rules == before
     assert optimizer.state[mine[1]]["step"] == steps + 1
+
+
+@pytest.mark.parametrize("above", [None, SGD(lr=1e-5)])
+@pytest.mark.parametrize("how", ["append", "deepcopy", "add_param_group", "split", "again", "defaults", "new"])
+def test_betas_that_a_copy_of_a_group_says_count(how, above):
+    a, b = (torch.ones(4, requires_grad=True) for _ in range(2))
+    tower, said = Adam(lr=0.1) if above is None else Adam(lr=0.1) / above, (0.5, 0.6)
+    optimizer = Hyperoptimizer([a, b] if how == "split" else [a], tower)
+    group = optimizer.param_groups[0]
+    if how == "append":
+        optimizer.param_groups.append({**group, "params": [b], "betas": said})
+    elif how == "deepcopy":
+        optimizer.param_groups.append({**copy.deepcopy(group), "params": [b], "betas": said})
+    elif how == "add_param_group":
+        optimizer.add_param_group({**group, "params": [b], "betas": said})
+    elif how == "split":
+        optimizer.param_groups[:] = [{**group, "params": [a]}, {**group, "params": [b], "betas": said}]
+    elif how == "again":
+        optimizer.add_param_group({**group, "params": [b]})
+        optimizer.add_param_group({**optimizer.param_groups.pop(), "betas": said})
+    elif how == "defaults":
+        optimizer.defaults["betas"] = said
+        optimizer.add_param_group({"params": [b]})
+    else:
+        optimizer = Hyperoptimizer([{**group}, {**group, "params": [b], "betas": said}], tower)
+    step_all(optimizer)
+    assert [group["betas"] for group in optimizer.param_groups] == [(0.9, 0.999), said]
+    assert optimizer.hyperparameters(1)[0]["beta2"] == 0.6
+    theirs = torch.ones(4, requires_grad=True)
+    twin = torch.optim.Adam([theirs], lr=0.1, betas=said)
+    step_all(twin)
+    torch.testing.assert_close(b, theirs)
+
+
+@pytest.mark.parametrize("above", [None, SGD(lr=1e-4)])
+def test_a_momentum_of_0_goes_with_another_flag(above):
+    """In torch, too; the coordinate in which a momentum is tuned has no 0."""
+    rule = SGD(lr=0.1, momentum=0.9, nesterov=True)
+    p, theirs = (torch.ones(4, requires_grad=True) for _ in range(2))
+    optimizer = Hyperoptimizer([p], rule if above is None else rule / above)
+    twin = torch.optim.SGD([theirs], lr=0.1, momentum=0.9, nesterov=True)
+    for one in (optimizer, twin):
+        step_all(one)
+        one.param_groups[0].update({"nesterov": False, "momentum": 0.0})
+        step_all(one)
+    if above is None:
+        torch.testing.assert_close(p, theirs)
+    again = Hyperoptimizer([torch.ones(4, requires_grad=True)], optimizer.tower)
+    again.load_state_dict(optimizer.state_dict())
+    assert again.hyperparameters() == optimizer.hyperparameters()
+
+
+def test_groups_of_torch_with_another_flag_and_a_momentum_of_0():
+    for extra, rule in (
+        ({"nesterov": False, "momentum": 0.0}, SGD(lr=0.1, momentum=0.9, nesterov=True)),
+        ({"amsgrad": True, "betas": (0.0, 0.9)}, Adam()),
+    ):
+        both = [{"params": torch.ones(4, requires_grad=True), **more} for more in ({}, extra)]
+        assert Hyperoptimizer(both, rule).param_groups[1].items() >= extra.items()

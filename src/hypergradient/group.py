@@ -76,9 +76,11 @@ def settled(rule: Rule, entry: Mapping[str, Any]) -> Rule:
     """
     if all(entry[n] == getattr(rule, n) for n in rule.settings()):
         return rule
+    charts = {n: rule.chart(n) for n in rule.tuned()}
     said = {n: float(entry[n]) for n in rule.hyperparameters()}
-    charts = {**rule.charts, **{n: rule.chart(n) for n in rule.tuned()}}
-    return replace(rule, **{**said, **{n: entry[n] for n in rule.settings()}}, tune=rule.tuned(), charts=charts)
+    held = {n: x for n, x in said.items() if n not in charts or charts[n].holds(x)}  # a 0 of this group is a factor
+    settings = {n: entry[n] for n in rule.settings()}
+    return replace(rule, **held, **settings, tune=rule.tuned(), charts={**rule.charts, **charts})
 
 
 class Group:
@@ -245,11 +247,10 @@ class Group:
             shared: the ids of parameters that share memory with others.
         """
         before, self.params, clocks = self.params, list(self.entry["params"]), dict[Any, Tensor]()
-        past = dict(self.past(memory))
+        past, left = dict(self.past(memory)), self._left(before)
         here = {i: (*past.get(i, (0, False)), moves, self._sums(i, memory)) for i, moves in enumerate(present)}
         alike = self._alike({i: mine for i, mine in here.items() if present[i] or i in past}, shared)
         known = {(b.step, b.count, *b.sets, *map(id, b.members)): b for b in self.buckets if b.intact(memory)}
-        self._mark(before)
         buckets = list[Bucket]()
         for (*_, count, live, _, sums), positions in alike.items():
             members, sets = [self.params[i] for i in positions], positions if self.owner.sets > 1 else []
@@ -262,16 +263,22 @@ class Group:
                 bucket.scalars = bucket.use(self._scalars(bucket))
             bucket.positions = positions
             bucket.share(any(id(p) in shared for p in bucket.members))
+            if key not in known:
+                bucket.inherit(left)
             bucket.cuts, bucket.readings = self._readings([bucket], bucket.sizes)
             buckets.append(bucket)
         self.buckets, self.resting = buckets, set()
         self.last.pop(0, None)
         self._sample(present)
 
-    def _mark(self, before: Sequence[Tensor]) -> None:
-        """Know how often the parameters that stay have been written to; of one that has gone, another may have the id."""
+    def _left(self, before: Sequence[Tensor]) -> dict[int, Tensor]:
+        """By id, what the last step has left of the parameters that stay, where there are copies; and know how often they have
+        been written to. Of one that has gone, another may have the id.
+        """
         known, stay = chain.from_iterable(b.edits.known() for b in self.buckets), {*map(id, before)} & {*map(id, self.params)}
         self.marks = {i: n for i, n in {**self.marks, **dict(known)}.items() if i in stay}
+        copies = chain.from_iterable(zip(map(id, b.members), b.rooms[-1][1], strict=True) for b in self.buckets if b.rooms)
+        return {i: x for i, x in copies if i in stay}
 
     def _readings(self, buckets: Sequence[Bucket], sizes: Sequence[int]) -> tuple[tuple[int, ...], Tensor | None]:
         """`Bucket.cuts` and `Bucket.readings` of what is read side by side; `sizes`: how many elements of each member."""

@@ -142,7 +142,7 @@ def restore(entry: dict[str, Any], main: str) -> dict[str, float]:
     for n, (base, old, known, force) in said.items():
         given = entry.get(n, force)
         now, same = float(given), [float(_like(given, x)) for x in (old, force)]
-        user = old if now in same else now * base * rise / known if known else now
+        user = old if now in same else now * (base * rise / known) if known else now
         entry[n] = _like(given, user)
         if n == main and old and user != old:
             entry[LEARNED] = {**entry[LEARNED], "highest": [highest * user / old, rise]}

@@ -19,7 +19,7 @@ from . import evaluation, memory
 from .auto import auto, beside, usual_lr
 from .bucket import Bucket
 from .engine import Engine
-from .group import LEARNED, Group, number, settled, values_of
+from .group import LEARNED, Group, number, pair, settled, values_of
 from .layout import Layout, address, overlapping, reshard, shapes, total
 from .level import COUNT, Hyperparameters, Level, Levels, upper
 from .numerics import exact, plain, readable
@@ -138,10 +138,10 @@ class Hyperoptimizer(torch.optim.Optimizer):
         where = f"group {len(self.param_groups)}"
         if not isinstance(param_group, dict) or "params" not in param_group:
             raise TypeError(f"{where}: a group is a dict with 'params', got {param_group!r}")
-        entry, rule = {**param_group, LEARNED: {}}, self._rule_of(param_group)
+        entry, rule = {**self._agreed(param_group), LEARNED: {}}, self._rule_of(param_group)
         if rule is None and "rule" not in param_group:
             given = {"betas", *(("beta1", "beta2") if "betas" in param_group else ())}
-            entry = {**{n: x for n, x in self.defaults.items() if n not in given}, **entry}
+            entry = {**{n: x for n, x in self._agreed(self.defaults).items() if n not in given}, **entry}
         rule, params = rule or self.tower.rules[0], entry["params"]
         entry["params"] = [params] if isinstance(params, Tensor) else params if isinstance(params, set) else list(params)
         group, known = self._group(entry, [rule], where), set(entry)
@@ -162,6 +162,16 @@ class Hyperoptimizer(torch.optim.Optimizer):
         group = Group(entry, *self._settle(entry, rule, where), self._own.steps)
         group.alone = self.per != "all"
         return group
+
+    def _agreed(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """The dict of a group with `betas` for the two numbers, if these are as in the dict that it is a copy of."""
+        if not {"betas", "beta1", "beta2"} <= entry.keys():
+            return entry
+        mine = (g.said for g in self._own.groups if g.learned is entry.get(LEARNED))
+        said = next(mine, {n: force for n, (*_, force) in memory.words(entry).items()} or vars(self.tower.rules[0]))
+        first, second = pair("group", entry["betas"])
+        edited = any(entry[n] != said.get(n) for n in ("beta1", "beta2"))
+        return entry if edited else {**entry, "beta1": first, "beta2": second}
 
     def _bare(self, rule: Any, where: str) -> Any:
         """The leftmost rule of a tower that a group is given, where that is under the same as the others; a rule as it is
@@ -230,6 +240,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._own.groups = [g for g in found if g is not None]
         for i in (i for i, g in enumerate(found) if g is None):
             entry, rule = entries[i], own[i]
+            entry.update(self._agreed(entry))
             if any(entry.get(LEARNED) is g.learned for g in before):  # a copy of the dict of another
                 entry[LEARNED] = {}
             for n, said in memory.words(entry).items() if rule else ():
