@@ -277,8 +277,8 @@ class Bucket:
     def inherit(self, left: Mapping[int, Tensor]) -> None:
         """Know what the last step has `left` of all members, by id, where they are still like that."""
         known, parts = [left.get(id(p)) for p in self.members], self.layout.parts(self.members)
-        same = (x is not None and (x.shape, x.dtype, x.device) == (p.shape, p.dtype, p.device) for x, p in zip(known, parts, strict=True))
-        if self.copied and all(same):
+        like = [None if x is None else (x.shape, x.dtype, x.device) for x in known]
+        if self.copied and like == [(p.shape, p.dtype, p.device) for p in parts]:
             flat = self._flat(cast(list[Tensor], known)).clone()
             self.rooms.append((flat, self.views(flat)))
 

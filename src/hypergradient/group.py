@@ -80,7 +80,7 @@ def settled(rule: Rule, entry: Mapping[str, Any]) -> Rule:
     said = {n: float(entry[n]) for n in rule.hyperparameters()}
     held = {n: x for n, x in said.items() if n not in charts or charts[n].holds(x)}  # a 0 of this group is a factor
     settings = {n: entry[n] for n in rule.settings()}
-    return replace(rule, **held, **settings, tune=rule.tuned(), charts={**rule.charts, **charts})
+    return replace(rule, **{**held, **settings}, tune=rule.tuned(), charts={**rule.charts, **charts})
 
 
 class Group:
