@@ -269,16 +269,15 @@ class Bucket:
         if self.trail:
             self.trail[0].copy_(self.param)
 
-    def share(self, shared: bool) -> None:
-        """Know whether others share memory with the member: then it is worked on where it is."""
+    def share(self, shared: bool, left: Mapping[int, Tensor]) -> None:
+        """Know whether others share memory with the member: then it is worked on where it is; and what the last step has `left`
+        of the members, by id, if they are still like that.
+        """
         if self.shared != shared:
             self.shared, self.rooms = shared, []
-
-    def inherit(self, left: Mapping[int, Tensor]) -> None:
-        """Know what the last step has `left` of all members, by id, where they are still like that."""
         known, parts = [left.get(id(p)) for p in self.members], self.layout.parts(self.members)
         like = [None if x is None else (x.shape, x.dtype, x.device) for x in known]
-        if self.copied and like == [(p.shape, p.dtype, p.device) for p in parts]:
+        if self.copied and not self.rooms and like == [(p.shape, p.dtype, p.device) for p in parts]:
             flat = self._flat(cast(list[Tensor], known)).clone()
             self.rooms.append((flat, self.views(flat)))
 

@@ -262,14 +262,18 @@ class Group:
             if key not in known and live and self.step.replays:
                 bucket.scalars = bucket.use(self._scalars(bucket))
             bucket.positions = positions
-            bucket.share(any(id(p) in shared for p in bucket.members))
-            if key not in known:
-                bucket.inherit(left)
+            bucket.share(any(id(p) in shared for p in bucket.members), left)
             bucket.cuts, bucket.readings = self._readings([bucket], bucket.sizes)
             buckets.append(bucket)
         self.buckets, self.resting = buckets, set()
         self.last.pop(0, None)
         self._sample(present)
+
+    def joins(self, memory: Memory, present: Sequence[bool]) -> tuple[int, int]:
+        """How many elements have moved before, and how many were there and move for the first time."""
+        known, there = {id(p): p.numel() for b in self.buckets for p in b.members}, set(map(id, self.params))
+        moves = [p for p, moves in zip(self.entry["params"], present, strict=True) if moves and not memory.get(p)]
+        return sum(known.values()), sum(p.numel() for p in moves if id(p) in there - known.keys())
 
     def _left(self, before: Sequence[Tensor]) -> dict[int, Tensor]:
         """By id, what the last step has left of the parameters that stay, where there are copies; and know how often they have

@@ -396,6 +396,12 @@ class Levels:
         """What is remembered of what a level moves. shape: (rows, n)"""
         return self.memory[: len(level.start), level.place]
 
+    def begin_anew(self, h: Hyperparameters) -> None:
+        """Put `h` back to where it was at first, where it has grown."""
+        level = next(level for level in self.levels if h in level.below)
+        mine, start = self.of(level)[:, h.place], level.start[:, h.place]
+        mine.copy_(torch.where(mine[RAW] > start[RAW], start, mine))
+
     def learned(self, memory: Tensor) -> Sequence[Tensor]:
         """The values of what each level moves, before schedules."""
         return cut(self.charts.values(memory[RAW], memory[UNIT]), self.sizes)

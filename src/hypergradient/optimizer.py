@@ -37,6 +37,8 @@ INSTEAD = (
 )
 MANY = 1000
 """Groups taken away of which the rule is known."""
+LATE = 8
+"""One in so many of the elements that have moved before is much."""
 Grads = list[list[Tensor | None]]
 
 
@@ -391,12 +393,23 @@ class Hyperoptimizer(torch.optim.Optimizer):
         owners = {h: [p for g in groups if g.owner is h for p in g.entry["params"]] for h in (g.owner for g in groups)}
         if sum(h.take_apart(mine) for h, mine in owners.items()):
             self._own.engine.forget(self._own.levels)
+        self._welcome(groups, present)
         for group, here in zip(groups, present, strict=True):
             group.fill(self.state, here, shared)
         pattern, seen = (present, [(b.live, True, True) for g in groups for b in g.buckets], sizes), self._objects(params)
         plain = set(map(type, seen)) <= {Tensor, torch.nn.Parameter} and all(x.layout == torch.strided for x in seen)
         place = Tensor.data_ptr if plain else address
         self._own.basis = pattern, seen, place, array("Q", map(place, seen))
+
+    def _welcome(self, groups: Sequence[Group], present: list[list[bool]]) -> None:
+        """Have a step size begin anew under which much moves for the first time: a body that has been frozen while its head was
+        trained is not to move as far as that has learned to.
+        """
+        for owner in (h for h in dict.fromkeys(group.owner for group in groups) if h.moves and h.sets == 1):
+            each = [g.joins(self.state, here) for g, here in zip(groups, present, strict=True) if g.owner is owner]
+            moved, new = map(sum, zip(*each, strict=True))
+            if 0 < moved < LATE * new:
+                self._own.levels.begin_anew(owner)
 
     def _objects(self, params: Sequence[Tensor]) -> list[Any]:
         """The parameters, and what `state` holds: users put other things there, too."""
