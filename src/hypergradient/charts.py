@@ -13,27 +13,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints, transforms
+from torch.distributions import Distribution, transforms
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import Transform
 
 from .numerics import REACH, on_host
-
-real = constraints.real
-nonnegative = constraints.nonnegative
-positive = constraints.positive
-unit_interval = constraints.half_open_interval(0.0, 1.0)
-closed_unit_interval = constraints.interval(0.0, 1.0)
-
-
-class OpenUnitInterval(type(unit_interval)):  # type: ignore[misc]
-    """The numbers between 0 and 1, without both."""
-
-    def check(self, value: Any) -> Any:
-        return (value > 0) & super().check(value)
-
-
-open_unit_interval = OpenUnitInterval(0.0, 1.0)
 
 
 def interval(constraint: Constraint, dtype: torch.dtype) -> tuple[float, float]:

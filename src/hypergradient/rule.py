@@ -25,15 +25,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from .charts import REAL, UNIT, Chart, describe
-from .charts import closed_unit_interval as closed_unit_interval
-from .charts import nonnegative as nonnegative
-from .charts import open_unit_interval as open_unit_interval
-from .charts import positive as positive
-from .charts import real as real
-from .charts import unit_interval as unit_interval
 from .normalize import NORMALIZATIONS
 
 if TYPE_CHECKING:
@@ -44,6 +39,22 @@ Number: TypeAlias = Any
 State: TypeAlias = dict[str, Tensor]
 """What a rule remembers: tensors shaped like the parameter."""
 Self = TypeVar("Self", bound="Rule")
+
+real = constraints.real
+nonnegative = constraints.nonnegative
+positive = constraints.positive
+unit_interval = constraints.half_open_interval(0.0, 1.0)
+closed_unit_interval = constraints.interval(0.0, 1.0)
+
+
+class OpenUnitInterval(type(unit_interval)):  # type: ignore[misc]
+    """The numbers between 0 and 1, without both."""
+
+    def check(self, value: Any) -> Any:
+        return (value > 0) & super().check(value)
+
+
+open_unit_interval = OpenUnitInterval(0.0, 1.0)
 
 
 @dataclass(frozen=True)
