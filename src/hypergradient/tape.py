@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .numerics import on_host, storage
 
@@ -223,7 +224,7 @@ class Recorder(TorchDispatchMode):
         schema, given, self._done = function._schema, dict(kwargs or {}), self._done + 1
         if len(self.lines) > WORTH * (self._done + 16):
             raise Unrecordable(f"{len(self.lines)} numbers from {self._done} operations")
-        tensors = [x for x in _leaves((*args, *given.values())) if isinstance(x, Tensor)]
+        tensors = [x for x in tree_leaves((*args, *given.values())) if isinstance(x, Tensor)]
         for x in tensors:
             self._know(x)
         given.update(zip((a.name for a in schema.arguments), args, strict=False))
@@ -233,7 +234,7 @@ class Recorder(TorchDispatchMode):
             return self._parts(*ordered)
         out = function(*args, **(kwargs or {}))
         self._kept.append(out)
-        made = _leaves(out)
+        made = tree_leaves(out)
         if not all(isinstance(x, Tensor) for x in made):  # read on the host
             raise Unrecordable(name)
         if schema.is_mutable:
@@ -272,7 +273,7 @@ class Recorder(TorchDispatchMode):
         """What results: the name of elements, or a list of numbers."""
         if name in FACTORIES and out.numel() <= MOST:
             return out.flatten().tolist()
-        if any(isinstance(x, Tensor) and isinstance(self.names[storage(x)], Elements) for x in _leaves(given)):
+        if any(isinstance(x, Tensor) and isinstance(self.names[storage(x)], Elements) for x in tree_leaves(given)):
             return self._of_elements(name, given, out)
         if name in COPIES:
             source = given[name == "copy"]
@@ -322,21 +323,19 @@ class Recorder(TorchDispatchMode):
         """The numbers of an operation that moves them: it is asked where it takes each from."""
         known: list[Any] = []
 
-        def numbered(x: Any) -> Any:
-            if isinstance(x, (list, tuple)):
-                return [numbered(y) for y in x]
-            if not isinstance(x, Tensor) or x is given[-1]:  # an index
+        def numbered(x: Tensor) -> Any:
+            if x is given[-1]:  # an index
                 return x
             begin = len(known)
             known.extend(self.atoms(x, x.shape))
             return torch.arange(begin, len(known)).view(x.shape)
 
-        taken = getattr(torch, name)(*map(numbered, given))
+        taken = getattr(torch, name)(*tree_map_only(Tensor, numbered, given))
         return [known[i] for i in taken.reshape(-1).tolist()]
 
     def _summed(self, name: str, given: list[Any], out: Tensor) -> list[Any]:
         x, sign, zero = given[0], *SUMS[name]
-        said = [d for y in given[1:2] if isinstance(y, (list, int)) for d in _leaves(y)]
+        said = [d for y in given[1:2] if isinstance(y, (list, int)) for d in tree_leaves(y)]
         dims = sorted({d % x.ndim for d in said or range(x.ndim)})
         if any(x.shape[d] == LENGTH for d in dims):
             raise Unrecordable("a sum over as many numbers as there are elements")
@@ -371,11 +370,6 @@ class Recorder(TorchDispatchMode):
         if made is not None and made.what == "mul" and made.of[1] == -1 and not isinstance(y, Elements):
             x, y = made.of[0], self._number("-{0}", (y,), dtype)
         return self._line("mul", (x, y), dtype)
-
-
-def _leaves(x: Any) -> list[Any]:
-    """What is in lists and tuples."""
-    return [z for y in x for z in _leaves(y)] if isinstance(x, (list, tuple)) else [x]
 
 
 def _positions(x: Tensor, shape: Sequence[int]) -> Sequence[int]:
