@@ -225,20 +225,16 @@ def metric(rule: Rule) -> bool:
     return found is not None
 
 
-def idle(rule: Rule, names: Sequence[str]) -> list[str]:
-    """Which of `names` have no derivative in any of some steps, so that nothing would ever move them."""
-    try:
-        found = set().union(*(reached(rule, names, count) for count in STEPS))
-    except (RuntimeError, IndexError, ValueError, AssertionError):  # it needs another shape
-        return []
-    return [n for n in names if n not in found]
-
-
 def warn_of_idle(rule: Rule, names: Sequence[str]) -> None:
-    """Say which of `names` are tuned in vain."""
-    with on_host(), torch.enable_grad():
-        left = [] if ours(rule) else idle(rule, names)
-    if left:
+    """Say which of `names` have no derivative in any of some steps, so that nothing would ever move them."""
+    if ours(rule):
+        return
+    try:
+        with on_host(), torch.enable_grad():
+            found = set().union(*(reached(rule, names, count) for count in STEPS))
+    except (RuntimeError, IndexError, ValueError, AssertionError):  # it needs another shape
+        return
+    if left := [n for n in names if n not in found]:
         warnings.warn(
             f"{type(rule).__name__}: no step depends on {' or '.join(left)}, which is tuned, and so stays as it is. Is it used "
             "under torch.no_grad, detached, or read by .item()? If it has no effect, leave it out of tune",
