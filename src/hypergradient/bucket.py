@@ -339,10 +339,6 @@ class Bucket:
             self.edits.seen = self.edits.marks()
             self.param = self.param if self.copied else self.param.new_empty(0)  # the user's is let go of
 
-    def elements(self) -> Tensor:
-        """Those of all members as they are now; of a single one no copy."""
-        return self._flat(self.layout.parts(self.members))
-
     def scatter(self) -> None:
         """Write the members, in place: the end of a step."""
         del self.u

@@ -6,7 +6,7 @@ a path that has been undone would point to where its gradient points for ever, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -42,10 +42,6 @@ class Edits:
 
     def marked(self) -> bool:
         return self.seen is not None and self.marks() != self.seen
-
-    def known(self) -> Iterator[tuple[int, int]]:
-        """`seen`, by the id of each member."""
-        return zip(map(id, self.members), self.seen or (), strict=False)
 
     def look(self, known: Mapping[int, int]) -> None:
         """See whether the members have been given other memory; what is `known` of them, others have found out before."""

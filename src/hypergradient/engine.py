@@ -146,7 +146,7 @@ class Engine:
     def _moves(self, bucket: Bucket, now: Tensor) -> list[Call]:
         """Calls of what moves a bucket."""
         if bucket.shared:  # another may have moved what it reads
-            bucket.param = bucket.elements()
+            bucket.read()
             if bucket.samples:
                 bucket.samples.gather()
         spread = now if bucket.uniform else bucket.spread(now)

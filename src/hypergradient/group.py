@@ -279,8 +279,10 @@ class Group:
         """By id, what the last step has left of the parameters that stay, where there are copies; and know how often they have
         been written to. Of one that has gone, another may have the id.
         """
-        known, stay = chain.from_iterable(b.edits.known() for b in self.buckets), {*map(id, before)} & {*map(id, self.params)}
-        self.marks = {i: n for i, n in {**self.marks, **dict(known)}.items() if i in stay}
+        stay = {*map(id, before)} & {*map(id, self.params)}
+        for edits in (b.edits for b in self.buckets):
+            self.marks.update(zip(map(id, edits.members), edits.seen or (), strict=False))
+        self.marks = {i: n for i, n in self.marks.items() if i in stay}
         copies = chain.from_iterable(zip(map(id, b.members), b.rooms[-1][1], strict=True) for b in self.buckets if b.rooms)
         return {i: x for i, x in copies if i in stay}
 
