@@ -282,10 +282,6 @@ class Recorder(TorchDispatchMode):
             return self._moved(name, given)
         if name in SUMS:
             return self._summed(name, given, out)
-        return self._each(name, given, out)
-
-    def _each(self, name: str, given: list[Any], out: Tensor) -> list[Any]:
-        """The numbers of an operation that does the same to each."""
         if name not in NUMBERS or any(isinstance(x, str) for x in given):  # a name says to round in another way
             raise Unrecordable(name)
         columns = [self.atoms(x, out.shape) for x in given]
