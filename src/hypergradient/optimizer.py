@@ -350,12 +350,12 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def _refuse(self, grads: Grads) -> None:
         """Raise RuntimeError for a sparse gradient."""
         each = ((i, k, g) for i, mine in enumerate(grads) for k, g in enumerate(mine) if g is not None)
-        for i, k, g in ((i, k, g) for i, k, g in each if g.layout != torch.strided):
-            name = self.param_groups[i].get("param_names", {k: f"parameter {k} of group {i}"})[k]
-            raise RuntimeError(
-                f"{name} has a gradient of layout {g.layout}; only dense gradients can be used: "
-                "construct the embedding with sparse=False, or give it to torch.optim.SparseAdam"
-            )
+        i, k, g = next(found for found in each if found[2].layout != torch.strided)
+        name = self.param_groups[i].get("param_names", {k: f"parameter {k} of group {i}"})[k]
+        raise RuntimeError(
+            f"{name} has a gradient of layout {g.layout}; only dense gradients can be used: "
+            "construct the embedding with sparse=False, or give it to torch.optim.SparseAdam"
+        )
 
     def _move(self, groups: Sequence[Group], grads: Grads) -> None:
         """Move everything: what `step` does when all is as it should be."""
@@ -413,10 +413,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def _objects(self, params: Sequence[Tensor]) -> list[Any]:
         """The parameters, and what `state` holds: users put other things there, too."""
-        try:
-            return [*params, *self.state, *chain.from_iterable(map(dict.values, self.state.values()))]
-        except TypeError:
-            return [*params, *self.state, *(x for mine in self.state.values() if isinstance(mine, dict) for x in mine.values())]
+        held = (mine.values() for mine in self.state.values() if isinstance(mine, dict))
+        return [*params, *self.state, *chain.from_iterable(held)]
 
     def _rehearsal(self, work: Sequence[tuple[Group, Bucket]]) -> bool:
         """Whether this is no step at all: before every other, along gradients of 0, with a step size of 0.

@@ -96,11 +96,6 @@ class Samples:
         sizes: how many elements are read of each; `cuts`, `readings`: as those of a bucket.
     """
 
-    param: Tensor
-    grad: Tensor
-    u: Tensor
-    state: list[Tensor]
-    kept: list[Tensor]
     cuts: tuple[int, ...] = ()
     readings: Tensor | None = None
 
