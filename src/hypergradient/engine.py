@@ -171,10 +171,9 @@ class Engine:
         leave nothing else in the cache, it takes three times as long.
 
         Args:
-            function: one that depends on nothing else that changes, but for the values of tensors.
+            function, dynamic: see `Compiled`; where `dynamic` is False, no argument is elements: a tape, if there can be one,
+                spares the compiler.
             arguments: tensors, lists of them, and whatever stays the same from call to call.
-            dynamic: whether the sizes of the tensors vary from call to call; None: perhaps, found out when they do. False:
-                there are no elements among them, and where there can be a tape, the compiler is spared.
         """
         if not (self.compile or self._plays):
             return partial(function, *arguments)
