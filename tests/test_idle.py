@@ -136,3 +136,47 @@ def test_after_a_step_in_which_all_rest_nothing_is_read_of_what_was_kept():
         optimizer.step()
     assert math.isnan(optimizer.hypergradients()[0]["lr"])
     assert optimizer.hyperparameters()[0]["lr"] == before[0]["lr"]
+
+
+def unfrozen(body, head, per="group", groups=False, stop=False, tower=None):
+    """The learned step size before and after a frozen body of so many elements joins a head of so many."""
+    torch.manual_seed(0)
+    first, last = nn.Parameter(torch.randn(body)), nn.Parameter(torch.randn(head))
+    params = [{"params": [first]}, {"params": [last]}] if groups else [first, last]
+    optimizer = Hyperoptimizer(params, tower, per=per)
+    first.requires_grad_(False)
+    found = []
+    for t in range(60):
+        if t == 40:
+            first.requires_grad_(True)
+            if stop:
+                mine, optimizer = optimizer, Hyperoptimizer(params, tower, per=per)
+                optimizer.load_state_dict(mine.state_dict())
+        for p in (first, last):
+            p.grad = p.detach() - 3 + torch.randn_like(p) if p.requires_grad else None
+        optimizer.step()
+        found.append(optimizer.hyperparameters(len(optimizer.param_groups) - 1)[0]["lr"])
+    return found, [p.tolist() for p in (first, last)]
+
+
+@pytest.mark.parametrize("per", ["group", "all"])
+@pytest.mark.parametrize("groups", [False, True])
+def test_a_body_that_was_frozen_does_not_move_as_its_head_has_learned_to(per, groups):
+    """What a pretrained body can bear is not known when it begins to move; a tower that starts low finds it anew."""
+    found, _ = unfrozen(1000, 20, per, groups)
+    assert found[39] > 20 * found[0]
+    if groups and per == "group":  # which have found it apart
+        assert found[40] > found[39] / 2
+    else:
+        assert found[40] < 3 * found[0]
+        assert found[59] > 20 * found[40]
+
+
+@pytest.mark.parametrize("tower", [None, Adam(lr=0.01) / SGD(lr=1e-4)], ids=["default", "paper"])
+def test_what_joins_later_and_is_little_or_moves_by_a_tower_of_ones_own_changes_nothing_at_once(tower):
+    found, _ = unfrozen(20, 1000, tower=tower) if tower is None else unfrozen(1000, 20, tower=tower)
+    assert found[40] == pytest.approx(found[39], rel=0.3)
+
+
+def test_a_body_joins_in_the_same_way_after_a_checkpoint():
+    assert unfrozen(1000, 20) == unfrozen(1000, 20, stop=True)

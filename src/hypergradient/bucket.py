@@ -9,7 +9,7 @@ somebody has put something else in their place, another bucket is made from that
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -264,6 +264,12 @@ class Bucket:
         if self.trail:
             self.trail[0].copy_(self.param)
 
+    def left(self, memory: Memory) -> Iterator[tuple[int, Tensor]]:
+        """By id, what the last step has left of members, if `memory` holds of them what it has put there."""
+        for i, x in enumerate(self.rooms[-1][1] if self.rooms else ()):
+            if self.own(i, memory):
+                yield id(self.members[i]), x
+
     def share(self, shared: bool, left: Mapping[int, Tensor]) -> None:
         """Know whether others share memory with the member: then it is worked on where it is; and what the last step has `left`
         of the members, by id, if they are still like that.
@@ -305,6 +311,9 @@ class Bucket:
     def _follow(self, left: Tensor | None) -> Tensor:
         """Have what is remembered of the members follow what others have written to them; `left`: see `between`."""
         anew, shift = between(self.trail[0] if self.trail else None, left, self.param)
+        if left is None and len(self.members) > 1:  # of each by itself it is known whether somebody has written
+            written = torch.tensor(self.edits.changed(), device=anew.device)
+            anew &= written.repeat_interleave(cast(Tensor, self.counts), output_size=anew.numel())
         for n, x in zip(self.step.state, self.state, strict=True):
             if n in self.step.rule.points:
                 x.copy_(torch.where(anew, self.param.to(x.dtype), x + shift))
@@ -314,6 +323,14 @@ class Bucket:
         if not self.trail:
             self._watch()
         return anew
+
+    def begin_anew(self, where: Tensor) -> None:
+        """Have paths and averages begin where the members are, if that is so. shape: (1,)"""
+        here, param = where.to(self.steps.device), self._flat(self.layout.parts(self.members))
+        for x in (x for n, x in zip(self.step.state, self.state, strict=True) if n in self.step.rule.points):
+            x.copy_(torch.where(here, param.to(x.dtype), x))
+        for x in self.kept:
+            x.masked_fill_(here, 0.0)
 
     def _watch(self) -> None:
         """Remember from here on what the members were before the last step, and what that has left."""

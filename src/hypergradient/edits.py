@@ -43,6 +43,11 @@ class Edits:
     def marked(self) -> bool:
         return self.seen is not None and self.marks() != self.seen
 
+    def changed(self) -> list[bool]:
+        """Which of the members have been written to, or have been given other memory, as far as that is known."""
+        seen = self.seen if self.seen else [None] * len(self.members)
+        return [old != new for old, new in zip(seen, self.marks(), strict=True)]
+
     def look(self, known: Mapping[int, int]) -> None:
         """See whether the members have been given other memory; what is `known` of them, others have found out before."""
         if self.seen is None and all(id(p) in known for p in self.members):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
-from itertools import chain, groupby
+from itertools import groupby
 from operator import is_, itemgetter
 from typing import Any
 
@@ -247,7 +247,7 @@ class Group:
             shared: the ids of parameters that share memory with others.
         """
         before, self.params, clocks = self.params, list(self.entry["params"]), dict[Any, Tensor]()
-        past, left = dict(self.past(memory)), self._left(before)
+        past, left = dict(self.past(memory)), self._left(before, memory)
         here = {i: (*past.get(i, (0, False)), moves, self._sums(i, memory)) for i, moves in enumerate(present)}
         alike = self._alike({i: mine for i, mine in here.items() if present[i] or i in past}, shared)
         known = {(b.step, b.count, *b.sets, *map(id, b.members)): b for b in self.buckets if b.intact(memory)}
@@ -275,7 +275,7 @@ class Group:
         moves = [p for p, moves in zip(self.entry["params"], present, strict=True) if moves and not memory.get(p)]
         return sum(known.values()), sum(p.numel() for p in moves if id(p) in there - known.keys())
 
-    def _left(self, before: Sequence[Tensor]) -> dict[int, Tensor]:
+    def _left(self, before: Sequence[Tensor], memory: Memory) -> dict[int, Tensor]:
         """By id, what the last step has left of the parameters that stay, where there are copies; and know how often they have
         been written to. Of one that has gone, another may have the id.
         """
@@ -283,8 +283,7 @@ class Group:
         for edits in (b.edits for b in self.buckets):
             self.marks.update(zip(map(id, edits.members), edits.seen or (), strict=False))
         self.marks = {i: n for i, n in self.marks.items() if i in stay}
-        copies = chain.from_iterable(zip(map(id, b.members), b.rooms[-1][1], strict=True) for b in self.buckets if b.rooms)
-        return {i: x for i, x in copies if i in stay}
+        return {i: x for b in self.buckets for i, x in b.left(memory) if i in stay}
 
     def _readings(self, buckets: Sequence[Bucket], sizes: Sequence[int]) -> tuple[tuple[int, ...], Tensor | None]:
         """`Bucket.cuts` and `Bucket.readings` of what is read side by side; `sizes`: how many elements of each member."""

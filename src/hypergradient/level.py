@@ -396,11 +396,13 @@ class Levels:
         """What is remembered of what a level moves. shape: (rows, n)"""
         return self.memory[: len(level.start), level.place]
 
-    def begin_anew(self, h: Hyperparameters) -> None:
-        """Put `h` back to where it was at first, where it has grown."""
+    def begin_anew(self, h: Hyperparameters) -> Tensor:
+        """Put `h` back to where it was at first, if it has grown. Returns whether it has. shape: (1,)"""
         level = next(level for level in self.levels if h in level.below)
         mine, start = self.of(level)[:, h.place], level.start[:, h.place]
-        mine.copy_(torch.where(mine[RAW] > start[RAW], start, mine))
+        grown = mine[RAW] > start[RAW]
+        mine.copy_(torch.where(grown, start, mine))
+        return grown
 
     def learned(self, memory: Tensor) -> Sequence[Tensor]:
         """The values of what each level moves, before schedules."""

@@ -409,7 +409,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
             each = [g.joins(self.state, here) for g, here in zip(groups, present, strict=True) if g.owner is owner]
             moved, new = map(sum, zip(*each, strict=True))
             if 0 < moved < LATE * new:
-                self._own.levels.begin_anew(owner)
+                grown = self._own.levels.begin_anew(owner)
+                for bucket in (b for g in groups if g.owner is owner for b in g.buckets):
+                    bucket.begin_anew(grown)
 
     def _objects(self, params: Sequence[Tensor]) -> list[Any]:
         """The parameters, and what `state` holds: users put other things there, too."""
