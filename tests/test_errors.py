@@ -85,11 +85,6 @@ BAD = {
     "maximize": (lambda: Hyperoptimizer(parameters(), maximize="no"), ValueError, "group 0: maximize='no' .* True or False"),
     "compile": (lambda: Hyperoptimizer(parameters(), compile="yes"), ValueError, "compile='yes' .* True or False"),
     "per": (lambda: Hyperoptimizer(parameters(), SGD(), per="layer"), ValueError, "per='layer'.*'all', 'group' or 'tensor'"),
-    "not a rule": (
-        lambda: Hyperoptimizer(parameters(), torch.optim.Adam),
-        TypeError,
-        "made of rules such as .*; got <class .*Adam'>$",
-    ),
     "no parameters": (lambda: Hyperoptimizer([], SGD()), ValueError, "empty parameter list"),
     "non-leaf": (lambda: Hyperoptimizer([parameters()[0] * 2], SGD()), ValueError, "non-leaf"),
     "group lr": (lambda: Hyperoptimizer([{"params": parameters(), "lr": -1}], SGD()), ValueError, r"group 0: lr=-1"),
@@ -155,6 +150,38 @@ BAD = {
         lambda: Hyperoptimizer(parameters()).hyperparameters(1),
         IndexError,
         "group=1 is not allowed; it must be less than 1, the number of groups",
+    ),
+    "no call": (
+        lambda: Hyperoptimizer(torch.nn.Linear(1, 1).parameters),
+        TypeError,
+        r"params=method is a function.*write Hyperoptimizer\(model.parameters\(\)\)",
+    ),
+    "a dict": (lambda: Hyperoptimizer({"params": parameters()}), TypeError, r"params=dict is a dict: write .*\[\{'params'"),
+    "parameters for a rule": (lambda: Adam(parameters(), lr=1e-3), TypeError, r"Adam is a rule.*Hyperoptimizer\(params, Adam"),
+    "an optimizer as tower": (
+        lambda: Hyperoptimizer(parameters(), torch.optim.Adam(parameters())),
+        TypeError,
+        r"got Adam: write from_torch\(optimizer",
+    ),
+    "not a rule": (
+        lambda: Hyperoptimizer(parameters(), torch.optim.Adam),
+        TypeError,
+        r"made of rules such as .*; got <class .*Adam'>: write from_torch\(optimizer",
+    ),
+    "a loss for a closure": (
+        lambda: Hyperoptimizer(parameters()).step(torch.ones(())),
+        TypeError,
+        r"closure=tensor\(1.\) is not allowed.*loss.backward\(\), then step",
+    ),
+    "a checkpoint of all": (
+        lambda: Hyperoptimizer(parameters()).load_state_dict({"model": 1, "optimizer": 2}),
+        TypeError,
+        r"state_dict has no 'state'; .*checkpoint\['optimizer'\]",
+    ),
+    "a path": (
+        lambda: Hyperoptimizer(parameters()).load_state_dict("x.pt"),
+        TypeError,
+        r"state_dict='x.pt' is not allowed; .*checkpoint\['optimizer'\]",
     ),
     "under another tower": (
         lambda: Hyperoptimizer([{"params": parameters(), "rule": Adam() / SGD(lr=0.1)}], Adam() / SGD(lr=0.2)),

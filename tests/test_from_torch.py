@@ -216,3 +216,19 @@ def test_what_has_been_replaced_is_freed_at_once():
         assert gone() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(("theirs", "mine"), [("AdamW", "Adam"), ("Adam", "AdamW")])
+def test_a_checkpoint_that_decays_in_another_way_is_refused(theirs, mine):
+    """Torch takes from it which of the two an Adam is; here they are two rules."""
+    params = parameters()
+    given = getattr(torch.optim, theirs)(params, weight_decay=0.1)
+    train(given, params, 2)
+    saved = given.state_dict()
+    if "decoupled_weight_decay" not in saved["param_groups"][0]:
+        pytest.skip("this torch does not say it in its checkpoints")
+    optimizer = from_torch(getattr(torch.optim, mine)(parameters()), above=None)
+    with pytest.raises(ValueError, match=f"decoupled_weight_decay=.*unlike {mine}; load it into an optimizer of {theirs}"):
+        optimizer.load_state_dict(saved)
+    saved["param_groups"][0]["weight_decay"] = 0.0
+    optimizer.load_state_dict(saved)

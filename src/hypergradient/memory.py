@@ -174,6 +174,27 @@ def check(tower: Tower, rule: Rule, sets: int, where: str, saved: Mapping[str, A
             )
 
 
+def check_form(state_dict: Any, needed: Sequence[str] = ("state", "param_groups")) -> None:
+    """Raise TypeError where this is no `state_dict` of an optimizer."""
+    if not isinstance(state_dict, Mapping) or (missing := [n for n in needed if n not in state_dict]):
+        given = f" has no {missing[0]!r}" if isinstance(state_dict, Mapping) else f"={state_dict!r} is not allowed"
+        raise TypeError(
+            f"state_dict{given}; it must be what an optimizer's state_dict() returns, such as "
+            "load_state_dict(checkpoint['optimizer'])"
+        )
+
+
+def check_decay(rule: Rule, where: str, entry: Mapping[str, Any]) -> None:
+    """Raise ValueError where the dict of a group of torch decays weights as the other one of Adam and AdamW does."""
+    mine = {"Adam": False, "AdamW": True}.get(type(rule).__name__)
+    said = entry.get("decoupled_weight_decay", mine)
+    if mine not in (None, said) and LEARNED not in entry and entry.get("weight_decay"):
+        raise ValueError(
+            f"state_dict of another rule: {where} has decoupled_weight_decay={said}, unlike {type(rule).__name__}; "
+            f"load it into an optimizer of {'AdamW' if said else 'Adam'}"
+        )
+
+
 def check_state(rule: Rule, where: str, known: Sequence[Mapping[str, Any]], saved: Mapping[str, Any]) -> None:
     """Raise ValueError where what is `known` of all parameters that have moved is what another rule remembers; `saved`: what
     was learned beside it.

@@ -31,9 +31,11 @@ from .sensitivity import Step
 from .tower import Tower
 from .watch import Watch
 
-INSTEAD = (
+INSTEAD: tuple[tuple[Any, str, str], ...] = (
     (torch.optim.Optimizer, "an optimizer", "from_torch(optimizer, above=…)"),
     (torch.nn.Module, "a module", "Hyperoptimizer(model.parameters())"),
+    (Callable, "a function or a class", "Hyperoptimizer(model.parameters())"),
+    (Mapping, "a dict", "Hyperoptimizer([{'params': …}]) where it is a group, else Hyperoptimizer(model.parameters())"),
 )
 MANY = 1000
 """Groups taken away of which the rule is known."""
@@ -331,6 +333,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
             ValueError: a group says what is not allowed, likewise.
         """
         loss = None
+        if closure is not None and not callable(closure):
+            raise TypeError(f"closure={closure!r} is not allowed; it must be a function: write loss.backward(), then step()")
         if self._own.entered:
             self.train()
         if closure is not None:
@@ -577,10 +581,13 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
         Raises:
             ValueError: the `state_dict` of another tower; says which level differs. Nothing has changed then.
+            TypeError: no `state_dict` of an optimizer, likewise.
         """
         adapted: dict[str, Any] = {}
+        memory.check_form(state_dict, ())
 
         def look(_: Any, found: dict[str, Any]) -> dict[str, Any]:
+            memory.check_form(found)
             adapted.update(memory.upgraded(found))
             self._compare(adapted["param_groups"], adapted["state"])
             return adapted
@@ -630,6 +637,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for i, (group, entry) in enumerate(zip(self._own.groups, saved, strict=True)):
             copied = deepcopy({n: x for n, x in entry.items() if n != "params"})
             rule, *_ = self._settle(copied, group.rule, where := f"group {i}")
+            memory.check_decay(rule, where, entry)
             known, learned = (state[key] for key in entry["params"] if key in state), copied.get(LEARNED) or {}
             memory.check_state(rule, where, [mine for mine in known if LEARNED not in entry or "step" in mine], learned)
             if "levels" in learned and readable(self._own.levels.memory):

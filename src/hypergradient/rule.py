@@ -132,6 +132,10 @@ class Notation(type):
         """A rule. Raises TypeError where the class is no dataclass or an argument is unknown."""
         if "__dataclass_fields__" not in vars(cls) and any(isinstance(x, Field) for x in vars(cls).values()):
             raise TypeError(f"{cls.__name__} has fields but is no dataclass: write @dataclass(frozen=True) above the class")
+        if args and isinstance(args[0], (Iterator, list)):
+            raise TypeError(
+                f"{cls.__name__} is a rule, which is given no parameters: write Hyperoptimizer(params, {cls.__name__}())"
+            )
         known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
         if taken := [n for n in known if n in GROUP or n.removeprefix("initial_") in {*known} - {n}]:
             hint = ": write beta1, beta2, …, each a hyperparameter" if taken[0] == "betas" else ""

@@ -29,9 +29,10 @@ class Tower:
             if not isinstance(rule, Rule):
                 named = (isinstance(rule, type) and issubclass(rule, Rule)) or getattr(rule, "__name__", "") == "auto"
                 hint = f": write {rule.__name__}()" if named else ""
-                hint = ": write from_torch(optimizer, above=…)" if hasattr(rule, "param_groups") else hint
+                hint = ": write from_torch(optimizer, above=…)" if hasattr(rule, "add_param_group") else hint
                 hint = ": it finds the lr; leave it out, or start at one with auto(lr=…)" if isinstance(rule, float) else hint
-                raise TypeError(f"a tower is made of rules such as Adam(lr=1e-3); got {rule!r}{hint}")
+                given = type(rule).__name__ if hasattr(rule, "param_groups") else repr(rule)  # that of torch fills a page
+                raise TypeError(f"a tower is made of rules such as Adam(lr=1e-3); got {given}{hint}")
             if not rule.hyperparameters():
                 raise TypeError(
                     f"{type(rule).__name__} has no hyperparameters: a rule is a @dataclass(frozen=True) with "
