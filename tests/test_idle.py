@@ -180,3 +180,30 @@ def test_what_joins_later_and_is_little_or_moves_by_a_tower_of_ones_own_changes_
 
 def test_a_body_joins_in_the_same_way_after_a_checkpoint():
     assert unfrozen(1000, 20) == unfrozen(1000, 20, stop=True)
+
+
+@pytest.mark.parametrize("how", ["forgotten", "appended", "replaced"])
+@pytest.mark.parametrize("stop", [False, True])
+def test_what_begins_anew_or_is_new_keeps_the_step_size(how, stop):
+    """It has moved under it, or stands for what has; also where a checkpoint lies between that and the next step."""
+    torch.manual_seed(0)
+    params = [nn.Parameter(torch.randn(1000)), nn.Parameter(torch.randn(20))]
+    optimizer = Hyperoptimizer(params)
+    for t in range(41):
+        if t == 40:
+            learned, group = optimizer.hyperparameters()[0]["lr"], optimizer.param_groups[0]["params"]
+            if how == "forgotten":
+                del optimizer.state[params[0]]
+            elif how == "appended":
+                group.append(nn.Parameter(torch.randn(2000)))
+            else:
+                optimizer.state.pop(group[0])
+                group[0] = nn.Parameter(torch.randn(1000))
+            params = [*group]
+        if t == 40 and stop:
+            saved, optimizer = optimizer.state_dict(), Hyperoptimizer(params)
+            optimizer.load_state_dict(saved)
+        for p in params:
+            p.grad = p.detach() - 3 + torch.randn_like(p)
+        optimizer.step()
+    assert optimizer.hyperparameters()[0]["lr"] > learned / 2 > 0.01

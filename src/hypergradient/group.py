@@ -120,6 +120,8 @@ class Group:
         self.followed: int = self.saved.get("followed", 0)  # steps one after the other, each of which could read the one before
         self.marks = dict[int, int]()  # by id, how often a parameter had been written to after its last step
         self.resting = {i for i, rests in enumerate(self.saved.get("resting", ())) if rests}  # had not moved in the last step
+        there = zip(self.params, self.saved.get("waiting", [1] * len(self.params)), strict=False)
+        self.waiting = {id(p) for p, waits in there if waits}  # were there in the last step, and have never moved
         self.buckets: list[Bucket] = []
         self.moving: list[Bucket] = []  # those that move in this step
         last = self.saved.get("last")  # scalars of the last step by its number; of a checkpoint at 0. shape: (rows, sets)
@@ -256,24 +258,25 @@ class Group:
             members, sets = [self.params[i] for i in positions], positions if self.owner.sets > 1 else []
             bucket = known.get(key := (self.step, count, *sets, *map(id, members)))
             bucket = Bucket(self.step, members, sets, count, memory) if bucket is None else bucket
-            bucket.live = live
+            bucket.live, bucket.positions = live, positions
             bucket.edits.look(self.marks)
             bucket.clock = clocks[count, sums] = self._clock(bucket, clocks.get((count, sums)))
             if key not in known and live and self.step.replays:
                 bucket.scalars = bucket.use(self._scalars(bucket))
-            bucket.positions = positions
             bucket.share(any(id(p) in shared for p in bucket.members), left)
             bucket.cuts, bucket.readings = self._readings([bucket], bucket.sizes)
             buckets.append(bucket)
         self.buckets, self.resting = buckets, set()
+        if any(present):
+            self.waiting = {*map(id, self.params)} - {id(p) for b in buckets for p in b.members}
         self.last.pop(0, None)
         self._sample(present)
 
     def joins(self, memory: Memory, present: Sequence[bool]) -> tuple[int, int]:
         """How many elements have moved before, and how many were there and move for the first time."""
-        known, there = {id(p): p.numel() for b in self.buckets for p in b.members}, set(map(id, self.params))
-        moves = [p for p, moves in zip(self.entry["params"], present, strict=True) if moves and not memory.get(p)]
-        return sum(known.values()), sum(p.numel() for p in moves if id(p) in there - known.keys())
+        moves = [p for p, moves in zip(self.entry["params"], present, strict=True) if moves and id(p) in self.waiting]
+        before = sum(p.numel() for b in self.buckets for p in b.members)
+        return before, sum(p.numel() for p in moves if not memory.get(p))
 
     def _left(self, before: Sequence[Tensor], memory: Memory) -> dict[int, Tensor]:
         """By id, what the last step has left of the parameters that stay, where there are copies; and know how often they have

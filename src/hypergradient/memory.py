@@ -48,7 +48,8 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
     """All that belongs to `group` and stands neither in its dict nor in `state`; numbers, lists and dicts.
 
     Returns:
-        `made`: how many steps the optimizer has made. `followed`, `highest` (and `rise`), `start`, `resting`: see `Group`.
+        `made`: how many steps the optimizer has made. `followed`, `highest` (and `rise`), `start`, `resting`, `waiting`: see
+        `Group`.
         `evaluating`: whether averages are in the place of its parameters; `entered`: by name, the values that they were made
         with. `said`: under the name of the rule, of each hyperparameter its base, what the user says, what is learned, what
         is in force. `levels`: under the signature of each, its own hyperparameters and its memory. `last`: the scalars of the
@@ -67,6 +68,7 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
         "evaluating": int(any(inside(optimizer.state.get(p)) for p in group.entry["params"])),
         "entered": _entered(optimizer, group),
         "resting": [int(i in past and not past[i][1]) for i in range(len(group.entry["params"]))],
+        "waiting": [int(id(p) in group.waiting) for p in group.entry["params"]],
         "said": {type(group.rule).__name__: said},
         "levels": {
             name: {"values": {n: getattr(rule, n) for n in rule.hyperparameters()}, "memory": known.tolist()}

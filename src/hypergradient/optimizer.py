@@ -39,7 +39,7 @@ INSTEAD: tuple[tuple[Any, str, str], ...] = (
 )
 MANY = 1000
 """Groups taken away of which the rule is known."""
-LATE = 8
+MUCH = 8
 """One in so many of the elements that have moved before is much."""
 Grads = list[list[Tensor | None]]
 
@@ -412,7 +412,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for owner in (h for h in dict.fromkeys(group.owner for group in groups) if h.moves and h.sets == 1):
             each = [g.joins(self.state, here) for g, here in zip(groups, present, strict=True) if g.owner is owner]
             moved, new = map(sum, zip(*each, strict=True))
-            if 0 < moved < LATE * new:
+            if 0 < moved < MUCH * new:
                 grown = self._own.levels.begin_anew(owner)
                 for bucket in (b for g in groups if g.owner is owner for b in g.buckets):
                     bucket.begin_anew(grown)
