@@ -414,7 +414,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             moved, new = map(sum, zip(*each, strict=True))
             if 0 < moved < MUCH * new:
                 grown = self._own.levels.begin_anew(owner)
-                for bucket in (b for g in groups if g.owner is owner for b in g.buckets):
+                for bucket in (b for g in groups if g.owner is owner for b in g.buckets if b.intact(self.state)):
                     bucket.begin_anew(grown)
 
     def _objects(self, params: Sequence[Tensor]) -> list[Any]:
