@@ -269,10 +269,10 @@ class Bucket:
         if self.trail:
             self.trail[0].copy_(self.param)
 
-    def left(self, memory: Memory) -> Iterator[tuple[int, Tensor]]:
-        """By id, what the last step has left of members, if `memory` holds of them what it has put there."""
+    def left(self, memory: Memory, intact: bool) -> Iterator[tuple[int, Tensor]]:
+        """By id, what the last step has left of members, if `memory` holds of them what it has put there; `intact`: of all."""
         for i, x in enumerate(self.rooms[-1][1] if self.rooms else ()):
-            if self.own(i, memory):
+            if intact or self.own(i, memory):
                 yield id(self.members[i]), x
 
     def share(self, shared: bool, left: Mapping[int, Tensor]) -> None:
@@ -281,10 +281,12 @@ class Bucket:
         """
         if self.shared != shared:
             self.shared, self.rooms = shared, []
-        known, parts = [left.get(id(p)) for p in self.members], self.layout.parts(self.members)
-        like = [None if x is None else (x.shape, x.dtype, x.device) for x in known]
-        if self.copied and not self.rooms and like == [(p.shape, p.dtype, p.device) for p in parts]:
-            flat = self._flat(cast(list[Tensor], known)).clone()
+        if self.rooms or not self.copied:
+            return
+        known = [left[id(p)] for p in self.members if id(p) in left]
+        like = [(x.shape, x.dtype, x.device) for x in self.layout.parts(self.members)]
+        if like == [(x.shape, x.dtype, x.device) for x in known]:
+            flat = self._flat(known).clone()
             self.rooms.append((flat, self.views(flat)))
 
     @property

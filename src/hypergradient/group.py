@@ -249,10 +249,11 @@ class Group:
             shared: the ids of parameters that share memory with others.
         """
         before, self.params, clocks = self.params, list(self.entry["params"]), dict[Any, Tensor]()
-        past, left = dict(self.past(memory)), self._left(before, memory)
+        past = dict(self.past(memory))
         here = {i: (*past.get(i, (0, False)), moves, self._sums(i, memory)) for i, moves in enumerate(present)}
         alike = self._alike({i: mine for i, mine in here.items() if present[i] or i in past}, shared)
         known = {(b.step, b.count, *b.sets, *map(id, b.members)): b for b in self.buckets if b.intact(memory)}
+        left = self._left(before, memory, [*known.values()])
         buckets = list[Bucket]()
         for (*_, count, live, _, sums), positions in alike.items():
             members, sets = [self.params[i] for i in positions], positions if self.owner.sets > 1 else []
@@ -278,15 +279,19 @@ class Group:
         before = sum(p.numel() for b in self.buckets for p in b.members)
         return before, sum(p.numel() for p in moves if not memory.get(p))
 
-    def _left(self, before: Sequence[Tensor], memory: Memory) -> dict[int, Tensor]:
+    def _left(self, before: Sequence[Tensor], memory: Memory, intact: Sequence[Bucket]) -> dict[int, Tensor]:
         """By id, what the last step has left of the parameters that stay, where there are copies; and know how often they have
         been written to. Of one that has gone, another may have the id.
+
+        Args:
+            before: the parameters that there were.
+            intact: the buckets of which all is as they have left it.
         """
         stay = {*map(id, before)} & {*map(id, self.params)}
         for edits in (b.edits for b in self.buckets):
             self.marks.update(zip(map(id, edits.members), edits.seen or (), strict=False))
         self.marks = {i: n for i, n in self.marks.items() if i in stay}
-        return {i: x for b in self.buckets for i, x in b.left(memory) if i in stay}
+        return {i: x for b in self.buckets for i, x in b.left(memory, b in intact) if i in stay}
 
     def _readings(self, buckets: Sequence[Bucket], sizes: Sequence[int]) -> tuple[tuple[int, ...], Tensor | None]:
         """`Bucket.cuts` and `Bucket.readings` of what is read side by side; `sizes`: how many elements of each member."""
