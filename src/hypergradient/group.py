@@ -257,15 +257,14 @@ class Group:
         buckets = list[Bucket]()
         for (*_, count, live, _, sums), positions in alike.items():
             members, sets = [self.params[i] for i in positions], positions if self.owner.sets > 1 else []
-            bucket = known.get(key := (self.step, count, *sets, *map(id, members)))
-            bucket = Bucket(self.step, members, sets, count, memory) if bucket is None else bucket
+            key = self.step, count, *sets, *map(id, members)
+            bucket = known.get(key) or Bucket(self.step, members, sets, count, memory)
             bucket.live, bucket.positions = live, positions
             bucket.edits.look(self.marks)
             bucket.clock = clocks[count, sums] = self._clock(bucket, clocks.get((count, sums)))
             if key not in known and live and self.step.replays:
                 bucket.scalars = bucket.use(self._scalars(bucket))
             bucket.share(any(id(p) in shared for p in bucket.members), left)
-            bucket.cuts, bucket.readings = self._readings([bucket], bucket.sizes)
             buckets.append(bucket)
         self.buckets, self.resting = buckets, set()
         if any(present):
@@ -303,10 +302,11 @@ class Group:
         return cuts if len(cuts) > 1 else (), place
 
     def _sample(self, present: Sequence[bool]) -> None:
-        """Put what is read of large parameters side by side."""
+        """Know how each bucket is read: what is read of large parameters, side by side."""
         sampled = defaultdict[Any, list[Bucket]](list)
         for b in self.buckets:
             b.samples = None
+            b.cuts, b.readings = self._readings([b], b.sizes)
             if b.sample:
                 alike = b.dtype, b.steps.device, b.layout.processes, id(b.clock), b.live, tuple(b.sets), present[b.positions[0]]
                 sampled[(b.sample.times, b.shared and id(b), *alike)].append(b)
