@@ -1,7 +1,6 @@
 """compile=True: the same steps, compiled once."""
 
 import gc
-import warnings
 import weakref
 from dataclasses import dataclass
 
@@ -168,9 +167,7 @@ def test_a_resumed_optimizer_compiles_too():
     copies = clones(mine)
     twin = Hyperoptimizer(copies, TOWER, compile=True)
     twin.load_state_dict(optimizer.state_dict())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
-        assert train(twin, copies, 3, 3) == train(optimizer, mine, 3, 3)
+    assert train(twin, copies, 3, 3) == train(optimizer, mine, 3, 3)  # a warning would be an error
 
 
 def test_an_optimizer_compiles_for_its_own_sizes(monkeypatch):

@@ -207,3 +207,47 @@ def test_what_begins_anew_or_is_new_keeps_the_step_size(how, stop):
             p.grad = p.detach() - 3 + torch.randn_like(p)
         optimizer.step()
     assert optimizer.hyperparameters()[0]["lr"] > learned / 2 > 0.01
+
+
+def moved(params, optimizer, *steps):
+    """Steps, in each of which some of the parameters have a gradient."""
+    for moving in steps:
+        for n, p in zip("abc", params, strict=False):
+            p.grad = 2 * (p.detach() - 1) if n in moving else None
+        optimizer.step()
+
+
+@pytest.mark.parametrize("tower", [None, Adam(lr=0.01) / SGD(lr=1e-3)], ids=repr)
+def test_one_that_rests_is_its_own_after_moving_with_another(tower):
+    """As in the run that goes on from its checkpoint, where nothing is left of how they were gathered."""
+    found = []
+    for resumed in (False, True):
+        params = [torch.full((3,), 2.0, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+        optimizer = Hyperoptimizer(params, tower)
+        moved(params, optimizer, "ab", "ab", "ab", "b", "b")
+        if resumed:
+            saved, optimizer = optimizer.state_dict(), Hyperoptimizer(params, tower)
+            optimizer.load_state_dict(saved)
+        moved(params, optimizer, "bc", "abc", "abc")  # of many that join, all begin anew
+        found.append([optimizer.hyperparameters(), *(p.tolist() for p in params)])
+    assert found[0] == found[1]
+
+
+def test_the_average_of_one_that_rests_follows_what_is_written_to_it():
+    params = [torch.full((3,), 2.0, requires_grad=True) for _ in range(2)]
+    optimizer = Hyperoptimizer(params)
+    moved(params, optimizer, "ab", "ab", "ab", "b")
+    params[0].data.zero_()
+    optimizer.eval()
+    assert params[0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("tower", [None, Adam(), SGD(momentum=0.9) / SGD(lr=1e-9)], ids=repr)
+def test_one_that_rests_is_not_taken_for_written_to_by_steps_of_another(tower):
+    """With which it was gathered: all would be gathered anew, each time."""
+    params = [torch.ones(3, requires_grad=True) for _ in range(2)]
+    optimizer = Hyperoptimizer(params, tower)
+    moved(params, optimizer, "ab", "ab", "b", "b")
+    buckets = optimizer._own.groups[0].buckets
+    moved(params, optimizer, "b", "b")
+    assert optimizer._own.groups[0].buckets is buckets

@@ -18,7 +18,7 @@ from torch._utils import _flatten_dense_tensors as flatten
 
 from .edits import Edits, between
 from .layout import Layout, address, wrapper
-from .numerics import alike, exact, readable, storage, wide
+from .numerics import alike, apart, exact, readable, storage, wide
 from .probe import KEPT, rehearse
 from .sample import Samples
 from .sensitivity import Step
@@ -125,7 +125,8 @@ class Bucket:
     def _recall_numbers(self, known: Sequence[Mapping[str, Any]], here: torch.device) -> None:
         """Put the number of steps into the entries, and what is added up over them."""
         step, alone = known[0].get("step"), len(self.members) == 1
-        own = alone and isinstance(step, Tensor) and (step.dtype, step.ndim, step.device) == (torch.float32, 0, here)
+        kind = torch.float32, 0, here
+        own = alone and isinstance(step, Tensor) and (step.dtype, step.ndim, step.device) == kind and apart(step)
         fresh = torch.full((len(self.members),), float(self.count), device=here, dtype=torch.float32)
         self.steps = cast(Tensor, step).view(1) if own else fresh
         like: Any = {"dtype": exact(here), "device": here}
@@ -148,7 +149,7 @@ class Bucket:
             return None
         part = self.layout.local(x)
         flat = self._flat([part]) if x.shape == p.shape else part.detach().reshape(-1)
-        if address(flat) != address(part) or not part.numel():
+        if address(flat) != address(part) or not part.numel() or not apart(part):
             return None
         self.entries[0][name] = x
         return flat

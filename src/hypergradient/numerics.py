@@ -132,6 +132,11 @@ def storage(x: Tensor) -> int:
     return cast(int, x.untyped_storage()._cdata)
 
 
+def apart(x: Tensor) -> bool:
+    """Whether it has its memory for itself: what is written to a part of it counts as written to all."""
+    return x.untyped_storage().nbytes() == x.nbytes
+
+
 def alike(x: Any, y: Tensor) -> bool:
     """Whether `x` is a tensor with the numbers of `y`."""
     return isinstance(x, Tensor) and x.shape == y.shape and torch.equal(x.to(y), y)
