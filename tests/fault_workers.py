@@ -9,9 +9,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import distribute_tensor
 from torch.utils.checkpoint import checkpoint
-from workers import Plan, Run, network, whole
+from workers import Plan, Run, network, save, whole
 
 from hypergradient import SGD, Adam, Hyperoptimizer, Tower
 
@@ -25,18 +27,18 @@ def held_out(run: Run) -> Tensor:
     return (run.called(x) - x.sum(1, keepdim=True).sin()).square().mean()
 
 
-def tuned(how: str, plans: dict[str, Plan], steps: int, view: bool = False, first: bool = False) -> dict[str, Any]:
+def tuned(how: str, plans: dict[str, Plan], steps: int, view: float = 0, first: bool = False) -> dict[str, Any]:
     """Runs that are tuned on held-out data.
 
     Args:
-        view: under DDP, gradients are views of what is sent.
+        view: under DDP, gradients are views of what is sent; of so many MiB together.
         first: `tune_on` comes before the backward pass.
     """
     found = {}
     for name, plan in plans.items():
         run = Run(how, plan)
         if view:
-            run.called = nn.parallel.DistributedDataParallel(run.model, gradient_as_bucket_view=True)
+            run.called = nn.parallel.DistributedDataParallel(run.model, gradient_as_bucket_view=True, bucket_cap_mb=view)
         params = [p for group in run.optimizer.param_groups for p in group["params"]]  # shards; the model may show the whole
         for _ in range(steps):
             run.optimizer.zero_grad()
@@ -57,8 +59,8 @@ def tuned(how: str, plans: dict[str, Plan], steps: int, view: bool = False, firs
     return found
 
 
-def clamped(how: str, plans: dict[str, Plan], steps: int) -> dict[str, Any]:
-    """Runs in which somebody clamps the parameters after each step."""
+def clamped(how: str, plans: dict[str, Plan], steps: int, bound: float = 0.2, folder: str = "") -> dict[str, Any]:
+    """Runs in which somebody clamps the parameters after each step; saved to `folder`, if there is one."""
     found = {}
     for name, plan in plans.items():
         run = Run(how, plan)
@@ -66,9 +68,61 @@ def clamped(how: str, plans: dict[str, Plan], steps: int) -> dict[str, Any]:
             run.go(1)
             with torch.no_grad():
                 for p in (p for group in run.optimizer.param_groups for p in group["params"]):
-                    p.clamp_(-0.2, 0.2)
+                    p.clamp_(-bound, bound)
+        if folder:
+            save(run, f"{folder}/{name}", "nested")
         found[name] = run.result()
     return found
+
+
+def pruned(spread: bool) -> tuple[float, float, set[str]]:
+    """The step size of a run on a large matrix of which a row is masked after each step, the largest element of that row at
+    the average, and what is remembered of the matrix.
+    """
+    torch.manual_seed(0)
+    model, x, mask = nn.Linear(512, 512), torch.randn(64, 512), torch.ones(512, 512)
+    mask[5] = 0
+    if spread:
+        fully_shard(model)
+    optimizer = Hyperoptimizer(model.parameters())
+    weight = next(model.parameters())
+    if spread:
+        mask = distribute_tensor(mask, weight.device_mesh, weight.placements)
+    for _ in range(12):
+        optimizer.zero_grad()
+        (model(x) - 1).square().mean().backward()
+        optimizer.step()
+        with torch.no_grad():
+            weight.mul_(mask)
+    lr = optimizer.hyperparameters()[0]["lr"]
+    optimizer.eval()
+    return lr, whole(weight)[5].abs().max().item(), set(optimizer.state[weight])
+
+
+def grown(tower: Tower) -> float:
+    """The step size of a run that was loaded, got another group, and was saved and loaded as a whole."""
+
+    def made(model: nn.Module, groups: int) -> Hyperoptimizer:
+        optimizer = Hyperoptimizer(model[0].parameters(), tower)
+        if groups > 1:
+            optimizer.add_param_group({"params": model[2:].parameters()})
+        return optimizer
+
+    model, options, x = network(), StateDictOptions(full_state_dict=True), torch.ones(8, 6)
+    fully_shard(model)
+    optimizer = made(model, 1)
+    for t in range(4):
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if t == 1:
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            optimizer.add_param_group({"params": model[2:].parameters()})
+    saved = get_optimizer_state_dict(model, optimizer, options=options)
+    other = made(model, 2)
+    set_optimizer_state_dict(model, other, saved, options=options)
+    assert other.hyperparameters() == optimizer.hyperparameters()
+    return other.hyperparameters()[0]["lr"]
 
 
 class Recomputed(nn.Module):

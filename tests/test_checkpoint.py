@@ -3,6 +3,7 @@
 Rows 22 and 23 of the contract of an optimizer of torch.
 """
 
+import contextlib
 import multiprocessing
 import random
 import signal
@@ -122,6 +123,45 @@ def test_dcp_resumes_from_between_eval_and_train(flat, tmp_path):
         go(*mine, range(20, 30))
     torch.testing.assert_close(again.state_dict(), model.state_dict())
     assert other.hyperparameters()[0]["lr"] == pytest.approx(optimizer.hyperparameters()[0]["lr"])
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_dcp_says_what_it_has_lost_of_parameters_that_others_write_to(tmp_path):
+    """A fresh optimizer has no such entries, so they are not loaded; of a checkpoint as a whole they are."""
+
+    def known(full):
+        options = StateDictOptions(full_state_dict=full)
+        return {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer, options=options)}
+
+    def go(steps):
+        for t in steps:
+            optimizer.zero_grad()
+            (model(torch.arange(12.0).view(2, 6) / (t + 9)) - 1).square().mean().backward()
+            optimizer.step()
+            with torch.no_grad():
+                model.weight[:, 0] = 0
+        return optimizer.hyperparameters()
+
+    found = []
+    for full in (None, False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(6, 4)
+        optimizer = Hyperoptimizer(model.parameters())
+        go(range(6))
+        if full is not None:
+            saved = known(full)
+            if not full:
+                dcp.save(saved, checkpoint_id=tmp_path)
+            model = torch.nn.Linear(6, 4)
+            optimizer = Hyperoptimizer(model.parameters())
+            if not full:
+                dcp.load(saved := known(full), checkpoint_id=tmp_path)
+            set_model_state_dict(model, saved["model"])
+            with contextlib.nullcontext() if full else pytest.warns(RuntimeWarning, match="has lost last_before and last_left"):
+                options = StateDictOptions(full_state_dict=full)
+                set_optimizer_state_dict(model, optimizer, saved["optimizer"], options=options)
+        found.append(go(range(6, 10)))
+    assert found[0] == found[2] != found[1]
 
 
 def test_zero_redundancy_optimizer_resumes_from_what_one_process_has_learned():

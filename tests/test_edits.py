@@ -222,6 +222,31 @@ def test_parameters_that_move_in_turns_are_seen_to_be_written_to():
     assert optimizer.hyperparameters()[0]["lr"] < 10
 
 
+@pytest.mark.parametrize("tower", [auto(SGD(momentum=0.9)), Adam(lr=0.01, horizon=5) / SGD(lr=1e-3)], ids=["auto", "tower"])
+@pytest.mark.parametrize("how", ["copy", "load"])
+def test_what_is_written_after_a_resume_is_seen_beside_one_that_has_rested_since(tower, how):
+    """Both had moved together before: what was known of one alone was not known of both."""
+    found = []
+    for resumed in (False, True):
+        torch.manual_seed(0)
+        params = [torch.randn(3 + i, dtype=torch.float64, requires_grad=True) for i in range(2)]
+        optimizer = Hyperoptimizer(params, tower)
+        for t, moving in enumerate(([0, 1], [1], [0], [0, 1])):
+            if t == 2 and resumed and how == "copy":
+                params, optimizer = copy.deepcopy((params, optimizer))
+            elif t == 2 and resumed:
+                saved, optimizer = optimizer.state_dict(), Hyperoptimizer(params, tower)
+                optimizer.load_state_dict(saved)
+            if t == 3:
+                with torch.no_grad():
+                    params[0].mul_(0.9)
+            for i, p in enumerate(params):
+                p.grad = 2 * (p.detach() - 1) if i in moving else None
+            optimizer.step()
+        found.append(optimizer.hyperparameters()[0]["lr"])
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("n", [8, LARGE])
 def test_a_frozen_parameter_that_is_written_to_stays_where_it_was_put(n):
     p, q = (torch.zeros(n, n).requires_grad_() for _ in range(2))

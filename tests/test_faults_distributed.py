@@ -51,8 +51,10 @@ def test_tune_on_may_come_before_the_backward_pass(how):
     assert_same(first, alone())
 
 
-def test_tune_on_under_ddp_leaves_gradients_that_are_views_of_what_is_sent():
-    first, other = launch(fault_workers.tuned, 2, "ddp", FEW, 5, True)
+@pytest.mark.parametrize("first", [False, True], ids=["after", "before"])
+@pytest.mark.parametrize("size", [25, 1e-5], ids=["together", "each by itself"])
+def test_tune_on_under_ddp_leaves_gradients_that_are_views_of_what_is_sent(size, first):
+    first, other = launch(fault_workers.tuned, 2, "ddp", FEW, 5, size, first)
     assert_same(first, other, EXACT)
     assert_same(first, alone())
 
@@ -71,6 +73,29 @@ def test_what_others_write_to_parameters_is_seen_by_all(how, ranks):
     for other in others:
         assert_same(first, other, EXACT)
     assert_same(first, fault_workers.clamped("alone", plans, 8))
+
+
+@pytest.mark.parametrize("bound", [0.46, 0.48])
+def test_what_is_written_to_some_shards_alone_is_known_in_all(bound, tmp_path):
+    """Or the checkpoint cannot be made."""
+    plans = {"tower": (Adam(lr=0.01) / SGD(lr=1e-3), "group", {}), "default": (auto(), "group", {})}
+    workers.strict()
+    first, other = launch(fault_workers.clamped, 2, "sharded", plans, 8, bound, str(tmp_path))
+    assert_same(first, other, EXACT)
+    assert_same(first, fault_workers.clamped("alone", plans, 8, bound))
+
+
+def test_a_large_shard_that_is_masked_is_masked_in_the_average():
+    lr, row, state = fault_workers.pruned(False)
+    for other in launch(fault_workers.pruned, 2, True):
+        assert other[1] == row == 0
+        assert other[0] == pytest.approx(lr, rel=1e-5)
+        assert other[2] == state
+
+
+def test_a_group_that_comes_after_a_load_is_saved_as_the_others_are():
+    first, other = launch(fault_workers.grown, 2, Adam(lr=0.01) / SGD(lr=1e-3))
+    assert first == other
 
 
 @pytest.mark.parametrize("orig", [False, True], ids=["flat parameters", "original parameters"])

@@ -9,7 +9,7 @@ from cases import parameters, train
 from helpers import TOWER, fit, forward, network, resumed, scalars
 
 import hypergradient as hg
-from hypergradient import SGD, Adam, AdamW, Hyperoptimizer, Muon
+from hypergradient import SGD, Adam, AdamW, Age, Hyperoptimizer, Muon
 
 
 def test_a_group_may_be_given_a_tower_under_the_same():
@@ -36,6 +36,15 @@ def test_a_rule_beside_auto_is_tuned_as_that_does(first):
     assert found[0][1][0]["lr"] != 3e-4
     own = AdamW(lr=3e-4, normalize="cosine")
     assert Hyperoptimizer([{"params": parameters(), "rule": own}], first).rules == [own]
+
+
+def test_a_rule_beside_a_tower_of_ones_own_stays_as_it_is():
+    """Also where the tower has a horizon such as `auto` has."""
+    rules = Adam(lr=1e-3, tune=("lr", "beta1"), horizon=Age(4)), AdamW(lr=3e-2)
+    groups = [{"params": [torch.ones(3, requires_grad=True)], "rule": rule} for rule in rules]
+    optimizer = Hyperoptimizer(groups, rules[0] / SGD(lr=0.0))
+    assert optimizer.rules == [*rules]
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 3e-2]
 
 
 def test_groups_learn_their_own_values():

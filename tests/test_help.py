@@ -55,7 +55,7 @@ def test_what_is_missing_is_named_as_the_extra_has_it(extra, install, module, ca
 
 def described(rule):
     """By name, what the docstring says of an argument."""
-    section = re.search(r"Args:\n(.*?)(?:\n\n|\Z)", rule.__doc__.replace("\n    ", "\n"), re.DOTALL)[1]
+    section = re.search(r"Args:\n(.*?)(?:\n\n|\Z)", inspect.getdoc(rule), re.DOTALL)[1]
     return {
         n: re.sub(r"\s+", " ", said)
         for n, said in re.findall(r"^    (\w+): (.*?)(?=^    \w|\Z)", section, re.DOTALL | re.MULTILINE)
@@ -70,9 +70,8 @@ def test_help_of_a_rule_names_its_source_and_every_argument_with_its_default(rul
     for n, default in fields.items():
         assert f"efault {default!r}" in said[n], n
     assert re.search(r"Source: .*\d{4}", rule.__doc__)
-    tuned = re.search(
-        r"Tuned by default: ([\w, ]+?)(?:,? and a momentum that is not 0)?\.", rule.__doc__.replace("\n    ", " ")
-    )[1]
+    lines = inspect.getdoc(rule).replace("\n", " ")
+    tuned = re.search(r"Tuned by default: ([\w, ]+?)(?:,? and a momentum that is not 0)?\.", lines)[1]
     assert tuned.split(", ") == list(rule().tuned())
 
 

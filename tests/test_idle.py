@@ -8,7 +8,7 @@ from cases import loss, parameters
 from helpers import TOWER, clones, compiler, fit, network, scalars
 from torch import nn
 
-from hypergradient import SGD, Adam, Hyperoptimizer
+from hypergradient import SGD, Adagrad, Adam, Hyperoptimizer, RMSprop
 
 
 def test_frozen_and_unused_parameters_are_not_touched():
@@ -251,3 +251,17 @@ def test_one_that_rests_is_not_taken_for_written_to_by_steps_of_another(tower):
     buckets = optimizer._own.groups[0].buckets
     moved(params, optimizer, "b", "b")
     assert optimizer._own.groups[0].buckets is buckets
+
+
+@pytest.mark.parametrize("above", [Adam(lr=1e-3, eps=0.0), RMSprop(lr=1e-3, eps=0.0), Adagrad(lr=1e-3, eps=0.0)], ids=repr)
+def test_a_frozen_group_does_not_hold_the_others_where_the_rule_above_divides_by_0(above):
+    found = []
+    for frozen in ([], [torch.ones(5)]):
+        p = torch.ones(5, requires_grad=True)
+        optimizer = Hyperoptimizer([{"params": [x]} for x in (p, *frozen)], SGD(lr=0.1) / above)
+        for _ in range(5):
+            optimizer.zero_grad()
+            (p - 2).square().sum().backward()
+            optimizer.step()
+        found.append(optimizer.hyperparameters()[0]["lr"])
+    assert found[0] == found[1] != 0.1

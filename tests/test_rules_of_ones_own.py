@@ -488,9 +488,9 @@ REFUSED = {
     "number": r"update returns the state 'm' as 0\.0; it must be a tensor",
     "nothing": r"update returns None; it must return a tuple: new_param, new_state",
     "no_state": r"update returns the state None; it must be a dict of tensors",
-    "takes_the_number": r"takes the number of a hyperparameter that is tuned, scale: .*x - lr \* y for x\.sub\(y, alpha=lr\)",
-    "takes_its_root": r"takes the number of .* tuned, scale: write torch\.sqrt\(x\) for math\.sqrt\(x\)",
-    "takes_an_item": r"takes the number of .* no lr\.item\(\)",
+    "takes_the_number": r"takes the value of a hyperparameter that is tuned, scale: .*x - lr \* y for x\.sub\(y, alpha=lr\)",
+    "takes_its_root": r"takes the value of .* tuned, scale: write torch\.sqrt\(x\) for math\.sqrt\(x\)",
+    "takes_an_item": r"takes the value of .* no lr\.item\(\)",
 }
 
 
@@ -516,7 +516,10 @@ def test_an_update_that_is_none_is_told(what, apart):
     [
         ("coefficients", None, r"coefficients returns None; it must return a tuple: \(x,\)"),
         ("coefficients", {"a": 1.0}, r"coefficients returns \{'a': 1.0\}; it must return a tuple"),
+        ("coefficients", (torch.ones(3),), r"coefficients returns tensor.*each must be one number"),
+        ("coefficients", (torch.tensor(True),), r"coefficients returns tensor.*compare in update"),
         ("init", None, r"init returns the state None; it must be a dict of tensors"),
+        ("init", {0: torch.zeros(1, 1)}, r"init returns the state 0; a name must be a string"),
     ],
 )
 def test_a_method_that_returns_another_thing_is_told(method, found, message):
@@ -659,10 +662,54 @@ class Convolutional(Rule):
         return param - self.lr * (grad.flip(2) if grad.ndim == 3 else grad), state
 
 
+@dataclass(frozen=True)
+class Normed(Rule):
+    """Has the norm of a parameter's gradient as a term that may be off."""
+
+    lr: float = hyperparameter(0.1, nonnegative)
+    norm: float = hyperparameter(0.0, nonnegative, tuned=False)
+
+    def update(self, param, grad, state, c):
+        return param - self.lr * (self.norm * grad / grad.norm() if self.uses("norm") else grad), state
+
+
+@dataclass(frozen=True)
+class Projected(Rule):
+    """Keeps parameters in a ball that is far from the elements that are tried."""
+
+    lr: float = hyperparameter(0.1, nonnegative)
+    radius: float = 1e4
+
+    def update(self, param, grad, state, c):
+        new = param - self.lr * grad
+        return new * torch.clamp(self.radius / new.norm(), max=1.0), state
+
+
+@dataclass(frozen=True)
+class Resting(Rule):
+    """Moves parameters that are 0 everywhere by something else."""
+
+    lr: float = hyperparameter(0.1, nonnegative)
+
+    def update(self, param, grad, state, c):
+        return param - self.lr * torch.where((param == param.flatten()[0]).all(), grad.sign(), grad), state
+
+
+def look_at(rule):
+    """Have what is found of a rule found with these values."""
+    probe._found.clear()
+    p = torch.ones(1, requires_grad=True)
+    p.grad = torch.ones(1)
+    Hyperoptimizer([p], rule).step()
+
+
 SELDOM = [
     (Limited(lr=0.0), {"lr": 0.1}, [(2,), (3,)]),
     (Limited(clip=1e15), {"clip": 1.0}, [(2,), (3,)]),
     (Trusted(), {"trust": 0.01}, [(2,), (3,)]),
+    (Normed(), {"norm": 1.0}, [(2,), (3,)]),
+    (Projected(), {"lr": 1e4}, [(2,), (3,)]),
+    (Resting(), {}, [(1,), (3,)]),
     (FromThreeOn(), {}, [(4, 3), (2,)]),
     (Convolutional(), {}, [(2, 1, 3), (2,)]),
 ]
@@ -671,8 +718,7 @@ SELDOM = [
 @pytest.mark.parametrize(("rule", "values", "shapes"), SELDOM, ids=[f"{type(r).__name__} {v}" for r, v, _ in SELDOM])
 def test_what_a_rule_seldom_does_is_found_by_the_probe(rule, values, shapes):
     """With other values, and from some size on."""
-    probe._found.clear()
-    Hyperoptimizer([torch.ones(1, requires_grad=True)], rule)  # found once for its class
+    look_at(rule)
     params = [torch.arange(1.0, 1 + math.prod(shape)).view(shape).requires_grad_() for shape in shapes]
     optimizer = Hyperoptimizer([{"params": params, **values}], rule)
     expected = []
@@ -682,6 +728,116 @@ def test_what_a_rule_seldom_does_is_found_by_the_probe(rule, values, shapes):
         expected.append(at.update(p.detach(), p.grad, {}, ())[0])
     optimizer.step()
     torch.testing.assert_close([p.detach() for p in params], expected)
+
+
+@dataclass(frozen=True)
+class Renormed(Rule):
+    """Divides by the norm of a parameter in every sixteenth step."""
+
+    lr: float = hyperparameter(0.1, nonnegative)
+
+    def coefficients(self, step):
+        return (torch.remainder(step, 16),)
+
+    def update(self, param, grad, state, c):
+        new = param - self.lr * grad
+        return torch.where(c[0] == 0, new / new.norm(), new), state
+
+
+def test_what_a_rule_does_in_some_steps_is_found_before_the_first():
+    params = [torch.ones(n, requires_grad=True) for n in (4, 9)]
+    optimizer = Hyperoptimizer(params, Renormed())
+    for _ in range(16):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert [p.norm().item() for p in params] == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize("how", ["by itself", "of a group", "later"])
+def test_a_term_that_mixes_elements_is_found_though_it_was_off(how):
+    look_at(Normed())
+    params = [torch.zeros(n, requires_grad=True) for n in (9, 16)]
+    entry = {"params": params, **({"norm": 1.0} if how == "of a group" else {})}
+    optimizer = Hyperoptimizer([entry], Normed(norm=1.0 if how == "by itself" else 0.0))
+    for p in params:
+        p.grad = torch.zeros_like(p) if how == "later" else torch.ones_like(p)
+    if how == "later":
+        optimizer.step()
+        optimizer.param_groups[0]["norm"] = 1.0
+        for p in params:
+            p.grad.fill_(1.0)
+    optimizer.step()
+    assert [p.norm().item() for p in params] == pytest.approx([0.1, 0.1])
+
+
+def test_a_rule_of_averages_needs_no_coefficients():
+    @dataclass(frozen=True)
+    class Heavy(Averages):
+        lr: float = hyperparameter(0.01, nonnegative)
+
+        def init(self, param):
+            return {"m": torch.zeros_like(param)}
+
+        def averages(self, grad, c):
+            return {"m": (grad, 0.1)}
+
+        def displacement(self, state, c):
+            return self.lr * state["m"]
+
+    p = torch.ones(3, requires_grad=True)
+    optimizer = Hyperoptimizer([p], Heavy() / SGD(lr=0.0))
+    for _ in range(3):
+        p.grad = torch.ones(3)
+        optimizer.step()
+    assert optimizer.hypergradients()[0]["lr"] == pytest.approx(-3 * 0.19)  # m after two steps
+
+
+def test_a_state_that_not_every_shape_has_is_told():
+    @dataclass(frozen=True)
+    class Factored(Rule):
+        lr: float = hyperparameter(0.1, nonnegative)
+        elementwise: ClassVar[bool] = False
+
+        def init(self, param):
+            return {"rows": torch.zeros_like(param)} if param.ndim > 1 else {}
+
+        def update(self, param, grad, state, c):
+            return param - self.lr * grad, dict(state)
+
+    params = [torch.ones(shape, requires_grad=True) for shape in ((4, 3), (3,))]
+    optimizer = Hyperoptimizer(params, Factored())
+    for p in params:
+        p.grad = torch.ones_like(p)
+    with pytest.raises(
+        ValueError, match=r"Factored: init returns a state of \[\] for a parameter of shape \(3,\), of \['rows'\]"
+    ):
+        optimizer.step()
+    assert all((p == 1).all() for p in params)
+
+
+@pytest.mark.parametrize("name", ["horizon", "charts", "at", "off", "uses"])
+def test_a_field_with_the_name_of_what_every_rule_has_is_told(name):
+    kind = hyperparameter(20.0, nonnegative, tuned=False) if name == "horizon" else hyperparameter(1.0, nonnegative)
+    body = {"__annotations__": {name: float}, name: kind, "update": lambda self, param, grad, state, c: (param, state)}
+    named = dataclass(frozen=True)(type(Rule)("Named", (Rule,), body))
+    with pytest.raises(TypeError, match=f"Named has a field '{name}', a name that is kept for every rule"):
+        named()
+
+
+def test_a_term_that_is_none_is_told():
+    @dataclass(frozen=True)
+    class Misspelt(Rule):
+        lr: float = hyperparameter(0.1, nonnegative)
+        weight_decay: float = hyperparameter(0.1, nonnegative)
+
+        def update(self, param, grad, state, c):
+            return param - self.lr * (grad + self.weight_decay * param if self.uses("weight_decy") else grad), state
+
+    p = torch.ones(3, requires_grad=True)
+    p.grad = torch.ones(3)
+    with pytest.raises(TypeError, match=r"Misspelt: uses\('weight_decy'\) names none of lr, weight_decay"):
+        Hyperoptimizer([p], Misspelt()).step()
 
 
 @dataclass(frozen=True)

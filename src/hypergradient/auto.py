@@ -92,9 +92,14 @@ def says(rule: Rule) -> list[str]:
     return [f.name for f in fields(rule) if f.name in OWN and getattr(rule, f.name) != f.default]
 
 
+def searches(rule: Rule) -> bool:
+    """Whether `rule` is tuned as `auto` does."""
+    return isinstance(rule.horizon, Age) and rule.normalize == "metric cosine" and rule.tuned() == ("lr",)
+
+
 def beside(rule: Rule, first: Rule) -> Rule:
     """`rule` for a group of its own: tuned as `auto` does where the `first` rule is, and it says nothing."""
-    plain = says(rule) or not isinstance(first.horizon, Age) or "lr" not in rule.tunable()
+    plain = says(rule) or not searches(first) or "lr" not in rule.tunable()
     return rule if plain else around(chosen(rule)).rules[0]
 
 
@@ -102,6 +107,4 @@ def usual_lr(rule: Rule) -> float | None:
     """The lr that a group of `rule` shows, which schedules are relative to, where `auto` has it learned from far below; else
     None.
     """
-    if not isinstance(rule.horizon, Age) or "lr" not in rule.tunable():
-        return None
-    return usual(rule) if getattr(rule, "lr") == start(rule) else None  # noqa: B009
+    return usual(rule) if searches(rule) and getattr(rule, "lr") == start(rule) else None  # noqa: B009

@@ -19,7 +19,7 @@ from torch._utils import _flatten_dense_tensors as flatten
 from .edits import Edits, between
 from .layout import Layout, address, wrapper
 from .numerics import alike, apart, exact, readable, storage, wide
-from .probe import KEPT, rehearse
+from .probe import KEPT, begun, rehearse
 from .sample import Samples
 from .sensitivity import Step
 
@@ -110,7 +110,7 @@ class Bucket:
         if len(flat) < len(names):
             like = self._flat(parts).to(self.dtype)
             zero = torch.zeros_like(like) if self.sample is None else self.sample.room(like)
-            fresh = self.step.rule.init(like) | dict.fromkeys(self.step.kept, zero)
+            fresh = begun(self.step.rule, self.step.state, like) | dict.fromkeys(self.step.kept, zero)
             fresh |= {n: torch.full_like(like, torch.nan) for n in watched}
             taken = {address(like)}
             for n in (n for n in names if n not in flat):
@@ -284,9 +284,10 @@ class Bucket:
             self.shared, self.rooms = shared, []
         if self.rooms or not self.copied:
             return
-        known = [left[id(p)] for p in self.members if id(p) in left]
-        like = [(x.shape, x.dtype, x.device) for x in self.layout.parts(self.members)]
-        if like == [(x.shape, x.dtype, x.device) for x in known]:
+        parts = self.layout.parts(self.members)
+        known = [left.get(id(p), x) for p, x in zip(self.members, parts, strict=True)]  # of one not known, as it is
+        like = [(x.shape, x.dtype, x.device) for x in parts]
+        if any(id(p) in left for p in self.members) and like == [(x.shape, x.dtype, x.device) for x in known]:
             flat = self._flat(known).clone()
             self.rooms.append((flat, self.views(flat)))
 
@@ -294,7 +295,7 @@ class Bucket:
     def copied(self) -> bool:
         """Whether the members are worked on in copies."""
         p = self.members[0]
-        large = self.sizes[0] > SMALL or (self.layout.mesh is not None and not self.step.elementwise)
+        large = self.layout.share(p) > SMALL or (self.layout.mesh is not None and not self.step.elementwise)
         return len(self.members) > 1 or not (large or self.shared or wrapper(p) or p.is_neg() or p.is_conj())
 
     def read(self) -> Tensor | None:

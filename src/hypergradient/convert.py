@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import torch
 
-from .auto import around
+from .auto import around, searches
 from .optimizer import Hyperoptimizer
-from .rule import Age, Rule
+from .rule import Rule
 from .tower import Tower
 
 ENGINE = {"foreach", "fused", "capturable", "differentiable"}
@@ -89,7 +89,7 @@ def _tuning(optimizer: Any, above: Any, options: dict[str, Any]) -> dict[str, An
             f"from_torch takes no {said}; allowed: above, per, compile, {', '.join(sorted(TUNING))}. Give it to the optimizer"
         )
     tuning = {n: options.pop(n) for n in TUNING & options.keys()}
-    if isinstance(above, Tower) and isinstance(above.rules[0].horizon, Age):
+    if isinstance(above, Tower) and searches(above.rules[0]):
         raise ValueError(
             f"above={above!r} is not allowed; leave it out: {type(optimizer).__name__} itself is then tuned by auto"
         )

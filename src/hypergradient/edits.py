@@ -35,10 +35,15 @@ class Edits:
 
     def __init__(self, members: Sequence[Tensor]) -> None:
         self.members, self.homes = members, list(map(address, members))
+        self.spread = any(hasattr(p, "placements") for p in members)
 
     def marks(self) -> list[int]:
-        """How often the members have been written to. (What is written through ``.data``, torch does not count.)"""
-        return [getattr(p, "_local_tensor", p)._version for p in self.members]
+        """How often the members have been written to. (What is written through ``.data``, torch does not count; of a shard and
+        its part that is here, it counts each by itself.)
+        """
+        if self.spread:
+            return [p._version + getattr(p, "_local_tensor", p)._version for p in self.members]
+        return [p._version for p in self.members]
 
     def marked(self) -> bool:
         return self.seen is not None and self.marks() != self.seen
@@ -50,19 +55,22 @@ class Edits:
 
     def look(self, known: Mapping[int, int]) -> None:
         """See whether the members have been given other memory; what is `known` of them, others have found out before."""
-        if self.seen is None and all(id(p) in known for p in self.members):
-            self.seen = [known[id(p)] for p in self.members]
+        if self.seen is None and any(id(p) in known for p in self.members):
+            self.seen = [known.get(id(p), n) for p, n in zip(self.members, self.marks(), strict=True)]
         if self.homes != (homes := list(map(address, self.members))):
             self.homes, self.seen = homes, None if self.seen is None else []
 
     def written(self, left: Tensor | None, now: Tensor, sample: Sample | None) -> bool:
-        """Whether there may have been something. Where the host need not wait, it looks at the elements.
+        """Whether there may have been something. Where the host need not wait, it looks at the elements; of shards all
+        processes have to find the same.
 
         Args:
             left: what the last step has left, where that is known.
             now: what there is now. shape: (elements,), as `left`
             sample: what is read of it, if not all.
         """
+        if self.spread or (left is not None and self.marked()):
+            return self.marked()
         here = now.is_cpu and readable(now)
         if here and left is not None:
             return not same(left, now.to(left.dtype))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from math import prod
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -60,6 +61,11 @@ class Layout(NamedTuple):
         with on_host():
             here = self.local(torch.arange(rows))
         return int(here[0]) if here.numel() else 0
+
+    def share(self, x: Tensor) -> int:
+        """How many elements of `x` are in each process, about: the same number in all of them."""
+        sizes = [self.mesh.size(i) for i, kind in enumerate(self.placements) if not kind.is_replicate()]
+        return -(-x.numel() // int(prod(sizes)))
 
     def parts(self, tensors: list[Any]) -> list[Tensor]:
         """`local` of each."""

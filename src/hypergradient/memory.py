@@ -7,6 +7,7 @@ beside it what is in force, so that an optimizer of torch can go on from there. 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .bucket import TRAIL
 from .evaluation import averages, inside
 from .group import LEARNED, Group
 from .level import title
@@ -69,6 +71,7 @@ def learned(optimizer: Hyperoptimizer, group: Group) -> dict[str, Any]:
         "entered": _entered(optimizer, group),
         "resting": [int(i in past and not past[i][1]) for i in range(len(group.entry["params"]))],
         "waiting": [int(id(p) in group.waiting) for p in group.entry["params"]],
+        "watched": [int(TRAIL[1] in (optimizer.state.get(p) or {})) for p in group.entry["params"]],
         "said": {type(group.rule).__name__: said},
         "levels": {
             name: {"values": {n: getattr(rule, n) for n in rule.hyperparameters()}, "memory": known.tolist()}
@@ -212,6 +215,21 @@ def check_state(rule: Rule, where: str, known: Sequence[Mapping[str, Any]], save
         )
     if not saved.get("levels") and known and (other := next((n for n in saved.get("said", ()) if n not in ("", own)), None)):
         raise ValueError(f"state_dict of another rule: in {where} it has {other} where this optimizer has {own}; {way}")
+
+
+def warn_of_lost(optimizer: Hyperoptimizer, groups: Sequence[Group]) -> None:
+    """Say where a checkpoint knows of parameters that others write to, and has lost what these were: one of
+    `torch.distributed.checkpoint` has only what a fresh optimizer has.
+    """
+    each = (x for group in groups for x in zip(group.entry["params"], group.saved.get("watched", ()), strict=False))
+    if any(watched and TRAIL[1] not in (optimizer.state.get(p) or {}) for p, watched in each):
+        warnings.warn(
+            f"the state_dict has lost {' and '.join(TRAIL)} of parameters that others write to, such as masks: what is written "
+            "before the next step is not seen by what has been learned. With torch.distributed.checkpoint, save with "
+            "StateDictOptions(full_state_dict=True), and load it on every rank, without broadcast_from_rank0",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def copied(value: Any, param: Tensor, spread: bool) -> Any:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .numerics import apart
+
 
 def gradients(loss: Tensor, params: Sequence[Tensor]) -> dict[Tensor, Tensor]:
     """The gradient of `loss`, by a backward pass that leaves every ``grad`` as it was.
@@ -50,8 +52,8 @@ def _leaves(loss: Tensor) -> list[Tensor]:
 
 
 def _held(grad: Tensor | None) -> Tensor | None:
-    """`grad`; a copy where it lies in a larger piece of memory, such as a bucket of DDP that the next backward pass fills."""
+    """`grad`; a copy where it is a part or all of other memory, such as a bucket of DDP that the next backward pass fills."""
     here = getattr(grad, "_local_tensor", grad)
     if grad is None or here is None or here.layout != torch.strided:
         return grad
-    return grad.clone() if here.untyped_storage().nbytes() > here.numel() * here.element_size() else grad
+    return grad.clone() if here._is_view() or not apart(here) else grad

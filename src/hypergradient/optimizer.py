@@ -610,6 +610,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             if key in adapted["state"]:
                 known = adapted["state"][key].items()  # perhaps of a living optimizer
                 self.state[p] = {n: memory.copied(x, p, n in own) for n, x in known if x is not None}
+        memory.warn_of_lost(self, self._own.groups)
         self._adopt()
 
     @torch.inference_mode(False)
@@ -659,6 +660,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             memory.refresh(self, self._assemble())
         rules = state.get("rules") or self.rules
         super().__setstate__({n: x for n, x in state.items() if n != "rules"})
+        self.defaults.pop("differentiable", None)  # of torch, which groups of before have not
         if known and all(any(group.entry is e for group in known) for e in self.param_groups):
             return
         if self.instead_of is not None:

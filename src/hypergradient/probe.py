@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from .averages import Averages
 from .charts import POSITIVE, UNIT
@@ -29,6 +30,8 @@ def remembered(rule: Rule) -> tuple[str, ...]:
     """The names of what `rule` remembers. TypeError where it is not shaped like the parameter, ValueError for a taken name."""
     owner, like = type(rule).__name__, torch.zeros((1, 1))
     for name, x in (state := _mapping(rule, "init", rule.init(like))).items():
+        if not isinstance(name, str):
+            raise TypeError(f"{owner}.init returns the state {name!r}; a name must be a string")
         if not isinstance(x, Tensor) or x.shape != like.shape:
             raise TypeError(
                 f"{owner}: the state {name!r} is {x!r}; it must be shaped like the parameter: torch.zeros_like(param)"
@@ -36,6 +39,16 @@ def remembered(rule: Rule) -> tuple[str, ...]:
         if name in RESERVED or name.startswith((KEPT, "level ")):
             raise ValueError(f"{owner}: the state {name!r} has a name that is kept for the optimizer")
     return tuple(state)
+
+
+def begun(rule: Rule, names: Sequence[str], param: Tensor) -> State:
+    """What is remembered of `param` before its first step. ValueError where that has not these `names`."""
+    if (state := rule.init(param)).keys() != {*names}:
+        raise ValueError(
+            f"{type(rule).__name__}: init returns a state of {sorted(state)} for a parameter of shape {tuple(param.shape)}, of "
+            f"{sorted(names)} for one of (1, 1); it must have the same names for every shape, also where one is not used"
+        )
+    return state
 
 
 def sums(rule: Rule) -> tuple[str, ...]:
@@ -63,11 +76,12 @@ class Unlike(ValueError):
 
 def elementwise(rule: Rule) -> bool:
     """Whether each element moves by itself: together, in whatever shape, they move as they do apart. Found once for a class
-    and its settings.
+    and its settings, and, if it is not of this package, its values.
     """
     if not rule.elementwise:
         return False
-    kind = type(rule), *(getattr(rule, n) for n in rule.settings())
+    names = (*rule.settings(), *(() if ours(rule) else rule.hyperparameters()))
+    kind = type(rule), *(getattr(rule, n) if n in rule.settings() else next(each(getattr(rule, n))) for n in names)
     if kind not in _found:
         with on_host(), torch.no_grad():
             remembered(rule)
@@ -92,21 +106,24 @@ ASKED = {
 
 
 class Asks(TorchFunctionMode):
-    """Notes whether a shape is asked for."""
+    """Notes whether a shape is asked for, or fewer numbers are made of all elements: perhaps for a step to come."""
 
     found = False
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.found |= function in ASKED
-        return function(*args, **(kwargs or {}))
+        made, least = function(*args, **(kwargs or {})), len(PARAMS)
+        many = any(isinstance(x, Tensor) and x.numel() >= least for x in args)
+        fewer = many and any(isinstance(x, Tensor) and x.numel() < least for x in tree_leaves(made))
+        self.found |= fewer or function in ASKED
+        return made
 
 
 def _moves_apart(rule: Rule) -> bool:
-    """With its values, and with others: what is switched off now may be on in another group."""
+    """With its values, and with others and every term: what is switched off now may be on in another group."""
     params = torch.tensor(PARAMS, dtype=torch.float64)
     own = {n: torch.tensor(next(each(getattr(rule, n))), dtype=torch.float64) for n in rule.hyperparameters()}
 
-    def walk(param: Tensor, grads: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+    def walk(param: Tensor, grads: Tensor, given: Mapping[str, Any]) -> Tensor:
         at, state, sums = rule.at(given), rule.init(param), dict[str, Tensor]()
         for count, grad in zip((1.0, 2.0, 3.0, 1000.0), grads, strict=True):
             at, c, sums = prepared(at, torch.tensor(count, dtype=torch.float64), sums)
@@ -114,12 +131,12 @@ def _moves_apart(rule: Rule) -> bool:
                 param, state = updated(at, param, grad.view_as(param), _apart(state), c)
         return torch.stack([x.expand_as(param).flatten() for x in (param, *state.values())])
 
-    def alike(given: Mapping[str, Tensor], grads: Tensor) -> bool:
+    def alike(given: Mapping[str, Any], grads: Tensor) -> bool:
         apart = torch.cat([walk(p, g, given) for p, g in zip(params.split(1), grads.split(1, dim=1), strict=True)], dim=1)
         together = (walk(params.view(shape), grads, given) for shape in SHAPES)
         return all(torch.allclose(x, apart, rtol=1e-9, atol=0, equal_nan=True) for x in together)
 
-    asks, values = Asks(), (own, dict.fromkeys(own, params.new_tensor(0.5)))
+    asks, values = Asks(), (own, {**dict.fromkeys(own, params.new_tensor(0.5)), "off": frozenset()})
     try:
         return all(alike(given, params.new_tensor(grads)) for given in values for grads in GRADS) and not asks.found
     except Unlike:
@@ -177,7 +194,7 @@ def _mapping(rule: Rule, method: str, found: Any) -> Any:
     return found
 
 
-NUMBER = "takes the number of", "torch.sqrt(x) for math.sqrt(x), x - lr * y for x.sub(y, alpha=lr), no float(lr), no lr.item()"
+NUMBER = "takes the value of", "torch.sqrt(x) for math.sqrt(x), x - lr * y for x.sub(y, alpha=lr), no float(lr), no lr.item()"
 READS = {"ambiguous": ("branches on", "torch.where in the place of `if`"), "converted to": NUMBER, "must be Number": NUMBER}
 """By what an error says: what a rule does with the value of a hyperparameter, and what to write."""
 
@@ -278,7 +295,12 @@ def example(rule: Rule, names: Sequence[str], count: float = 2.0) -> tuple[Any, 
     values = {n: (one / 2).requires_grad_(n in names) for n in rule.hyperparameters()}
     at, c, _ = prepared(rule.at(values), count * one, {})
     _several(rule, "coefficients", c, "(x,), also of a single one")
-    return at, tuple(x if isinstance(x, Tensor) else one.new_tensor(x) for x in c)
+    made = tuple(x if isinstance(x, Tensor) else one.new_tensor(x) for x in c)
+    if wrong := [x for x in made if x.dtype == torch.bool or x.numel() != 1]:
+        raise TypeError(
+            f"{type(rule).__name__}.coefficients returns {wrong[0]!r}; each must be one number: return step, compare in update"
+        )
+    return at, made
 
 
 def _depends(made: Sequence[Tensor], at: Rule, names: Sequence[str]) -> set[str]:

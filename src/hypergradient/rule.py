@@ -78,6 +78,10 @@ GROUP = "params", "param_names", "rule", "betas", "maximize", "learned"
 """What the dict of a group holds besides what its rule is made of."""
 
 
+SAYS = "elementwise", "points", "multiplier"
+"""What a class says of itself."""
+
+
 def hyperparameter(default: float, constraint: Constraint, tuned: bool | None = True) -> Any:
     """A field of a rule that is a number.
 
@@ -137,9 +141,12 @@ class Notation(type):
                 f"{cls.__name__} is a rule, which is given no parameters: write Hyperoptimizer(params, {cls.__name__}())"
             )
         known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-        if taken := [n for n in known if n in GROUP or n.removeprefix("initial_") in {*known} - {n}]:
+        numbers, may = {f.name for f in fields(cls) if "constraint" in f.metadata}, {f.name for f in fields(Rule)} | {*SAYS}  # type: ignore[arg-type]
+        kept = {n for n in known if n in may & numbers or (hasattr(Rule, n) and n not in may)}
+        if taken := [n for n in known if n in GROUP or n in kept or n.removeprefix("initial_") in {*known} - {n}]:
             hint = ": write beta1, beta2, …, each a hyperparameter" if taken[0] == "betas" else ""
-            raise TypeError(f"{cls.__name__} has a field {taken[0]!r}, a name that is kept for the dict of a group{hint}")
+            whose = "every rule" if taken[0] in kept else "the dict of a group"
+            raise TypeError(f"{cls.__name__} has a field {taken[0]!r}, a name that is kept for {whose}{hint}")
         if unknown := [n for n in kwargs if n not in known]:
             hint = "betas=(b1, b2) is written beta1=b1, beta2=b2; " if unknown[0] == "betas" and "beta1" in known else ""
             raise TypeError(f"{cls.__name__} has no argument {unknown[0]!r}; {hint}allowed: {', '.join(known)}")
@@ -230,12 +237,19 @@ class Rule(metaclass=Notation):
 
     def uses(self, name: str) -> bool:
         """Whether there is a term of the hyperparameter `name`: not where that is 0 and untuned, for 0 * inf is not 0."""
-        return hasattr(self, name) and name not in self.off
+        if not hasattr(self, name):
+            raise TypeError(f"{type(self).__name__}: uses({name!r}) names none of {', '.join(self.hyperparameters())}")
+        return name not in self.off
+
+    @property
+    def decays(self) -> bool:
+        """Whether it has a term of a weight decay."""
+        return hasattr(self, "weight_decay") and self.uses("weight_decay")
 
     def penalized(self, param: Tensor, grad: Tensor) -> Tensor:
         """`grad`, that of the loss at `param`, with the gradient of its penalty ``weight_decay / 2 |param|^2``."""
         own: Any = self
-        return torch.addcmul(grad, own.weight_decay, param) if self.uses("weight_decay") else grad
+        return torch.addcmul(grad, own.weight_decay, param) if self.decays else grad
 
     @classmethod
     def accepts(cls, param: Tensor) -> str | None:

@@ -269,7 +269,7 @@ class Step:
         if self.weights:
             rest = threshold(1 - last[self.rows["c"]], torch.finfo(last.dtype).eps ** 0.5, math.inf)
             partial = partial + through / rest  # of hardly anything, nothing can be said
-        chained = (partial * last[self.rows["jacobian"]].view(t, k, -1)).sum(1)
+        chained = (partial * last[self.rows["jacobian"]].view(t, k, last.shape[1])).sum(1)
         return -torch.addcmul(chained, direct, last[self.rows["scale"]]).unsqueeze(0)
 
     def move(self, piece: Piece, now: Tensor) -> None:
