@@ -18,7 +18,7 @@ from torch._utils import _flatten_dense_tensors as flatten
 
 from .edits import Edits, between
 from .layout import Layout, address, wrapper
-from .numerics import alike, apart, exact, readable, storage, wide
+from .numerics import alike, exact, owns_memory, readable, storage, wide
 from .probe import KEPT, begun, rehearse
 from .sample import Samples
 from .sensitivity import Step
@@ -126,7 +126,7 @@ class Bucket:
         """Put the number of steps into the entries, and what is added up over them."""
         step, alone = known[0].get("step"), len(self.members) == 1
         kind = torch.float32, 0, here
-        own = alone and isinstance(step, Tensor) and (step.dtype, step.ndim, step.device) == kind and apart(step)
+        own = alone and isinstance(step, Tensor) and (step.dtype, step.ndim, step.device) == kind and owns_memory(step)
         fresh = torch.full((len(self.members),), float(self.count), device=here, dtype=torch.float32)
         self.steps = cast(Tensor, step).view(1) if own else fresh
         like: Any = {"dtype": exact(here), "device": here}
@@ -149,7 +149,7 @@ class Bucket:
             return None
         part = self.layout.local(x)
         flat = self._flat([part]) if x.shape == p.shape else part.detach().reshape(-1)
-        if address(flat) != address(part) or not part.numel() or not apart(part):
+        if address(flat) != address(part) or not part.numel() or not owns_memory(part):
             return None
         self.entries[0][name] = x
         return flat
@@ -295,7 +295,7 @@ class Bucket:
     def copied(self) -> bool:
         """Whether the members are worked on in copies."""
         p = self.members[0]
-        large = self.layout.share(p) > SMALL or (self.layout.mesh is not None and not self.step.elementwise)
+        large = self.layout.size(p) > SMALL or (self.layout.mesh is not None and not self.step.elementwise)
         return len(self.members) > 1 or not (large or self.shared or wrapper(p) or p.is_neg() or p.is_conj())
 
     def read(self) -> Tensor | None:

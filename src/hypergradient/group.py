@@ -321,7 +321,7 @@ class Group:
         first = self.owner.apart
         for i, mine in sorted(known.items(), key=lambda x: first.get(id(self.params[x[0]]), len(first))):
             p = self.params[i]
-            size = Layout.of(p).share(p)
+            size = Layout.of(p).size(p)
             alone = size >= ALONE or apart or id(p) in shared or self.step.sample(p) or wrapper(p)
             kind = p.dtype, p.device, Layout.of(p, whole=apart), i if alone else None, *mine
             filled[kind] += size

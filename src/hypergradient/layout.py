@@ -62,7 +62,7 @@ class Layout(NamedTuple):
             here = self.local(torch.arange(rows))
         return int(here[0]) if here.numel() else 0
 
-    def share(self, x: Tensor) -> int:
+    def size(self, x: Tensor) -> int:
         """How many elements of `x` are in each process, about: the same number in all of them."""
         sizes = [self.mesh.size(i) for i, kind in enumerate(self.placements) if not kind.is_replicate()]
         return -(-x.numel() // int(prod(sizes)))

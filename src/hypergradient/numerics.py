@@ -132,7 +132,7 @@ def storage(x: Tensor) -> int:
     return cast(int, x.untyped_storage()._cdata)
 
 
-def apart(x: Tensor) -> bool:
+def owns_memory(x: Tensor) -> bool:
     """Whether it has its memory for itself: what is written to a part of it counts as written to all."""
     return x.untyped_storage().nbytes() == x.nbytes
 

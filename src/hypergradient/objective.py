@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .numerics import apart
+from .numerics import owns_memory
 
 
 def gradients(loss: Tensor, params: Sequence[Tensor]) -> dict[Tensor, Tensor]:
@@ -56,4 +56,4 @@ def _held(grad: Tensor | None) -> Tensor | None:
     here = getattr(grad, "_local_tensor", grad)
     if grad is None or here is None or here.layout != torch.strided:
         return grad
-    return grad.clone() if here._is_view() or not apart(here) else grad
+    return grad.clone() if here._is_view() or not owns_memory(here) else grad

@@ -78,10 +78,6 @@ GROUP = "params", "param_names", "rule", "betas", "maximize", "learned"
 """What the dict of a group holds besides what its rule is made of."""
 
 
-SAYS = "elementwise", "points", "multiplier"
-"""What a class says of itself."""
-
-
 def hyperparameter(default: float, constraint: Constraint, tuned: bool | None = True) -> Any:
     """A field of a rule that is a number.
 
@@ -100,6 +96,12 @@ def hyperparameter(default: float, constraint: Constraint, tuned: bool | None = 
             "closed_unit_interval, open_unit_interval, or one of torch.distributions.constraints"
         )
     return field(default=default, metadata={"constraint": constraint, "tuned": tuned})
+
+
+def hides(field: Field[Any]) -> bool:
+    """Whether a field would hide something of `Rule` that is no option, and nothing that a class says of itself."""
+    options = {f.name for f in fields(Rule)} | {"elementwise", "points", "multiplier"}
+    return "constraint" in field.metadata if field.name in options else hasattr(Rule, field.name)
 
 
 def check(owner: str, name: str, value: Any, constraint: Constraint) -> float:
@@ -141,12 +143,11 @@ class Notation(type):
                 f"{cls.__name__} is a rule, which is given no parameters: write Hyperoptimizer(params, {cls.__name__}())"
             )
         known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-        numbers, may = {f.name for f in fields(cls) if "constraint" in f.metadata}, {f.name for f in fields(Rule)} | {*SAYS}  # type: ignore[arg-type]
-        kept = {n for n in known if n in may & numbers or (hasattr(Rule, n) and n not in may)}
-        if taken := [n for n in known if n in GROUP or n in kept or n.removeprefix("initial_") in {*known} - {n}]:
+        if taken := [n for n in known if n in GROUP or n.removeprefix("initial_") in {*known} - {n}]:
             hint = ": write beta1, beta2, …, each a hyperparameter" if taken[0] == "betas" else ""
-            whose = "every rule" if taken[0] in kept else "the dict of a group"
-            raise TypeError(f"{cls.__name__} has a field {taken[0]!r}, a name that is kept for {whose}{hint}")
+            raise TypeError(f"{cls.__name__} has a field {taken[0]!r}, a name that is kept for the dict of a group{hint}")
+        if taken := [f.name for f in fields(cls) if hides(f)]:  # type: ignore[arg-type]
+            raise TypeError(f"{cls.__name__} has a field {taken[0]!r}, a name that is kept for every rule")
         if unknown := [n for n in kwargs if n not in known]:
             hint = "betas=(b1, b2) is written beta1=b1, beta2=b2; " if unknown[0] == "betas" and "beta1" in known else ""
             raise TypeError(f"{cls.__name__} has no argument {unknown[0]!r}; {hint}allowed: {', '.join(known)}")
