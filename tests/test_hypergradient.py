@@ -179,6 +179,22 @@ def test_rounding_is_no_direction_for_a_cosine(rule, dtype):
     assert optimizer.hyperparameters()[0]["lr"] != before["lr"]
 
 
+@pytest.mark.parametrize("rule", FIRST, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("seed", range(3))
+def test_rounding_is_no_direction_for_a_cosine_above(rule, seed):
+    torch.manual_seed(seed)
+    param, names = torch.randn(5, dtype=torch.float64, requires_grad=True), FIRST[rule]
+    above = rule(lr=1e-3, tune=("lr", *names), normalize="cosine")
+    optimizer = Hyperoptimizer([param], SGD(lr=0.1) / above / SGD(lr=0.01))
+    before = optimizer.hyperparameters()[1]
+    for _ in range(3):
+        param.grad = param.detach() - 1
+        optimizer.step()
+    assert [optimizer.hypergradients()[1][n] for n in names] == [0] * len(names)
+    assert [optimizer.hyperparameters()[1][n] for n in names] == [before[n] for n in names]
+    assert optimizer.hyperparameters()[1]["lr"] != before["lr"]
+
+
 @dataclass(frozen=True)
 class Crossed(Adam):
     """Adam with the weights of its averages exchanged."""

@@ -29,6 +29,8 @@ EARLY = 100.0
 RECENT, LATE, SPIKE = 4.0, 600.0, 100.0
 """The usual square of gradients is a mean over about the last quarter of all steps, in which none counts for more than SPIKE
 times the mean before it. From step LATE on it counts more than the square of the step itself."""
+ROUNDED = 0.6
+"""The power of the precision that is hardly a part of a step."""
 RAW, UNIT, READ, COUNT = range(4)
 """What a level remembers of each hyperparameter that it moves comes in rows: its coordinate in its chart, what its value
 is measured in, its hypergradient as last read (in natural units; NaN before), how many steps it has made. Behind them the
@@ -339,10 +341,14 @@ class Run(NamedTuple):
         """The sensitivities of what they move to their own hyperparameters. shape: (tuned, n)"""
         return memory[self.first.rows : len(self.first.start) - 1, self.place]
 
-    def differentiate(self, memory: Tensor, tuned: Tensor, grad: Tensor, made: Tensor, free: Tensor) -> None:
+    def differentiate(self, memory: Tensor, tuned: Tensor, grad: Tensor, made: Tensor, free: Tensor, gain: Tensor) -> None:
         """The sensitivities after a step, from the memory before it: ``T = fading T + dU/dh``; see `Level.move`.
 
-        What was held at an end of its coordinate would not have moved otherwise, so it has none.
+        What was held at an end of its coordinate would not have moved otherwise, so it has none. Nor is there one where hardly
+        any part of the step depends on a hyperparameter: that is the rounding of ``1 - beta``; see `added`.
+
+        Args:
+            gain: what `tuned` gains by a change of its coordinate. shape: that of `tuned`
         """
         trace, rule = self.trace(memory), self.first.own.rule
         raw, _, _, count, *state = self.before(memory).unbind()
@@ -350,8 +356,9 @@ class Run(NamedTuple):
         def step(tuned: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
             return (self.first.update(tuned, raw, grad, count + 1, state)[0],), ()
 
-        (found,) = slopes(step, [tuned])[2]
+        (moved,), _, (found,) = slopes(step, [tuned])
         slope = torch.zeros_like(trace) if found is None else found
+        slope = slope.masked_fill((slope * gain).abs() <= torch.finfo(raw.dtype).eps ** ROUNDED * (moved - raw).abs(), 0.0)
         slope = finite_or_zero(slope if rule.one_step else trace * rule.fading(count + 1) + slope) * free
         trace.copy_(torch.where(made, slope, trace))
 
@@ -451,21 +458,22 @@ class Levels:
         raw, unit, read, count, *_ = self.memory.unbind()
         first, known = self.levels[0], leave[0] > 0
         found = first.sized(found, self.of(first), known[first.place])
-        natural, grad = self._read(found, self.charts.slope(raw, unit), count)
+        natural, grad = self._read(found, slope := self.charts.slope(raw, unit), count)
         moved, learned = [], grad[:0]
         down = grad * leave[1]
         split = (cut(x, self.sizes) for x in (down, known, *self.bounds, unit))
         each = zip(self.levels, self._parts(Run.before), *split, strict=True)
         for level, before, mine, moves, low, high, units in reversed([*each]):
             tuned = level.columns(learned.view(level.own.shape)).expand(-1, len(mine))
+            gain = torch.ones_like(tuned) if slope is None else level.columns(slope[level.own.place].view(level.own.shape))
             after, made, free = level.move(before, tuned, mine, moves, (low, high))
             learned = level.charts.values(after[RAW], units)
-            moved.append((after, tuned, made, free))
+            moved.append((after, tuned, made, free, gain.expand_as(tuned)))
         done = list(zip(*reversed(moved), strict=True))
         for run in self.runs:
-            after, tuned, made, free = (joined(x[run.levels]) for x in done)
+            after, tuned, made, free, gain = (joined(x[run.levels]) for x in done)
             if run.first.own.names:
-                run.differentiate(self.memory, tuned, down[run.place], made, free)
+                run.differentiate(self.memory, tuned, down[run.place], made, free, gain)
             run.before(self.memory).copy_(after)
         read.copy_(natural.where(known, torch.nan))
         return learned
