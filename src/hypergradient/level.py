@@ -341,15 +341,16 @@ class Run(NamedTuple):
         """The sensitivities of what they move to their own hyperparameters. shape: (tuned, n)"""
         return memory[self.first.rows : len(self.first.start) - 1, self.place]
 
-    def differentiate(self, memory: Tensor, tuned: Tensor, grad: Tensor, made: Tensor, free: Tensor, gain: Tensor) -> None:
+    def differentiate(self, memory: Tensor, own: Tensors, grad: Tensor, made: Tensor, free: Tensor) -> None:
         """The sensitivities after a step, from the memory before it: ``T = fading T + dU/dh``; see `Level.move`.
 
         What was held at an end of its coordinate would not have moved otherwise, so it has none. Nor is there one where hardly
         any part of the step depends on a hyperparameter: that is the rounding of ``1 - beta``; see `added`.
 
         Args:
-            gain: what `tuned` gains by a change of its coordinate. shape: that of `tuned`
+            own: its own hyperparameters, and what they gain by a change of their coordinates. shape of both: (tuned, n)
         """
+        tuned, gain = own
         trace, rule = self.trace(memory), self.first.own.rule
         raw, _, _, count, *state = self.before(memory).unbind()
 
@@ -473,7 +474,7 @@ class Levels:
         for run in self.runs:
             after, tuned, made, free, gain = (joined(x[run.levels]) for x in done)
             if run.first.own.names:
-                run.differentiate(self.memory, tuned, down[run.place], made, free, gain)
+                run.differentiate(self.memory, (tuned, gain), down[run.place], made, free)
             run.before(self.memory).copy_(after)
         read.copy_(natural.where(known, torch.nan))
         return learned
