@@ -75,6 +75,23 @@ def clamped(how: str, plans: dict[str, Plan], steps: int, bound: float = 0.2, fo
     return found
 
 
+def loaded(plan: Plan) -> list[float]:
+    """The hypergradient after one step more of a run whose weights are clamped, and of one that goes on from its checkpoint."""
+
+    def go(run: Run, steps: int) -> Run:
+        for _ in range(steps):
+            run.go(1)
+            with torch.no_grad():
+                run.model[0].weight.clamp_(-0.2, 0.2)
+        return run
+
+    first, other = go(Run("sharded", plan), 6), Run("sharded", plan)
+    other.model.load_state_dict(first.model.state_dict())
+    other.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
+    other.steps = first.steps
+    return [go(run, 1).optimizer.hypergradients()[0]["lr"] for run in (first, other)]
+
+
 def pruned(spread: bool) -> tuple[float, float, set[str]]:
     """The step size of a run on a large matrix of which a row is masked after each step, the largest element of that row at
     the average, and what is remembered of the matrix.

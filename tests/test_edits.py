@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from hypergradient import SGD, Adam, AdamWScheduleFree, Hyperoptimizer, Muon, auto, from_torch
+from hypergradient import SGD, Adam, AdamWScheduleFree, Hyperoptimizer, Muon, SGDScheduleFree, auto, from_torch
 from hypergradient.charts import POSITIVE
 
 LARGE = 400
@@ -224,7 +224,8 @@ def test_parameters_that_move_in_turns_are_seen_to_be_written_to():
 
 @pytest.mark.parametrize("tower", [auto(SGD(momentum=0.9)), Adam(lr=0.01, horizon=5) / SGD(lr=1e-3)], ids=["auto", "tower"])
 @pytest.mark.parametrize("how", ["copy", "load"])
-def test_what_is_written_after_a_resume_is_seen_beside_one_that_has_rested_since(tower, how):
+@pytest.mark.parametrize("written", [[0], [1], [0, 1]], ids=["that moved", "that rested", "both"])
+def test_what_is_written_after_a_resume_is_seen_beside_one_that_has_rested_since(tower, how, written):
     """Both had moved together before: what was known of one alone was not known of both."""
     found = []
     for resumed in (False, True):
@@ -239,7 +240,7 @@ def test_what_is_written_after_a_resume_is_seen_beside_one_that_has_rested_since
                 optimizer.load_state_dict(saved)
             if t == 3:
                 with torch.no_grad():
-                    params[0].mul_(0.9)
+                    torch._foreach_mul_([params[i] for i in written], 0.9)
             for i, p in enumerate(params):
                 p.grad = 2 * (p.detach() - 1) if i in moving else None
             optimizer.step()
@@ -260,6 +261,23 @@ def test_a_frozen_parameter_that_is_written_to_stays_where_it_was_put(n):
     optimizer.step()
     optimizer.eval()
     assert (p - 5).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("rows", [400, 4200])  # from 131,072 elements on, a part is looked at
+def test_a_number_that_is_none_is_not_taken_for_written(rows):
+    found = []
+    for bad in (False, True):
+        torch.manual_seed(0)
+        p = torch.randn(rows, 32, dtype=torch.float64).requires_grad_()
+        optimizer = Hyperoptimizer([p], SGDScheduleFree(lr=0.1, sample=16) / SGD(lr=0.0))
+        for t in range(8):
+            p.grad = torch.sin(p.detach() + t)
+            if t >= 5 and bad:
+                p.grad[0] = math.nan
+            optimizer.step()
+        optimizer.eval()
+        found.append(p.detach()[1:])
+    assert torch.equal(*found)
 
 
 def test_what_was_deleted_before_an_evaluation_begins_anew():
@@ -327,6 +345,11 @@ def test_nothing_is_seen_where_nobody_writes(shape, dtype):
         optimizer.eval()
         optimizer.train()
     assert "last_left" not in optimizer.state[p]
+    if p.numel() < LARGE:  # nor where what is written changes nothing
+        with torch.no_grad():
+            p.clamp_(-1e9, 1e9)
+        optimizer.step()
+        assert "last_left" not in optimizer.state[p]
     with torch.no_grad():
         p.mul_(0.5)
     p.grad = p.detach() - 1

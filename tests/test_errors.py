@@ -353,6 +353,7 @@ ODD = {
     "another state": (("m", "b"), r"Odd: init returns a state of \['m'\], update one of \['b'\]"),
     "a reserved name": (("numbers", "numbers"), "Odd: the state 'numbers' has a name that is kept for the optimizer"),
     "a reserved prefix": (("last_x", "last_x"), "Odd: the state 'last_x' has a name"),
+    "a number as a name": ((0, 0), "Odd: the state 0 has a name that is kept .*or that is no string"),
 }
 
 

@@ -584,6 +584,14 @@ def test_tune_on_that_fails_leaves_gradients_as_they_were():
     go(optimizer, 1, 2)
 
 
+def test_tune_on_leaves_a_gradient_that_is_expanded_as_it_was():
+    params = [torch.ones(shape, requires_grad=True) for shape in ((4, 3), (2,))]
+    params[0].grad, params[1].grad = torch.ones(()).expand(4, 3), torch.ones(2)
+    optimizer = Hyperoptimizer(params, SGD(lr=0.1) / SGD(lr=1e-3))
+    optimizer.tune_on(sum(p.square().sum() for p in params))
+    assert all((p.grad == 1).all() for p in params)
+
+
 def test_tune_on_sees_what_hooks_of_a_parameter_make_of_its_gradient():
     """As a backward pass does: a mask of a gradient is one for the hypergradient, too."""
     runs = []

@@ -85,6 +85,11 @@ def test_what_is_written_to_some_shards_alone_is_known_in_all(bound, tmp_path):
     assert_same(first, fault_workers.clamped("alone", plans, 8, bound))
 
 
+def test_a_run_of_shards_that_others_write_to_is_resumed_to_the_last_bit():
+    for first, other in launch(fault_workers.loaded, 2, (Adam(lr=0.01) / SGD(lr=1e-2), "group", {})):
+        assert first == other
+
+
 def test_a_large_shard_that_is_masked_is_masked_in_the_average():
     lr, row, state = fault_workers.pruned(False)
     for other in launch(fault_workers.pruned, 2, True):

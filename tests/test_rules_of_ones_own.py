@@ -519,7 +519,6 @@ def test_an_update_that_is_none_is_told(what, apart):
         ("coefficients", (torch.ones(3),), r"coefficients returns tensor.*each must be one number"),
         ("coefficients", (torch.tensor(True),), r"coefficients returns tensor.*compare in update"),
         ("init", None, r"init returns the state None; it must be a dict of tensors"),
-        ("init", {0: torch.zeros(1, 1)}, r"init returns the state 0; a name must be a string"),
     ],
 )
 def test_a_method_that_returns_another_thing_is_told(method, found, message):
@@ -744,6 +743,41 @@ class Renormed(Rule):
         return torch.where(c[0] == 0, new / new.norm(), new), state
 
 
+HARMLESS = {
+    "another number": lambda lr, g: torch.maximum(g, g.new_tensor(-1.0)),
+    "another dtype": lambda lr, g: g * lr.to(g),
+    "the most of some": lambda lr, g: torch.stack([g, -g, 2 * g, -2 * g]).amax(0),
+    "nothing": lambda lr, g: g + g.new_zeros(()),
+}
+
+
+@pytest.mark.parametrize("what", HARMLESS)
+def test_what_only_looks_like_a_sum_moves_each_element_by_itself(what):
+    @dataclass(frozen=True)
+    class Each(Rule):
+        lr: float = hyperparameter(0.1, nonnegative)
+
+        def update(self, param, grad, state, c):
+            return param - self.lr * HARMLESS[what](self.lr, grad), state
+
+    assert probe.elementwise(Each())
+
+
+@pytest.mark.parametrize("mix", [lambda g: torch.mean(input=g), lambda g: torch._foreach_norm([g])[0], torch.median])
+def test_a_sum_that_is_made_in_some_steps_is_found_however_it_is_written(mix):
+    @dataclass(frozen=True)
+    class Seldom(Rule):
+        lr: float = hyperparameter(0.1, nonnegative)
+
+        def coefficients(self, step):
+            return (step,)
+
+        def update(self, param, grad, state, c):
+            return param - self.lr * torch.where(c[0] == 77, mix(grad), grad), state
+
+    assert not probe.elementwise(Seldom())
+
+
 def test_what_a_rule_does_in_some_steps_is_found_before_the_first():
     params = [torch.ones(n, requires_grad=True) for n in (4, 9)]
     optimizer = Hyperoptimizer(params, Renormed())
@@ -823,6 +857,13 @@ def test_a_field_with_the_name_of_what_every_rule_has_is_told(name):
     named = dataclass(frozen=True)(type(Rule)("Named", (Rule,), body))
     with pytest.raises(TypeError, match=f"Named has a field '{name}', a name that is kept for every rule"):
         named()
+
+
+@pytest.mark.parametrize("name", ["average", "gradient", "displacement"])
+def test_a_field_that_hides_a_method_of_averages_is_told(name):
+    body = {"__annotations__": {name: float}, name: hyperparameter(1.0, nonnegative)}
+    with pytest.raises(TypeError, match=f"Named has a field '{name}', a name that is kept for every rule"):
+        dataclass(frozen=True)(type(Rule)("Named", (Ratio,), body))()
 
 
 def test_a_term_that_is_none_is_told():

@@ -41,9 +41,7 @@ class Edits:
         """How often the members have been written to. (What is written through ``.data``, torch does not count; of a shard and
         its part that is here, it counts each by itself.)
         """
-        if self.spread:
-            return [p._version + getattr(p, "_local_tensor", p)._version for p in self.members]
-        return [p._version for p in self.members]
+        return [p._version + getattr(p, "_local_tensor", p)._version for p in self.members]
 
     def marked(self) -> bool:
         return self.seen is not None and self.marks() != self.seen
@@ -69,14 +67,15 @@ class Edits:
             now: what there is now. shape: (elements,), as `left`
             sample: what is read of it, if not all.
         """
-        if self.spread or (left is not None and self.marked()):
-            return self.marked()
+        if self.spread:  # after a checkpoint, what is left is known
+            return self.marked() or (self.seen is None and left is not None)
         here = now.is_cpu and readable(now)
         if here and left is not None:
             return not same(left, now.to(left.dtype))
         if here and sample is not None and self.glimpse is not None:
             part, old = sample.view(now), self.glimpse.to(now.dtype)
-            return not (torch.equal(part, old) if self.marked() else torch.equal(part[::FEW], old[::FEW]))
+            each = 1 if self.marked() else FEW
+            return not same(part[::each].contiguous(), old[::each].contiguous())
         return left is not None or self.marked()
 
 

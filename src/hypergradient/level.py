@@ -240,7 +240,7 @@ class Level:
         """Take the values that nothing moves into the rule; a decay draws to where the coordinates are now."""
         off = frozenset(n for n in fixed if not any(self.own.initial[n]))
         self.rule = self.own.rule.at({"off": off, **{n: self.columns(value) for n, value in fixed.items()}})
-        self.origin = raw.clone() if self.rule.decays else None
+        self.origin = raw.clone() if hasattr(self.rule, "weight_decay") and self.rule.uses("weight_decay") else None
         alone = self.member is not None or self.origin is not None
         charts, values = [chart for h in self.below for chart in h.charts], [self.own.initial[n] for n in fixed]
         self.kind = type(self.own.rule), title(self.own.rule, self.own.names), charts, values, id(self) if alone else None

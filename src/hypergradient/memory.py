@@ -222,7 +222,7 @@ def warn_of_lost(optimizer: Hyperoptimizer, groups: Sequence[Group]) -> None:
     `torch.distributed.checkpoint` has only what a fresh optimizer has.
     """
     each = (x for group in groups for x in zip(group.entry["params"], group.saved.get("watched", ()), strict=False))
-    if any(watched and TRAIL[1] not in (optimizer.state.get(p) or {}) for p, watched in each):
+    if any(watched and (mine := optimizer.state.get(p)) and TRAIL[1] not in mine for p, watched in each):
         warnings.warn(
             f"the state_dict has lost {' and '.join(TRAIL)} of parameters that others write to, such as masks: what is written "
             "before the next step is not seen by what has been learned. With torch.distributed.checkpoint, save with "

@@ -32,10 +32,11 @@ def gradients(loss: Tensor, params: Sequence[Tensor]) -> dict[Tensor, Tensor]:
             loss.backward()
         return {p: found for p in params if (found := _held(p.grad)) is not None}
     finally:
-        for p, g, kept in zip(leaves, before, held, strict=True):
+        for p, g in zip(leaves, before, strict=True):
+            p.grad = g
+        for g, kept in zip(before, held, strict=True):
             if g is not None and kept is not None and kept is not g:
                 g.copy_(kept)
-            p.grad = g
 
 
 def _leaves(loss: Tensor) -> list[Tensor]:
@@ -54,6 +55,6 @@ def _leaves(loss: Tensor) -> list[Tensor]:
 def _held(grad: Tensor | None) -> Tensor | None:
     """`grad`; a copy where it is a part or all of other memory, such as a bucket of DDP that the next backward pass fills."""
     here = getattr(grad, "_local_tensor", grad)
-    if grad is None or here is None or here.layout != torch.strided:
+    if grad is None or here is None or here.layout != torch.strided or 0 in here.stride():  # nothing fills what is expanded
         return grad
     return grad.clone() if here._is_view() or not owns_memory(here) else grad

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -30,14 +31,12 @@ def remembered(rule: Rule) -> tuple[str, ...]:
     """The names of what `rule` remembers. TypeError where it is not shaped like the parameter, ValueError for a taken name."""
     owner, like = type(rule).__name__, torch.zeros((1, 1))
     for name, x in (state := _mapping(rule, "init", rule.init(like))).items():
-        if not isinstance(name, str):
-            raise TypeError(f"{owner}.init returns the state {name!r}; a name must be a string")
         if not isinstance(x, Tensor) or x.shape != like.shape:
             raise TypeError(
                 f"{owner}: the state {name!r} is {x!r}; it must be shaped like the parameter: torch.zeros_like(param)"
             )
-        if name in RESERVED or name.startswith((KEPT, "level ")):
-            raise ValueError(f"{owner}: the state {name!r} has a name that is kept for the optimizer")
+        if not isinstance(name, str) or name in RESERVED or name.startswith((KEPT, "level ")):
+            raise ValueError(f"{owner}: the state {name!r} has a name that is kept for the optimizer, or that is no string")
     return tuple(state)
 
 
@@ -76,12 +75,11 @@ class Unlike(ValueError):
 
 def elementwise(rule: Rule) -> bool:
     """Whether each element moves by itself: together, in whatever shape, they move as they do apart. Found once for a class
-    and its settings, and, if it is not of this package, its values.
+    and its settings.
     """
     if not rule.elementwise:
         return False
-    names = (*rule.settings(), *(() if ours(rule) else rule.hyperparameters()))
-    kind = type(rule), *(getattr(rule, n) if n in rule.settings() else next(each(getattr(rule, n))) for n in names)
+    kind = type(rule), *(getattr(rule, n) for n in rule.settings())
     if kind not in _found:
         with on_host(), torch.no_grad():
             remembered(rule)
@@ -105,6 +103,11 @@ ASKED = {
 """By what a rule asks for a shape: it may do one thing from some size on."""
 
 
+OTHERS = "to", "type_as", "new_tensor", "new_zeros", "new_ones", "new_full", "new_empty", "unbind"
+MADE_LIKE = {getattr(Tensor, n) for n in OTHERS}
+"""What makes other tensors, not of the elements that it is given."""
+
+
 class Asks(TorchFunctionMode):
     """Notes whether a shape is asked for, or fewer numbers are made of all elements: perhaps for a step to come."""
 
@@ -112,9 +115,9 @@ class Asks(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made, least = function(*args, **(kwargs or {})), len(PARAMS)
-        many = any(isinstance(x, Tensor) and x.numel() >= least for x in args)
-        fewer = many and any(isinstance(x, Tensor) and x.numel() < least for x in tree_leaves(made))
-        self.found |= fewer or function in ASKED
+        sizes = [[x.numel() for x in tree_leaves(y) if isinstance(x, Tensor)] for y in ((args, kwargs), made)]
+        fewer = max(sizes[0], default=0) >= least > min(sizes[1], default=least)
+        self.found |= function in ASKED or (fewer and function not in MADE_LIKE)
         return made
 
 
@@ -127,7 +130,7 @@ def _moves_apart(rule: Rule) -> bool:
         at, state, sums = rule.at(given), rule.init(param), dict[str, Tensor]()
         for count, grad in zip((1.0, 2.0, 3.0, 1000.0), grads, strict=True):
             at, c, sums = prepared(at, torch.tensor(count, dtype=torch.float64), sums)
-            with asks:
+            with asks if param.numel() > 1 else nullcontext():
                 param, state = updated(at, param, grad.view_as(param), _apart(state), c)
         return torch.stack([x.expand_as(param).flatten() for x in (param, *state.values())])
 

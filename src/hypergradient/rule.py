@@ -98,10 +98,12 @@ def hyperparameter(default: float, constraint: Constraint, tuned: bool | None = 
     return field(default=default, metadata={"constraint": constraint, "tuned": tuned})
 
 
-def hides(field: Field[Any]) -> bool:
-    """Whether a field would hide something of `Rule` that is no option, and nothing that a class says of itself."""
-    options = {f.name for f in fields(Rule)} | {"elementwise", "points", "multiplier"}
-    return "constraint" in field.metadata if field.name in options else hasattr(Rule, field.name)
+def hides(cls: type[Rule], field: Field[Any]) -> bool:
+    """Whether a field of `cls` hides what is no field of its bases, and nothing that a class says of itself."""
+    if field.name in {f.name for f in fields(Rule)} | {"elementwise", "points", "multiplier"}:
+        return "constraint" in field.metadata
+    bases = (base for base in cls.__mro__[1:] if field.name not in getattr(base, "__dataclass_fields__", ()))
+    return hasattr(Rule, field.name) or any(callable(getattr(base, field.name, None)) for base in bases)
 
 
 def check(owner: str, name: str, value: Any, constraint: Constraint) -> float:
@@ -146,7 +148,7 @@ class Notation(type):
         if taken := [n for n in known if n in GROUP or n.removeprefix("initial_") in {*known} - {n}]:
             hint = ": write beta1, beta2, …, each a hyperparameter" if taken[0] == "betas" else ""
             raise TypeError(f"{cls.__name__} has a field {taken[0]!r}, a name that is kept for the dict of a group{hint}")
-        if taken := [f.name for f in fields(cls) if hides(f)]:  # type: ignore[arg-type]
+        if taken := [f.name for f in fields(cls) if hides(cls, f)]:  # type: ignore[arg-type]
             raise TypeError(f"{cls.__name__} has a field {taken[0]!r}, a name that is kept for every rule")
         if unknown := [n for n in kwargs if n not in known]:
             hint = "betas=(b1, b2) is written beta1=b1, beta2=b2; " if unknown[0] == "betas" and "beta1" in known else ""
@@ -242,15 +244,11 @@ class Rule(metaclass=Notation):
             raise TypeError(f"{type(self).__name__}: uses({name!r}) names none of {', '.join(self.hyperparameters())}")
         return name not in self.off
 
-    @property
-    def decays(self) -> bool:
-        """Whether it has a term of a weight decay."""
-        return hasattr(self, "weight_decay") and self.uses("weight_decay")
-
     def penalized(self, param: Tensor, grad: Tensor) -> Tensor:
         """`grad`, that of the loss at `param`, with the gradient of its penalty ``weight_decay / 2 |param|^2``."""
         own: Any = self
-        return torch.addcmul(grad, own.weight_decay, param) if self.decays else grad
+        decays = hasattr(self, "weight_decay") and self.uses("weight_decay")
+        return torch.addcmul(grad, own.weight_decay, param) if decays else grad
 
     @classmethod
     def accepts(cls, param: Tensor) -> str | None:
