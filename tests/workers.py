@@ -93,6 +93,7 @@ def strict() -> None:
     faulthandler.enable()  # a crash says where
     torch.set_num_threads(1)
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "Guards may run slower on Python 3.13.0")
 
 
 # -------------------------------------------------------------------- problems
