@@ -674,24 +674,24 @@ class Normed(Rule):
 
 @dataclass(frozen=True)
 class Projected(Rule):
-    """Keeps parameters in a ball that is far from the elements that are tried."""
+    """Keeps parameters in a ball that none of the elements that are tried leaves."""
 
     lr: float = hyperparameter(0.1, nonnegative)
     radius: float = 1e4
 
     def update(self, param, grad, state, c):
-        new = param - self.lr * grad
+        new = param - self.lr * grad.sign()
         return new * torch.clamp(self.radius / new.norm(), max=1.0), state
 
 
 @dataclass(frozen=True)
-class Resting(Rule):
-    """Moves parameters that are 0 everywhere by something else."""
+class Begun(Rule):
+    """Moves parameters that are 1 everywhere, as none that is tried, the other way."""
 
     lr: float = hyperparameter(0.1, nonnegative)
 
     def update(self, param, grad, state, c):
-        return param - self.lr * torch.where((param == param.flatten()[0]).all(), grad.sign(), grad), state
+        return param - self.lr * torch.where((param == 1).all(), -grad, grad), state
 
 
 def look_at(rule):
@@ -708,7 +708,7 @@ SELDOM = [
     (Trusted(), {"trust": 0.01}, [(2,), (3,)]),
     (Normed(), {"norm": 1.0}, [(2,), (3,)]),
     (Projected(), {"lr": 1e4}, [(2,), (3,)]),
-    (Resting(), {}, [(1,), (3,)]),
+    (Begun(), {}, [(1,), (3,)]),
     (FromThreeOn(), {}, [(4, 3), (2,)]),
     (Convolutional(), {}, [(2, 1, 3), (2,)]),
 ]
