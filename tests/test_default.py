@@ -516,7 +516,7 @@ def test_a_decay_acts_and_is_not_undone():
 def test_a_warm_up_begins_where_it_says_and_is_left_to_the_optimizer():
     rising = follow(warm_up, auto())
     assert rising[0] == 0
-    assert START / 40 <= rising[1] <= START / 40 * math.exp(0.751)  # a step of 0 says that it is too small
+    assert rising[1] == pytest.approx(START / 40)  # a step of 0 says nothing
     assert rising[60] > 1e-4  # it has found its step size by the time that the warm-up is over
 
 
@@ -528,6 +528,22 @@ def test_a_warm_up_from_next_to_nothing_is_one_from_0(tower):
     )
     for found in faint:
         torch.testing.assert_close(found[5:], exact[5:], rtol=0.2, atol=0)
+
+
+@pytest.mark.parametrize("tower", [auto(), auto(Adam()), auto(SGD(momentum=0.9))], ids=["default", "Adam", "SGD"])
+@pytest.mark.parametrize("faint", [0.0, 1e-5])
+def test_nothing_is_learned_from_what_counts_as_0(faint, tower):
+    """Neither in these steps nor in the next, also of a run that is resumed in between; then it is, as without a warm-up."""
+    params = parameters()
+    optimizer = Hyperoptimizer(params, tower)
+    start, full = lr(optimizer), optimizer.param_groups[0]["lr"]
+    for t, factor in enumerate((faint, faint, 1.0)):
+        optimizer.param_groups[0]["lr"] = factor * full
+        train(optimizer, params, 1, t)
+        assert lr(optimizer) == pytest.approx(factor * start)
+        optimizer = resumed(optimizer, params)
+    train(optimizer, params, 1, 3)
+    assert lr(optimizer) > 1.2 * start
 
 
 def test_a_warm_up_that_takes_its_time_from_next_to_nothing_is_not_taken_for_a_decay(recwarn):

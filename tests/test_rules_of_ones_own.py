@@ -618,6 +618,38 @@ def test_a_multiplier_that_is_none_is_told():
         Other()
 
 
+@pytest.mark.parametrize("count", [3, 60_000], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda param, grad, lr: 0.9 * param - lr * grad,
+        lambda param, grad, lr: param - (lr * grad).clamp(-0.3, 0.3),
+        lambda param, grad, lr: param - grad / (lr + 1),
+    ],
+    ids=["decay", "clamp", "other"],
+)
+def test_a_multiplier_of_a_part_of_the_movement_is_told(after, count):
+    """Its sensitivity would be taken for the whole of it. Without the declaration it is derived."""
+
+    @dataclass(frozen=True)
+    class Part(Rule):
+        lr: float = hyperparameter(0.1, nonnegative)
+
+        def update(self, param, grad, state, c):
+            return after(param, grad, self.lr), state
+
+    class Declared(Part):
+        multiplier = "lr"
+
+    p = torch.ones(count, requires_grad=True)
+    p.grad = torch.ones(count)
+    with pytest.raises(ValueError, match=r"Declared: multiplier='lr' does not multiply all .* goes [\d.]+ times as far"):
+        Hyperoptimizer([p], hg.auto(Declared())).step()
+    assert p.eq(1).all()
+    Hyperoptimizer([p], hg.auto(Part())).step()
+    assert p.lt(1).all()
+
+
 @dataclass(frozen=True)
 class Limited(Rule):
     """Clips the norm of a parameter's gradient."""

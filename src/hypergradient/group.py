@@ -99,7 +99,6 @@ class Group:
     step: Step  # what is done with them
     schedule: Tensor  # of what is tuned a factor, the values of all others, ordered as the owner's. shape: (hyperparameters, 1)
     alone = True  # whether it shares its hyperparameters with no other
-    freedom: float  # how much a schedule lets a step size move that learns fast, from 0 to 1
 
     def __init__(
         self, entry: dict[str, Any], rule: Rule, bases: dict[str, float], begins: dict[str, float], steps: dict[Any, Step]
@@ -169,27 +168,33 @@ class Group:
         self.step = self.steps[kind]
         owner.moves = self.step.follows
         factors = [self.said[n] / bases[n] if bases[n] else float(n != self.main) for n in owner.names]
-        self.freedom = self._freedom() if owner.moves else 1.0
         if owner.moves:
+            self.heights = self._heights()  # taken over by a step; to look at an optimizer changes nothing
             factors[0] /= self.heights[1]
         self.schedule = owner.given.new_tensor([*factors, *fixed.values()]).unsqueeze(1)
 
-    def _freedom(self) -> float:
-        """How much of what it wants to a step size may move, that learns so fast that it would undo its schedule: all where
-        the user's lr is the highest so far, nothing where it is no more than half of that. (Nor may it fall: what a small step
-        size does says nothing of that which it is a part of.)
-
-        Such a step size is that of the highest. So a warm-up is left to it, which has its own: and it does not
-        matter what a schedule takes for the lr of the rule. What is FAINT beside its start is as 0: it says nothing yet.
-        """
+    def _heights(self) -> tuple[float, float]:
+        """`highest` and `rise` if a step is made now. What is FAINT beside its start is as 0: it is no height yet."""
         lr, highest, rise = self.said[self.main], self.highest, self.rise
         if self.followed == 0 or highest <= FAINT * self.start:
             first = self.start or (self.bases.get(self.main, 0.0) if self.alone else 0.0)
-            highest, rise = lr, max(1.0, lr / first if first else 1.0)
-        elif lr > highest:
-            highest, rise = lr, rise * lr / highest
-        self.heights = highest, rise  # taken over by a step; to look at an optimizer changes nothing
-        return max(0.0, 2 * lr / highest - 1) if highest > FAINT * self.start else 0.0
+            return lr, max(1.0, lr / first if first else 1.0)
+        return (lr, rise * lr / highest) if lr > highest else (highest, rise)
+
+    @property
+    def freedom(self) -> float:
+        """How much of what it wants to a step size may move, from 0 to 1, that learns so fast that it would undo its schedule:
+        all where the user's lr is the highest so far, nothing where it is no more than half of that. (Nor may it fall: what a
+        small step size does says nothing of that which it is a part of.) Nothing either where it has been FAINT until now.
+
+        Such a step size is that of the highest. So a warm-up is left to it, which has its own: and it does not
+        matter what a schedule takes for the lr of the rule.
+        """
+        if not self.owner.moves:
+            return 1.0
+        highest, _ = self.heights
+        said = min(highest, self.highest if self.followed else highest) > FAINT * self.start
+        return max(0.0, 2 * self.said[self.main] / highest - 1) if said else 0.0
 
     # ----------------------------------------------------------- its hyperparameters
 

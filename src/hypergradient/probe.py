@@ -222,6 +222,26 @@ def branches(rule: Rule, names: Sequence[str], above: bool = False) -> None:
         raise TypeError(f"{owner} {does} {what}") from error
 
 
+def check_multiplier(rule: Rule) -> None:
+    """Raise ValueError where a first step does not go twice as far with twice of what multiplies all that moves a parameter."""
+    half, name = torch.tensor(0.5, dtype=torch.float64), str(rule.multiplier)
+    param = half.new_ones(2, 2)
+
+    def moved(x: Tensor) -> Tensor:
+        at, c, _ = prepared(rule.at({**dict.fromkeys(rule.hyperparameters(), half), name: x}), 2 * half, {})
+        return updated(at, param, param.clone(), _apart(rule.init(param)), c)[0] - param
+
+    try:
+        once, twice = moved(half / 2), moved(half)
+    except (RuntimeError, IndexError, ValueError, AssertionError):  # it needs another shape
+        return
+    if not torch.allclose(twice, 2 * once, rtol=1e-9, atol=1e-12):
+        raise ValueError(
+            f"{type(rule).__name__}: multiplier={name!r} does not multiply all that moves a parameter: with twice of it a first "
+            f"step goes {(twice / once).max().item():.3g} times as far. Leave `multiplier` out: {name} is tuned without it, too"
+        )
+
+
 def reached(rule: Rule, names: Sequence[str], count: float, held: bool = False) -> set[str]:
     """Which of `names` have a derivative in the step number `count`; with coefficients `held`, other than by way of them."""
     (at, c), one = example(rule, names, count), torch.ones((2, 2), dtype=torch.float64)

@@ -89,6 +89,8 @@ class Step:
             keeps, self.weights = probe.keeps(self.rule, names, at, c)
             if keeps != "movement":
                 probe.warn_of_idle(self.rule, names)
+            elif not self.ours:
+                probe.check_multiplier(self.rule)
             self.links = probe.links(self.rule, names) if keeps != "movement" else []
             self.direct = names if not self.ours else [n for n in names if n in probe.reached(self.rule, names, 2.0, held=True)]
         t, k = len(names), len(c)
