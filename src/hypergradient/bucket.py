@@ -334,12 +334,13 @@ class Bucket:
         return anew
 
     def begin_anew(self, where: Tensor) -> None:
-        """Have paths and averages begin where the members are, if that is so. shape: (1,)"""
+        """Have paths and averages begin where the members are, if that is so; what was left can be read no more. shape: (1,)"""
         here, param = where.to(self.steps.device), self._flat(self.layout.parts(self.members))
         for x in (x for n, x in zip(self.step.state, self.state, strict=True) if n in self.step.rule.points):
             x.copy_(torch.where(here, param.to(x.dtype), x))
         for x in self.kept:
             x.masked_fill_(here, 0.0)
+        self.live = False
 
     def _watch(self) -> None:
         """Remember from here on what the members were before the last step, and what that has left."""

@@ -30,6 +30,8 @@ PIECE = 1 << 18
 """Elements worked on at a time, about: enough for dispatch not to matter, few enough for a cache."""
 WHOLE = 1 << 20
 """Elements up to which a step of a single bucket is run as one: it reads them once, not first for what it learns."""
+FORMS = 32
+"""Forms of a function that are compiled; there is no end of them where gradients come and go, as those of experts do."""
 TALL = 10
 """Levels up to which such a step is compiled as one: each of them takes seconds to compile, all together save a fifth of it."""
 
@@ -50,7 +52,7 @@ class Engine:
         check_flag("Hyperoptimizer", "compile", compile)
         self.compile = compile
         self._compiled: dict[Any, Compiled] = {}
-        self._plays = False
+        self._plays = self._said = False
         self.tapes: dict[Any, Callable[..., Any]] = {}
 
     # -------------------------------------------------------------------- a step
@@ -182,13 +184,30 @@ class Engine:
         if self._plays and (not self.compile or dynamic is False):
             return partial(self._tape(function, form, tensors, dynamic is not False), *tensors)
         if (compiled := self._compiled.get((function, form))) is None:
+            if self._many(function):
+                return partial(self._tape(function, form, tensors, True) if self._plays else of_tensors(function, form), *tensors)
             compiled = self._compiled[function, form] = Compiled(function, form, dynamic)
         program = compiled.program(tensors)
         return partial(program, tensors) if program else partial(self._compile, compiled, tensors, function, arguments)
 
+    def _many(self, function: Callable[..., Any]) -> bool:
+        """Whether so many forms of `function` have been compiled that it goes on without; says so once."""
+        if sum(known == function for known, _ in self._compiled) < FORMS:
+            return False
+        if not self._said:
+            self._said = True
+            warnings.warn(
+                f"compile=True: {FORMS} forms of a step have been compiled, each in seconds; others go on without the compiler. "
+                "Are there many groups, or parameters with a gradient in some steps only? One group, or a gradient of 0 for None, "
+                "makes them few",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return True
+
     def _compile(self, compiled: Compiled, tensors: list[Tensor], function: Callable[..., Any], arguments: Any) -> Any:
         """``function(*arguments)``, compiled now."""
-        if not self.compile:
+        if not self.compile or _observed():
             return function(*arguments)
         exc = torch._dynamo.exc
         try:
@@ -211,6 +230,12 @@ class Engine:
                 played = tape.record(played, tensors, many)
             self.tapes[key] = played
         return played
+
+
+def _observed() -> bool:
+    """Whether the user has switched the compiler off, or has something look at operations, or at what they save."""
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)  # not in torch 2.6
+    return bool(torch._dynamo.config.disable or torch._C._len_torch_dispatch_stack() or hooks(False))
 
 
 def _done(calls: Sequence[Call]) -> list[Any]:

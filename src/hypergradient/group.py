@@ -118,7 +118,8 @@ class Group:
         self.highest, self.rise = self.heights = self.saved.get("highest", (0.0, 1.0))
         self.followed: int = self.saved.get("followed", 0)  # steps one after the other, each of which could read the one before
         self.marks = dict[int, int]()  # by id, how often a parameter had been written to after its last step
-        self.resting = {i for i, rests in enumerate(self.saved.get("resting", ())) if rests}  # had not moved in the last step
+        known = rule.one_step or "start" in self.saved  # else of 0.1.0, where a trace could be read all the same
+        self.resting = {i for i, rests in enumerate(self.saved.get("resting", ())) if rests and known}  # cannot be read
         there = zip(self.params, self.saved.get("waiting", [1] * len(self.params)), strict=False)
         self.waiting = {id(p) for p, waits in there if waits}  # were there in the last step, and have never moved
         self.buckets: list[Bucket] = []
@@ -280,8 +281,8 @@ class Group:
     def joins(self, memory: Memory, present: Sequence[bool]) -> tuple[int, int]:
         """How many elements have moved before, and how many were there and move for the first time."""
         moves = [p for p, moves in zip(self.entry["params"], present, strict=True) if moves and id(p) in self.waiting]
-        before = sum(p.numel() for b in self.buckets for p in b.members)
-        return before, sum(p.numel() for p in moves if not memory.get(p))
+        before = [p for p in self.params if id(p) not in self.waiting or memory.get(p)]
+        return sum(p.numel() for p in before), sum(p.numel() for p in moves if not memory.get(p))
 
     def _left(self, before: Sequence[Tensor], memory: Memory, intact: Sequence[Bucket]) -> dict[int, Tensor]:
         """By id, what the last step has left of the parameters that stay, where there are copies; and know how often they have
@@ -386,14 +387,14 @@ class Group:
                 yield i, (count, live and (times[id(p)] == 1 or count in self.last or not self.step.replays))
 
     def _remembered(self, p: Tensor, entry: Mapping[str, Any], rests: bool, lost: bool) -> tuple[int, bool]:
-        """As `past`, of a parameter that is in no bucket; `rests`: it did not move in the last step; `lost`: that cannot be
-        replayed.
+        """As `past`, of a parameter that is in no bucket; `rests`: what the last step has left could not be read; `lost`:
+        that cannot be replayed.
         """
         count = int(entry.get("step", any(n in entry for n in self.step.state)))  # a momentum of torch has none
         shape = p.shape if (sample := self.step.sample(p)) is None else sample.shape
         left = all(getattr(entry.get(n), "shape", None) == shape for n in self.step.kept)
         known = not self.step.replays or (not lost and (count in self.last or 0 in self.last))
-        return count, count > 0 and left and known and not (rests and self.step.rule.one_step)
+        return count, count > 0 and left and known and not rests
 
     def gather(self, grads: Sequence[Tensor | None], cotangents: Mapping[Tensor, Tensor]) -> list[Bucket]:
         """Read the parameters that have a gradient. Returns their buckets."""

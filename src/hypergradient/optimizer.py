@@ -349,6 +349,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         if given:  # else nothing moves, so the last step stays the last
             with plain(given[0].device.type):
                 self._move(self._assemble(), grads)
+        self._own.cotangents = {}
         return loss
 
     def _refuse(self, grads: Grads) -> None:
@@ -370,11 +371,16 @@ class Hyperoptimizer(torch.optim.Optimizer):
             bucket.rest()
         if self._rehearsal(work):
             return
-        self._own.engine.step(self._own.levels, work, self._leave(groups) if self._own.levels.levels else None)
+        before = self._own.levels.memory.clone()
+        try:
+            self._own.engine.step(self._own.levels, work, self._leave(groups) if self._own.levels.levels else None)
+        except BaseException:  # somebody has interrupted the compiler, or the rule raises: no step is counted
+            self._own.levels.memory.copy_(before)
+            self._own.basis = Own.basis
+            raise
         for group in groups:
             group.count()
         self._own.made += 1
-        self._own.cotangents = {}
         self._own.watch.look(groups, self._own.levels, self._own.made)
 
     def _fill(self, groups: Sequence[Group], present: list[list[bool]]) -> None:
@@ -397,25 +403,28 @@ class Hyperoptimizer(torch.optim.Optimizer):
         owners = {h: [p for g in groups if g.owner is h for p in g.entry["params"]] for h in (g.owner for g in groups)}
         if sum(h.take_apart(mine) for h, mine in owners.items()):
             self._own.engine.forget(self._own.levels)
-        self._welcome(groups, present)
+        joined = self._joined(groups, present)
         for group, here in zip(groups, present, strict=True):
             group.fill(self.state, here, shared)
+        for owner in joined:
+            grown = self._own.levels.begin_anew(owner)
+            for bucket in (b for group in groups if group.owner is owner for b in group.buckets):
+                bucket.begin_anew(grown)
         pattern, seen = (present, [(b.live, True, True) for g in groups for b in g.buckets], sizes), self._objects(params)
         plain = set(map(type, seen)) <= {Tensor, torch.nn.Parameter} and all(x.layout == torch.strided for x in seen)
         place = Tensor.data_ptr if plain else address
         self._own.basis = pattern, seen, place, array("Q", map(place, seen))
 
-    def _welcome(self, groups: Sequence[Group], present: list[list[bool]]) -> None:
-        """Have a step size begin anew under which much moves for the first time: a body that has been frozen while its head was
-        trained is not to move as far as that has learned to.
+    def _joined(self, groups: Sequence[Group], present: list[list[bool]]) -> list[Hyperparameters]:
+        """Whose step size is to begin anew, for much moves with it for the first time: a body that has been frozen while its
+        head was trained is not to move as far as that has learned to.
         """
+        found = []
         for owner in (h for h in dict.fromkeys(group.owner for group in groups) if h.moves and h.sets == 1):
             each = [g.joins(self.state, here) for g, here in zip(groups, present, strict=True) if g.owner is owner]
             moved, new = map(sum, zip(*each, strict=True))
-            if 0 < moved < MUCH * new:
-                grown = self._own.levels.begin_anew(owner)
-                for bucket in (b for g in groups if g.owner is owner for b in g.buckets if b.intact(self.state)):
-                    bucket.begin_anew(grown)
+            found += [owner] if 0 < moved < MUCH * new else []
+        return found
 
     def _objects(self, params: Sequence[Tensor]) -> list[Any]:
         """The parameters, and what `state` holds: users put other things there, too."""
