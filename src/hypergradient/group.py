@@ -27,6 +27,8 @@ BUCKET = 1 << 20
 """Elements gathered at the most."""
 NOUGHT = 1e-12
 """What is so little below 0 is 0: torch's `LinearLR` ends there by rounding."""
+OVERRUN = 0.05
+"""The part of its start by which a schedule of a step size may end below 0: it has been asked for some more steps than it has."""
 FAINT = 1e-4
 """The part of its start up to which a step size that a schedule sets is as good as 0."""
 SAID = float, int, str, tuple, type(None)
@@ -55,10 +57,12 @@ def values_of(entry: MutableMapping[str, Any], rule: Rule, where: str) -> None:
         entry["betas"] = float(entry["beta1"]), float(entry["beta2"])
 
 
-def number(where: str, name: str, value: Any, constraint: Constraint) -> float:
-    """What the dict of a group says of a hyperparameter. Raises ValueError where that is no number, or not allowed."""
+def number(where: str, name: str, value: Any, constraint: Constraint, nought: float = NOUGHT) -> float:
+    """What the dict of a group says of a hyperparameter; what is less than `nought` below 0 is 0. Raises ValueError where that
+    is no number, or not allowed.
+    """
     known = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    return check(where, name, 0.0 if isinstance(known, float) and -NOUGHT < known < 0 else known, constraint)
+    return check(where, name, 0.0 if isinstance(known, float) and -nought < known < 0 else known, constraint)
 
 
 def pair(where: str, betas: Any) -> tuple[Any, Any]:
@@ -140,7 +144,8 @@ class Group:
         if len(heard) == len(self.heard) and all(map(is_, heard, self.heard)):
             return
         check_flag(where, "maximize", entry["maximize"])
-        said = {n: number(where, n, entry[n], rule.constraint(n)) for n in old}
+        nought = {self.main: max(NOUGHT, OVERRUN * self.start)}
+        said = {n: number(where, n, entry[n], rule.constraint(n), nought.get(n, NOUGHT)) for n in old}
         names = ("beta1", "beta2") if {"beta1", "beta2"} <= said.keys() else ()
         if names and (betas := pair(where, entry["betas"])) != (old["beta1"], old["beta2"]):
             said.update({n: number(where, n, x, rule.constraint(n)) for n, x in zip(names, betas, strict=True)})

@@ -57,11 +57,17 @@ class History:
         check_every(every)
         self.optimizer, self.every = optimizer, every
         self._told: dict[int, Any] = {}  # by step: a Snapshot, or once it has been read the records
-        self._hook: Any = optimizer.register_step_post_hook(self._record)
+        self._before, self._hooks = optimizer.made(), self._listen()
+
+    def _listen(self) -> list[Any]:
+        return [self.optimizer.register_step_pre_hook(self._begin), self.optimizer.register_step_post_hook(self._record)]
+
+    def _begin(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._before = self.optimizer.made()
 
     def _record(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         step = self.optimizer.made() - 1
-        if step < 0 or step % self.every:
+        if step < self._before or step % self.every:  # nothing has moved, or it is not its turn
             return
         while self._told and next(reversed(self._told)) >= step:
             self._told.popitem()
@@ -69,17 +75,17 @@ class History:
 
     def close(self) -> None:
         """Stop recording; what has been recorded stays."""
-        if self._hook:
-            self._hook.remove()
-        self._hook = None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_hook": bool(self._hook)}
+        return {**vars(self), "_hooks": bool(self._hooks)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy records the steps of the copy of its optimizer, which has come without hooks, as in torch."""
         vars(self).update(state)
-        self._hook = self.optimizer.register_step_post_hook(self._record) if self._hook else None
+        self._hooks = self._listen() if self._hooks else []
 
     def records(self) -> list[dict[str, Any]]:
         """All that has been recorded, step by step.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from .bucket import TRAIL
 from .evaluation import averages, inside
@@ -215,6 +216,18 @@ def check_state(rule: Rule, where: str, known: Sequence[Mapping[str, Any]], save
         )
     if not saved.get("levels") and known and (other := next((n for n in saved.get("said", ()) if n not in ("", own)), None)):
         raise ValueError(f"state_dict of another rule: in {where} it has {other} where this optimizer has {own}; {way}")
+
+
+def check_shapes(rule: Rule, where: str, known: Sequence[tuple[Tensor, Mapping[str, Any]]]) -> None:
+    """Raise ValueError where what is `known` of a parameter, beside it, has not its shape; one number may stand for all."""
+    for i, (p, mine) in enumerate(known):
+        for n in remembered(rule) if not is_lazy(p) else ():
+            shape = getattr(mine.get(n), "shape", p.shape)
+            if shape and shape != p.shape:
+                raise ValueError(
+                    f"state_dict of another model: in {where} the state {n!r} of parameter {i} has shape {tuple(shape)}, the "
+                    f"parameter {tuple(p.shape)}"
+                )
 
 
 def warn_of_lost(optimizer: Hyperoptimizer, groups: Sequence[Group]) -> None:

@@ -111,7 +111,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         if others:
             raise TypeError(
                 f"Hyperoptimizer has no argument {', '.join(others)}; allowed: params, tower, per, maximize, compile. "
-                "It finds the lr; other values belong to a rule: auto(weight_decay=0.1), Adam(lr=1e-3) / SGD(lr=1e-5)"
+                "It finds the lr; other values belong to a rule: auto(weight_decay=0.1), Adam(lr=1e-3) / SGD(lr=1e-5). "
+                "To what passes them by itself, give a function: lambda params, **_: Hyperoptimizer(params)"
             )
         for kind, what, write in INSTEAD:
             if isinstance(params, kind) and not isinstance(params, torch.nn.ParameterList):
@@ -648,8 +649,10 @@ class Hyperoptimizer(torch.optim.Optimizer):
             copied = deepcopy({n: x for n, x in entry.items() if n != "params"})
             rule, *_ = self._settle(copied, group.rule, where := f"group {i}")
             memory.check_decay(rule, where, entry)
-            known, learned = (state[key] for key in entry["params"] if key in state), copied.get(LEARNED) or {}
-            memory.check_state(rule, where, [mine for mine in known if LEARNED not in entry or "step" in mine], learned)
+            pairs, learned = zip(group.entry["params"], entry["params"], strict=False), copied.get(LEARNED) or {}
+            known = [(p, state[key]) for p, key in pairs if key in state]
+            memory.check_shapes(rule, where, known)
+            memory.check_state(rule, where, [mine for _, mine in known if LEARNED not in entry or "step" in mine], learned)
             if "levels" in learned and readable(self._own.levels.memory):
                 memory.check(self.tower, rule, group.owner.sets, where, learned)
                 memory.recalled(self.tower, learned)

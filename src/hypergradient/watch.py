@@ -16,6 +16,8 @@ EVERY = 8
 """The steps between two looks."""
 FAR = 1e3
 """By what factor a step size may grow between two looks, and be more than 1, if its hypergradient is not normalized."""
+HIGH, HIGHEST = 3e4, 1e9
+"""How many times its start a step size may be, and more than 1, that `auto` tunes: with a metric, and without."""
 
 NOTHING = 2 * REACH.tiny
 """As good as 0."""
@@ -26,6 +28,11 @@ EARLY = 12
 ADVICE = (
     ". Write a smaller lr above, such as … / SGD(lr=1e-9), or a tower that is free of the loss's scale: "
     "Hyperoptimizer(params), or auto(rule) for another rule"
+)
+
+MEMORY = (
+    ". If the loss grows, too, p.grad says not only what the loss does: with momentum, Grokfast or error feedback in it, a longer "
+    "path always looks better. Leave these out, or call optimizer.tune_on(loss) before each step, with a loss taken once more"
 )
 
 
@@ -80,6 +87,8 @@ class Watch:
                 if own.rule.normalize is None and value > max(1.0, old * FAR):
                     far = f"from {old:.3g} to {value:.3g} in {EVERY} steps"
                     return self._say(f"group {i}: the learned lr has run away, {far}{ADVICE}")
+                if own.normalization.metric and value > max(1.0, start * (HIGHEST if own.lacks else HIGH)):
+                    return self._say(f"group {i}: the learned lr has grown from {start:.3g} to {value:.3g}{MEMORY}")
 
     def _look_at_what_is_read(self, groups: Sequence[Group], read: list[float]) -> None:
         """Of rules of one's own: where a derivative is not finite, nothing moves. (Of the others' it is the gradient's.)"""
