@@ -11,6 +11,8 @@ from helpers import TOWER, clones, compiler, crossed
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from hypergradient import (
     POSITIVE,
@@ -158,6 +160,81 @@ def test_without_a_compiler_one_warning_then_eager(monkeypatch, error):
         losses = train(optimizer, mine, 4)
     assert len(caught) == 1
     assert losses == train(Hyperoptimizer(twin, TOWER), twin, 4)
+
+
+@pytest.mark.parametrize("how", ["disabled", "operations", "hooks"])
+def test_where_the_compiler_would_be_in_the_way_a_step_goes_without(monkeypatch, how):
+    """Switched off by who looks for a mistake; or something sees operations, or what is saved, which a compiler cannot see."""
+    mine, twin = parameters(), parameters()
+    optimizer = Hyperoptimizer(mine, TOWER, compile=True)
+    expected = train(Hyperoptimizer(twin, TOWER), twin, 6)
+    around = {
+        "disabled": lambda: torch._dynamo.config.patch(disable=True),
+        "operations": lambda: FlopCounterMode(display=False),
+        "hooks": torch.autograd.graph.save_on_cpu,
+    }
+    with around[how]():
+        losses = train(optimizer, mine, 3)
+    x = torch.ones(2, requires_grad=True)
+    checkpoint(torch.tanh, x, use_reentrant=False).sum().backward()  # these hooks work as before
+    counter = CompileCounter()
+    monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda name: lambda graph, inputs, **options: counter(graph, inputs))
+    torch.testing.assert_close(losses + train(optimizer, mine, 3, 3), expected, rtol=1e-9, atol=0)
+    assert counter.frame_count > 0
+
+
+def test_where_gradients_come_and_go_no_more_than_some_forms_are_compiled(monkeypatch):
+    """As those of experts: other parameters are read in each step; what has no program goes on without the compiler."""
+    monkeypatch.setattr(engine, "FORMS", 3)
+    made = []
+
+    class Counted(Compiled):
+        def __init__(self, function, form, dynamic):
+            made.append(function.__name__)
+            self.function = of_tensors(function, form)
+
+        def program(self, tensors):
+            return lambda tensors: self.function(*tensors)
+
+    monkeypatch.setattr(engine, "Compiled", Counted)
+
+    def go(compile):
+        torch.manual_seed(0)
+        params = [torch.randn(64, 40 + 8 * i).requires_grad_() for i in range(8)]
+        optimizer = Hyperoptimizer(params, auto(Adam()), compile=compile)
+        for t in range(30):
+            for i, p in enumerate(params):
+                p.grad = p.detach() + 0.1 * t if (t + 1) % (i + 2) else None
+            optimizer.step()
+        return params, optimizer.hyperparameters()
+
+    with pytest.warns(RuntimeWarning, match="compile=True: 3 forms of a step have been compiled") as said:
+        compiled = go(True)
+    assert len(said) == 1
+    assert max(map(made.count, made)) == 3
+    torch.testing.assert_close(compiled, go(False), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("tower", [TOWER, auto()], ids=repr)
+def test_a_step_that_is_interrupted_while_it_is_compiled_has_not_been_made(monkeypatch, tower):
+    call, waiting = Compiled.__call__, [True]
+
+    def interrupted(self, tensors):
+        if waiting and waiting.pop():
+            raise KeyboardInterrupt
+        return call(self, tensors)
+
+    monkeypatch.setattr(Compiled, "__call__", interrupted)
+    runs = []
+    for compile in (True, False):
+        mine = parameters()
+        optimizer = Hyperoptimizer([{"params": [p]} for p in mine], tower, compile=compile)
+        if compile:
+            with pytest.raises(KeyboardInterrupt):
+                train(optimizer, mine, 1)
+        runs.append((train(optimizer, mine, 5), optimizer.hyperparameters(), [optimizer.state[p]["step"].item() for p in mine]))
+    torch.testing.assert_close(*runs, rtol=1e-9, atol=0)
+    assert not waiting
 
 
 def test_a_resumed_optimizer_compiles_too():

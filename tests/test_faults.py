@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from cases import RULES, TWINS, counted, loss, ours, parameters
-from helpers import crossed, refusal, stored
+from helpers import crossed, refusal, resumed, stored
 from lightning.pytorch.callbacks import BackboneFinetuning, ModelCheckpoint
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -1165,6 +1165,27 @@ def test_a_value_that_is_not_allowed_is_an_error_before_anything_moves(tower, na
     optimizer.param_groups[1][name] = allowed
     same(snapshot(optimizer), before)
     go(optimizer, 1, 2)
+
+
+@pytest.mark.parametrize("tower", [None, AdamW(lr=0.1), Adam(lr=0.1) / SGD(lr=1e-4)], ids=str)
+def test_a_schedule_that_ends_a_little_below_0_ends_at_0(tower):
+    """Those of frameworks that round the number of steps up do; a training is not to be lost in its last step."""
+    mine = make_params((4, 3))
+    optimizer = Hyperoptimizer(mine, tower)
+    go(optimizer, 2)
+    full, before = optimizer.param_groups[0]["lr"], copies(mine)
+    optimizer.param_groups[0]["lr"] = -0.03 * full
+    go(optimizer, 2, 2)
+    same(copies(mine), before)
+    assert optimizer.hyperparameters()[0]["lr"] == 0
+    twin = resumed(optimizer, mine)
+    assert twin.hyperparameters()[0]["lr"] == 0
+    optimizer.param_groups[0]["lr"] = -0.3 * full
+    with pytest.raises(ValueError, match="group 0: lr=-0"):
+        go(optimizer, 1, 4)
+    optimizer.param_groups[0]["lr"] = full
+    go(optimizer, 1, 4)
+    assert not torch.equal(mine[0], before[0])
 
 
 ONE = {

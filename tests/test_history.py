@@ -34,6 +34,22 @@ def recorded(tower, steps=20, every=1, **options):
     return mine, optimizer, history
 
 
+@pytest.mark.parametrize("look", [False, True])
+def test_a_step_in_which_nothing_moves_is_no_record(look):
+    """Also where a schedule has gone on, and somebody has looked."""
+    mine, optimizer, history = recorded(LOG, 3)
+    before = history.records()
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.5
+    if look:
+        repr(optimizer)
+    optimizer.zero_grad()
+    optimizer.step()
+    assert repr(history.records()) == repr(before)
+    train(optimizer, mine, 1, 3)
+    assert history.records()[-1]["step"] == 3
+
+
 def flat(values):
     return {f"{n}.{k}" if k else n: x for n, v in values.items() for k, x in (v if isinstance(v, dict) else {"": v}).items()}
 

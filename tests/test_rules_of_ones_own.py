@@ -650,6 +650,41 @@ def test_a_multiplier_of_a_part_of_the_movement_is_told(after, count):
     assert p.lt(1).all()
 
 
+@pytest.mark.parametrize("moves", [1, 3], ids=["first", "later"])
+def test_a_step_that_a_rule_does_not_make_is_not_counted(moves):
+    """One that raises; after it, the steps are those of a rule that has never done so."""
+
+    @dataclass(frozen=True)
+    class Raising(Rule):
+        lr: float = hyperparameter(0.1, nonnegative)
+
+        def init(self, param):
+            return {"m": torch.zeros_like(param)}
+
+        def update(self, param, grad, state, c):
+            if broken:
+                raise ArithmeticError
+            m = 0.9 * state["m"] + grad
+            return param - self.lr * m, {"m": m}
+
+    def go(fails):
+        p, found = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True), []
+        optimizer = Hyperoptimizer([p], Raising() / hg.Adam(lr=1e-2) / SGD(lr=1e-3))
+        for t in range(5):
+            p.grad = p.detach().clone()
+            if fails and t == moves:
+                broken.append(True)
+                with pytest.raises(ArithmeticError):
+                    optimizer.step()
+                broken.clear()
+            optimizer.step()
+            found.append((p.tolist(), optimizer.hyperparameters(), optimizer.state[p]["step"].item()))
+        return found
+
+    broken = []
+    assert go(True) == go(False)
+
+
 @dataclass(frozen=True)
 class Limited(Rule):
     """Clips the norm of a parameter's gradient."""

@@ -889,6 +889,88 @@ def test_a_checkpoint_of_version_0_1_0_is_saved_in_the_present_form(old):
     assert train(optimizer, mine, 6, 6) == pytest.approx(old["losses"], rel=1e-9)
 
 
+class Around(torch.optim.Optimizer):
+    """As SAM is mostly written: with the groups and the state of the optimizer inside, saved and loaded as torch does."""
+
+    def __init__(self, base):
+        self.base = base
+        super().__init__(base.param_groups, base.defaults)
+        self.param_groups, self.state = base.param_groups, base.state
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        self.base.param_groups, self.base.state = self.param_groups, self.state
+
+
+@pytest.mark.parametrize("by", ["wrapper", "optimizer"])
+def test_a_checkpoint_without_what_was_learned_says_so(by):
+    def go(optimizer, p, steps):
+        for _ in range(steps):
+            p.grad = p.detach().clone()
+            optimizer.step()
+        return optimizer.hyperparameters()[0]["lr"]
+
+    p = torch.ones(3, requires_grad=True)
+    around = Around(Hyperoptimizer([p]))
+    learned = go(around.base, p, 20)
+    saved = stored((around if by == "wrapper" else around.base).state_dict())
+    twin = Around(Hyperoptimizer([q := p.detach().clone().requires_grad_()]))
+    if by == "optimizer":
+        twin.base.load_state_dict(saved)
+        assert go(twin.base, q, 0) == learned
+    else:
+        twin.load_state_dict(saved)
+        with pytest.warns(RuntimeWarning, match="without what was learned.*optimizer.state_dict"):
+            assert go(twin.base, q, 1) < learned / 10
+
+
+@pytest.mark.parametrize("where", ["used", "fresh"])
+@pytest.mark.parametrize("tower", [None, Adam(lr=0.01), Muon(lr=0.01) / SGD(lr=1e-5)], ids=str)
+def test_a_checkpoint_of_another_width_is_refused_before_anything_has_changed(tower, where):
+    def of(width):
+        params = [torch.nn.Parameter(torch.ones(3, width)), torch.nn.Parameter(torch.ones(2, 2))]
+        return params, Hyperoptimizer(params, tower)
+
+    def go(params, optimizer):
+        for p in params:
+            p.grad = p.detach().clone()
+        optimizer.step()
+
+    for each in (one := of(4)), (other := of(5)):
+        go(*each)
+    params, optimizer = of(4) if where == "fresh" else one
+    before, saved = stored(optimizer.state_dict()), stored(other[1].state_dict())
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"group 0 the state '\w+' of parameter 0 has shape \(3, 5\), the parameter \(3, 4\)"
+        ):
+            optimizer.load_state_dict(saved)
+    torch.testing.assert_close(stored(optimizer.state_dict()), before, rtol=0, atol=0, equal_nan=True)
+    go(params, optimizer)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (200, 100)], ids=["small", "large"])
+@pytest.mark.parametrize("name", ["last_movement", "exp_avg_sq"])
+def test_to_save_and_load_twice_is_as_once(name, shape):
+    """Of a state of which a part is lost, too."""
+
+    def go(times):
+        torch.manual_seed(0)
+        p = torch.nn.Parameter(torch.randn(shape))
+        optimizer = Hyperoptimizer([p])
+        for t in range(6):
+            if t == 4:
+                del optimizer.state[p][name]
+            for _ in range(times if t == 4 else 0):
+                saved, optimizer = stored(optimizer.state_dict()), Hyperoptimizer([p])
+                optimizer.load_state_dict(saved)
+            p.grad = p.detach().clone()
+            optimizer.step()
+        return optimizer.hyperparameters(), optimizer.hypergradients(), p.tolist()
+
+    assert repr(go(0)) == repr(go(1)) == repr(go(2)) == repr(go(3))
+
+
 def test_to_see_whether_the_state_is_as_it_was_left_takes_as_long_as_there_are_parameters(monkeypatch):
     """And not, as once, the square of that: seconds for 600."""
     calls, views = [], Bucket.views

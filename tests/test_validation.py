@@ -350,6 +350,20 @@ def test_what_was_asked_before_a_checkpoint_is_loaded_is_forgotten():
     identical(optimizer, mine, twin, copies)
 
 
+def test_what_was_asked_before_a_step_without_gradients_is_forgotten():
+    """It was asked of that step."""
+    mine, copies = parameters(), parameters()
+    optimizer, twin = Hyperoptimizer(mine, SHORT), Hyperoptimizer(copies, SHORT)
+    for each, params in ((optimizer, mine), (twin, copies)):
+        fit(each, params, 3)
+        each.zero_grad()
+    optimizer.tune_on(held_out(mine))
+    optimizer.step()
+    fit(optimizer, mine, 1, 3, on=None)
+    fit(twin, copies, 1, 3, on=None)
+    identical(optimizer, mine, twin, copies)
+
+
 def test_accumulated_gradients():
     mine, others = parameters(), parameters()
     optimizer, twin = Hyperoptimizer(mine, SHORT), Hyperoptimizer(others, SHORT)

@@ -53,6 +53,34 @@ def test_nothing_is_said_of_what_goes_well(tower):
         train(Hyperoptimizer(params, tower), params, 60)
 
 
+@pytest.mark.parametrize("tower", [None, auto(Adam())], ids=str)
+def test_gradients_that_remember_make_auto_run_away_and_that_is_said(tower):
+    """As momentum that is taken before the step: along it, a longer path always looks better. Not so with `tune_on`."""
+
+    def go(on):
+        torch.manual_seed(0)
+        x = torch.randn(512, 20)
+        y = (x @ torch.randn(20) > 0).long()
+        model = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.Tanh(), torch.nn.Linear(32, 2))
+        optimizer, kept = Hyperoptimizer(model.parameters(), tower), [torch.zeros_like(p) for p in model.parameters()]
+        for t in range(100):
+            batch = slice(t % 16 * 32, t % 16 * 32 + 32)
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
+            for p, old in zip(model.parameters(), kept, strict=True):
+                p.grad = old.lerp_(p.grad, 0.1).clone()
+            if on:
+                optimizer.tune_on(torch.nn.functional.cross_entropy(model(x[batch]), y[batch]))
+            optimizer.step()
+
+    with pytest.warns(
+        RuntimeWarning, match=r"group 0: the learned lr has grown from .*momentum.*optimizer\.tune_on\(loss\)"
+    ) as said:
+        go(on=False)
+    assert len(said) == 1
+    go(on=True)  # a warning would be an error
+
+
 @dataclass(frozen=True)
 class Rooted(Averages):
     """RMSprop as one writes it."""

@@ -185,7 +185,8 @@ class Engine:
             return partial(self._tape(function, form, tensors, dynamic is not False), *tensors)
         if (compiled := self._compiled.get((function, form))) is None:
             if self._many(function):
-                return partial(self._tape(function, form, tensors, True) if self._plays else of_tensors(function, form), *tensors)
+                without = self._tape(function, form, tensors, True) if self._plays else of_tensors(function, form)
+                return partial(without, *tensors)
             compiled = self._compiled[function, form] = Compiled(function, form, dynamic)
         program = compiled.program(tensors)
         return partial(program, tensors) if program else partial(self._compile, compiled, tensors, function, arguments)
@@ -197,9 +198,9 @@ class Engine:
         if not self._said:
             self._said = True
             warnings.warn(
-                f"compile=True: {FORMS} forms of a step have been compiled, each in seconds; others go on without the compiler. "
-                "Are there many groups, or parameters with a gradient in some steps only? One group, or a gradient of 0 for None, "
-                "makes them few",
+                f"compile=True: {FORMS} forms of a step have been compiled, each in seconds; others go on without. Are there "
+                "many groups, or parameters with a gradient in some steps only? One group, or a gradient of 0 in the place of "
+                "None, makes them few",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -28,7 +28,7 @@ BUCKET = 1 << 20
 NOUGHT = 1e-12
 """What is so little below 0 is 0: torch's `LinearLR` ends there by rounding."""
 OVERRUN = 0.05
-"""The part of its start by which a schedule of a step size may end below 0: it has been asked for some more steps than it has."""
+"""The part of its start by which a step size may end below 0: its schedule has been asked for more steps than it has."""
 FAINT = 1e-4
 """The part of its start up to which a step size that a schedule sets is as good as 0."""
 SAID = float, int, str, tuple, type(None)

@@ -245,6 +245,17 @@ def warn_of_lost(optimizer: Hyperoptimizer, groups: Sequence[Group]) -> None:
         )
 
 
+def warn_of_nothing(optimizer: Hyperoptimizer, entry: Mapping[str, Any]) -> None:
+    """Say where the dict of a group comes with a state that has made steps, and without what was learned."""
+    if optimizer.tower.height and any((optimizer.state.get(p) or {}).get("step") for p in entry["params"]):
+        warnings.warn(
+            "a group has come from a checkpoint without what was learned, which begins anew: save and load that of the "
+            "Hyperoptimizer itself, optimizer.state_dict(), not of what is around it, such as SAM: base_optimizer.state_dict()",
+            RuntimeWarning,
+            stacklevel=10,
+        )
+
+
 def copied(value: Any, param: Tensor, spread: bool) -> Any:
     """A copy of what is remembered of `param`; to be `spread` over its elements, where it is a number of an optimizer of torch,
     such as NAdam's product.

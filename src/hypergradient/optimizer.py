@@ -265,6 +265,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for group in gone:
             if group.learned is entry.get(LEARNED) or any(map(is_, entry["params"][:1], group.entry["params"])):
                 gone.remove(group)
+                if entry.get(LEARNED) == {} and not self._own.made:
+                    memory.warn_of_nothing(self, entry)
                 for n, x in group.entry.items():
                     entry.setdefault(n, x)
                 group.entry, entry[LEARNED] = entry, group.learned

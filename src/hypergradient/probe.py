@@ -238,7 +238,7 @@ def check_multiplier(rule: Rule) -> None:
     if not torch.allclose(twice, 2 * once, rtol=1e-9, atol=1e-12):
         raise ValueError(
             f"{type(rule).__name__}: multiplier={name!r} does not multiply all that moves a parameter: with twice of it a "
-            f"first step goes {(twice / once).max().item():.3g} times as far. Leave `multiplier` out: {name} is tuned without it, too"
+            f"first step goes {(twice / once).max().item():.3g} times as far. Leave `multiplier` out: {name} is still tuned"
         )
 
 

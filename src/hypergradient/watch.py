@@ -31,7 +31,7 @@ ADVICE = (
 )
 
 MEMORY = (
-    ". If the loss grows, too, p.grad says not only what the loss does: with momentum, Grokfast or error feedback in it, a longer "
+    ". If the loss grows, too, p.grad is not its gradient alone: with momentum, Grokfast or error feedback in it, a longer "
     "path always looks better. Leave these out, or call optimizer.tune_on(loss) before each step, with a loss taken once more"
 )
 
