@@ -1178,13 +1178,18 @@ def test_a_schedule_that_ends_a_little_below_0_ends_at_0(tower):
     go(optimizer, 2, 2)
     same(copies(mine), before)
     assert optimizer.hyperparameters()[0]["lr"] == 0
-    twin = resumed(optimizer, mine)
-    assert twin.hyperparameters()[0]["lr"] == 0
+    for twin in (resumed(optimizer, mine), copy.deepcopy(optimizer)):
+        assert twin.hyperparameters()[0]["lr"] == 0
+    optimizer.param_groups.append(optimizer.param_groups.pop())
+    go(optimizer, 1, 4)
+    optimizer.param_groups = [{**optimizer.param_groups[0]}]
+    go(optimizer, 1, 4)
+    same(copies(mine), before)
     optimizer.param_groups[0]["lr"] = -0.3 * full
     with pytest.raises(ValueError, match="group 0: lr=-0"):
         go(optimizer, 1, 4)
     optimizer.param_groups[0]["lr"] = full
-    go(optimizer, 1, 4)
+    go(optimizer, 2, 4)
     assert not torch.equal(mine[0], before[0])
 
 

@@ -9,6 +9,7 @@ from helpers import TOWER, clones, compiler, fit, network, scalars
 from torch import nn
 
 from hypergradient import SGD, Adagrad, Adam, Hyperoptimizer, RMSprop
+from hypergradient.group import Group
 
 
 def test_frozen_and_unused_parameters_are_not_touched():
@@ -181,6 +182,32 @@ def test_a_body_that_was_frozen_does_not_move_as_its_head_has_learned_to(per, gr
 def test_what_joins_later_and_is_little_or_moves_by_a_tower_of_ones_own_changes_nothing_at_once(tower):
     found, _ = unfrozen(20, 1000, tower=tower) if tower is None else unfrozen(1000, 20, tower=tower)
     assert found[40] == pytest.approx(found[39], rel=0.3)
+
+
+@pytest.mark.parametrize("per", ["group", "all"])
+def test_a_body_joins_in_the_same_way_where_a_step_raises_at_first(per, monkeypatch):
+    """There is no memory for its state, say; the step is made again."""
+    fill, fails = Group.fill, []
+
+    def fails_once(self, memory, present, shared):
+        fill(self, memory, present, shared)
+        if fails:
+            fails.clear()
+            raise MemoryError
+
+    expected = unfrozen(1000, 20, per, per == "all")
+    monkeypatch.setattr(Group, "fill", fails_once)
+    step = Hyperoptimizer.step
+
+    def again(self):
+        try:
+            return step(self)
+        except MemoryError:
+            return step(self)
+
+    monkeypatch.setattr(Hyperoptimizer, "step", again)
+    assert unfrozen(1000, 20, per, per == "all", edit=lambda *_: fails.append(True)) == expected
+    assert not fails
 
 
 def forget(optimizer, p):

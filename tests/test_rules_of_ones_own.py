@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import hypergradient as hg
-from hypergradient import SGD, Averages, Hyperoptimizer, Rule, hyperparameter, nonnegative, probe
+from hypergradient import SGD, Averages, Hyperoptimizer, Rule, engine, hyperparameter, nonnegative, probe
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["elementwise", "not"])
@@ -618,6 +618,43 @@ def test_a_multiplier_that_is_none_is_told():
         Other()
 
 
+HONEST = {
+    "velocity": lambda self, p, g, v: (p - (0.9 * v + self.lr * g), 0.9 * v + self.lr * g),
+    "decay": lambda self, p, g, v: (p * (1 - self.lr * 0.1) - self.lr * g, v),
+    "switched off": lambda self, p, g, v: (p * (1 - self.decay) - self.lr * g, v),
+    "constrained": lambda self, p, g, v: (p - self.lr * g * (self.warm - 1).sqrt(), v),
+    "random": lambda self, p, g, v: (p - self.lr * g * torch.rand_like(g), v),
+    "norm": lambda self, p, g, v: (p - self.lr * g * p.norm() / g.norm(), v),
+}
+
+
+@pytest.mark.parametrize("step", HONEST.values(), ids=HONEST)
+def test_a_multiplier_of_all_the_movement_is_not_refused(step):
+    @dataclass(frozen=True)
+    class Honest(Rule):
+        lr: float = hyperparameter(0.1, nonnegative)
+        decay: float = hyperparameter(0.0, nonnegative, tuned=False)
+        warm: float = hyperparameter(2.0, nonnegative, tuned=False)
+        multiplier = "lr"
+
+        def init(self, param):
+            return {"v": torch.zeros_like(param)}
+
+        def update(self, param, grad, state, c):
+            moved, v = step(self, param, grad, state["v"])
+            return moved, {"v": v}
+
+    torch.manual_seed(0)
+    p = torch.ones(3, requires_grad=True)
+    p.grad = torch.ones(3)
+    before = torch.get_rng_state()
+    optimizer = Hyperoptimizer([p], hg.auto(Honest()))
+    print(optimizer)
+    assert torch.equal(torch.get_rng_state(), before)
+    optimizer.step()
+    assert p.lt(1).all()
+
+
 @pytest.mark.parametrize("count", [3, 60_000], ids=["small", "large"])
 @pytest.mark.parametrize(
     "after",
@@ -648,6 +685,49 @@ def test_a_multiplier_of_a_part_of_the_movement_is_told(after, count):
     assert p.eq(1).all()
     Hyperoptimizer([p], hg.auto(Part())).step()
     assert p.lt(1).all()
+
+
+RAISED = {
+    "sensitivities": SGD(lr=0.1, momentum=0.9, horizon=5) / hg.Adam(lr=1e-2) / SGD(lr=1e-3),
+    "replays": hg.Adam(lr=0.1) / SGD(lr=1e-3),
+    "default": hg.auto(),
+}
+
+
+@pytest.mark.parametrize("tower", RAISED.values(), ids=RAISED)
+@pytest.mark.parametrize("when", [1, 3], ids=["reads", "moves"])
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_step_that_is_interrupted_before_anything_has_moved_is_not_counted(stop, when, tower, monkeypatch):
+    """In mid-training, while a parameter rests; made again, or after a checkpoint."""
+    done, calls = engine._done, [0]
+
+    def interrupted(found):
+        calls[0] -= 1
+        if not calls[0]:
+            raise KeyboardInterrupt
+        return done(found)
+
+    monkeypatch.setattr(engine, "_done", interrupted)
+
+    def go(fails):
+        torch.manual_seed(0)
+        params, found = [torch.randn(n, dtype=torch.float64).requires_grad_() for n in (3, 4, 5)], []
+        optimizer = Hyperoptimizer([{"params": params[:2]}, {"params": params[2:]}], tower)
+        for t in range(6):
+            for i, p in enumerate(params):
+                p.grad = None if i == 1 and t > 2 else p.detach() + 0.1 * t
+            if fails and t == 4:
+                calls[0] = when
+                with pytest.raises(KeyboardInterrupt):
+                    optimizer.step()
+                if stop:
+                    saved, optimizer = optimizer.state_dict(), Hyperoptimizer(optimizer.param_groups, tower)
+                    optimizer.load_state_dict(saved)
+            optimizer.step()
+            found.append(([p.tolist() for p in params], [optimizer.hyperparameters(i) for i in (0, 1)]))
+        return found
+
+    assert go(True) == go(False)
 
 
 @pytest.mark.parametrize("moves", [1, 3], ids=["first", "later"])

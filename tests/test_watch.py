@@ -45,6 +45,21 @@ def test_a_step_size_that_comes_to_rest_at_0_is_said():
         swing()
 
 
+@pytest.mark.parametrize("tower", [None, auto(Adam(lr=1e-12)), auto(SGD(momentum=0.9))], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_nothing_is_said_where_weights_are_large(tower, scale):
+    """Of data that nobody has scaled."""
+    torch.manual_seed(0)
+    x = torch.randn(256, 10)
+    y, p = scale * x @ torch.randn(10), torch.zeros(10, requires_grad=True)
+    optimizer = Hyperoptimizer([p], tower)
+    for _ in range(200):
+        batch = torch.randint(256, (64,))
+        optimizer.zero_grad()
+        (x[batch] @ p - y[batch]).square().mean().backward()
+        optimizer.step()
+
+
 @pytest.mark.parametrize("tower", [Adam(lr=1e-3) / SGD(lr=1e-5), Adam(lr=1e-6) / SGD(lr=1e-5), auto(), auto(SGD())], ids=str)
 def test_nothing_is_said_of_what_goes_well(tower):
     with warnings.catch_warnings():
@@ -63,7 +78,7 @@ def test_gradients_that_remember_make_auto_run_away_and_that_is_said(tower):
         y = (x @ torch.randn(20) > 0).long()
         model = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.Tanh(), torch.nn.Linear(32, 2))
         optimizer, kept = Hyperoptimizer(model.parameters(), tower), [torch.zeros_like(p) for p in model.parameters()]
-        for t in range(100):
+        for t in range(160):
             batch = slice(t % 16 * 32, t % 16 * 32 + 32)
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()

@@ -380,8 +380,6 @@ class Bucket:
 
     def rest(self) -> None:
         """Let a step pass in which these elements did not move: of a single step that counts, nothing is left."""
-        if self.edits.seen is None:  # from here on it is known what others write
-            self.settle()
         self.live = self.live and not self.step.rule.one_step
         for kept in self.kept:
             kept.mul_(self.step.rule.fading(max(self.count, 1)))

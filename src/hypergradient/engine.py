@@ -30,7 +30,7 @@ PIECE = 1 << 18
 """Elements worked on at a time, about: enough for dispatch not to matter, few enough for a cache."""
 WHOLE = 1 << 20
 """Elements up to which a step of a single bucket is run as one: it reads them once, not first for what it learns."""
-FORMS = 32
+FORMS = 64
 """Forms of a function that are compiled; there is no end of them where gradients come and go, as those of experts do."""
 TALL = 10
 """Levels up to which such a step is compiled as one: each of them takes seconds to compile, all together save a fifth of it."""
@@ -183,13 +183,15 @@ class Engine:
         form = taken_apart(arguments, tensors)
         if self._plays and (not self.compile or dynamic is False):
             return partial(self._tape(function, form, tensors, dynamic is not False), *tensors)
-        if (compiled := self._compiled.get((function, form))) is None:
-            if self._many(function):
-                without = self._tape(function, form, tensors, True) if self._plays else of_tensors(function, form)
-                return partial(without, *tensors)
+        compiled = self._compiled.get((function, form))
+        if program := compiled.program(tensors) if compiled else None:
+            return partial(program, tensors)
+        if _observed() or (compiled is None and self._many(function)):
+            without = self._tape(function, form, tensors, True) if self._plays else of_tensors(function, form)
+            return partial(without, *tensors)
+        if compiled is None:
             compiled = self._compiled[function, form] = Compiled(function, form, dynamic)
-        program = compiled.program(tensors)
-        return partial(program, tensors) if program else partial(self._compile, compiled, tensors, function, arguments)
+        return partial(self._compile, compiled, tensors, function, arguments)
 
     def _many(self, function: Callable[..., Any]) -> bool:
         """Whether so many forms of `function` have been compiled that it goes on without; says so once."""
@@ -199,8 +201,8 @@ class Engine:
             self._said = True
             warnings.warn(
                 f"compile=True: {FORMS} forms of a step have been compiled, each in seconds; others go on without. Are there "
-                "many groups, or parameters with a gradient in some steps only? One group, or a gradient of 0 in the place of "
-                "None, makes them few",
+                "many groups of parameters of different sizes, or parameters with a gradient in some steps only? One group, or "
+                "a gradient of 0 in the place of None, makes them few",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -208,7 +210,7 @@ class Engine:
 
     def _compile(self, compiled: Compiled, tensors: list[Tensor], function: Callable[..., Any], arguments: Any) -> Any:
         """``function(*arguments)``, compiled now."""
-        if not self.compile or _observed():
+        if not self.compile:
             return function(*arguments)
         exc = torch._dynamo.exc
         try:

@@ -44,9 +44,10 @@ def values_of(entry: MutableMapping[str, Any], rule: Rule, where: str) -> None:
     Raises:
         ValueError: a value that is not allowed.
     """
+    main, start = rule.multiplier or "lr", (entry.get(LEARNED) or {}).get("start", 0.0)
     for n in rule.hyperparameters():
         value = entry.setdefault(n, getattr(rule, n))
-        checked = number(where, n, value, rule.constraint(n))
+        checked = number(where, n, value, rule.constraint(n), OVERRUN * start if n == main else NOUGHT)
         entry[n] = value if isinstance(value, Tensor) else checked
     pair(where, entry.get("betas", (0.0, 0.0)))
     check_flag(where, "maximize", entry.get("maximize", False))
@@ -62,7 +63,7 @@ def number(where: str, name: str, value: Any, constraint: Constraint, nought: fl
     is no number, or not allowed.
     """
     known = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    return check(where, name, 0.0 if isinstance(known, float) and -nought < known < 0 else known, constraint)
+    return check(where, name, 0.0 if isinstance(known, float) and -max(nought, NOUGHT) < known < 0 else known, constraint)
 
 
 def pair(where: str, betas: Any) -> tuple[Any, Any]:
@@ -126,6 +127,7 @@ class Group:
         self.resting = {i for i, rests in enumerate(self.saved.get("resting", ())) if rests and known}  # cannot be read
         there = zip(self.params, self.saved.get("waiting", [1] * len(self.params)), strict=False)
         self.waiting = {id(p) for p, waits in there if waits}  # were there in the last step, and have never moved
+        self.waits = self.waiting  # the same, if a step is made now
         self.buckets: list[Bucket] = []
         self.moving: list[Bucket] = []  # those that move in this step
         last = self.saved.get("last")  # scalars of the last step by its number; of a checkpoint at 0. shape: (rows, sets)
@@ -144,7 +146,7 @@ class Group:
         if len(heard) == len(self.heard) and all(map(is_, heard, self.heard)):
             return
         check_flag(where, "maximize", entry["maximize"])
-        nought = {self.main: max(NOUGHT, OVERRUN * self.start)}
+        nought = {self.main: OVERRUN * (self.start or self.bases.get(self.main, 0.0))}
         said = {n: number(where, n, entry[n], rule.constraint(n), nought.get(n, NOUGHT)) for n in old}
         names = ("beta1", "beta2") if {"beta1", "beta2"} <= said.keys() else ()
         if names and (betas := pair(where, entry["betas"])) != (old["beta1"], old["beta2"]):
@@ -279,15 +281,15 @@ class Group:
             buckets.append(bucket)
         self.buckets, self.resting = buckets, set()
         if any(present):
-            self.waiting = {*map(id, self.params)} - {id(p) for b in buckets for p in b.members}
+            self.waits = {*map(id, self.params)} - {id(p) for b in buckets for p in b.members}
         self.last.pop(0, None)
         self._sample(present)
 
     def joins(self, memory: Memory, present: Sequence[bool]) -> tuple[int, int]:
         """How many elements have moved before, and how many were there and move for the first time."""
         moves = [p for p, moves in zip(self.entry["params"], present, strict=True) if moves and id(p) in self.waiting]
-        before = [p for p in self.params if id(p) not in self.waiting or memory.get(p)]
-        return sum(p.numel() for p in before), sum(p.numel() for p in moves if not memory.get(p))
+        known = [p for p in self.params if id(p) not in self.waiting or _made(memory.get(p))]
+        return sum(p.numel() for p in known), sum(p.numel() for p in moves if not _made(memory.get(p)))
 
     def _left(self, before: Sequence[Tensor], memory: Memory, intact: Sequence[Bucket]) -> dict[int, Tensor]:
         """By id, what the last step has left of the parameters that stay, where there are copies; and know how often they have
@@ -412,7 +414,7 @@ class Group:
 
     def count(self) -> None:
         """The end of a step."""
-        self.highest, self.rise = self.heights
+        (self.highest, self.rise), self.waiting = self.heights, self.waits
         self.raised.clear()
         if moved := self.moving:
             self.followed = self.followed + 1 if any(b.live for b in moved) else 1
@@ -421,3 +423,8 @@ class Group:
                 torch._foreach_copy_([b.sums for b in moved], [b.summed(b.clock[1:]) for b in moved])
         for bucket in moved:
             bucket.tick()
+
+
+def _made(entry: Mapping[str, Any] | None) -> bool:
+    """Whether a parameter of which that is remembered has made a step."""
+    return bool(entry and entry.get("step", 1))

@@ -220,8 +220,9 @@ def check_state(rule: Rule, where: str, known: Sequence[Mapping[str, Any]], save
 
 def check_shapes(rule: Rule, where: str, known: Sequence[tuple[Tensor, Mapping[str, Any]]]) -> None:
     """Raise ValueError where what is `known` of a parameter, beside it, has not its shape; one number may stand for all."""
+    names = remembered(rule)
     for i, (p, mine) in enumerate(known):
-        for n in remembered(rule) if not is_lazy(p) else ():
+        for n in names if not is_lazy(p) else ():
             shape = getattr(mine.get(n), "shape", p.shape)
             if shape and shape != p.shape:
                 raise ValueError(
@@ -245,12 +246,14 @@ def warn_of_lost(optimizer: Hyperoptimizer, groups: Sequence[Group]) -> None:
         )
 
 
-def warn_of_nothing(optimizer: Hyperoptimizer, entry: Mapping[str, Any]) -> None:
-    """Say where the dict of a group comes with a state that has made steps, and without what was learned."""
-    if optimizer.tower.height and any((optimizer.state.get(p) or {}).get("step") for p in entry["params"]):
+def warn_of_nothing(optimizer: Hyperoptimizer, params: Sequence[Tensor]) -> None:
+    """Say where the dict of a group has come with a state of more steps than have been made, so without what was learned."""
+    steps = max((int((optimizer.state.get(p) or {}).get("step", 0)) for p in params), default=0)
+    if optimizer.tower.height and steps > optimizer.made():
         warnings.warn(
-            "a group has come from a checkpoint without what was learned, which begins anew: save and load that of the "
-            "Hyperoptimizer itself, optimizer.state_dict(), not of what is around it, such as SAM: base_optimizer.state_dict()",
+            f"a group has come with a state of {steps} steps, but without what was learned in them, which begins anew. If that "
+            "is from a checkpoint, save and load the state_dict of the Hyperoptimizer, not that of what is around it, such as "
+            "SAM: base_optimizer.state_dict()",
             RuntimeWarning,
             stacklevel=10,
         )

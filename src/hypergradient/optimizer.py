@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import chain, repeat
@@ -36,6 +36,10 @@ INSTEAD: tuple[tuple[Any, str, str], ...] = (
     (torch.nn.Module, "a module", "Hyperoptimizer(model.parameters())"),
     (Callable, "a function or a class", "Hyperoptimizer(model.parameters())"),
     (Mapping, "a dict", "Hyperoptimizer([{'params': …}]) where it is a group, else Hyperoptimizer(model.parameters())"),
+)
+PASSED = (
+    ". It finds the lr; other values belong to a rule: auto(weight_decay=0.1), Adam(lr=1e-3) / SGD(lr=1e-5). To what passes "
+    "them by itself, give a function: lambda params, **_: Hyperoptimizer(params)"
 )
 MANY = 1000
 """Groups taken away of which the rule is known."""
@@ -110,9 +114,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
     ) -> None:
         if others:
             raise TypeError(
-                f"Hyperoptimizer has no argument {', '.join(others)}; allowed: params, tower, per, maximize, compile. "
-                "It finds the lr; other values belong to a rule: auto(weight_decay=0.1), Adam(lr=1e-3) / SGD(lr=1e-5). "
-                "To what passes them by itself, give a function: lambda params, **_: Hyperoptimizer(params)"
+                f"Hyperoptimizer has no argument {', '.join(others)}; allowed: params, tower, per, maximize, compile{PASSED}"
             )
         for kind, what, write in INSTEAD:
             if isinstance(params, kind) and not isinstance(params, torch.nn.ParameterList):
@@ -212,8 +214,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """Complete the dict of a group, and find its rule, the bases of its tuned hyperparameters, and what is learned from
         elsewhere.
         """
-        values_of({**entry}, rule, where)  # as somebody has written them
-        saved, begins = memory.restore(entry, rule.multiplier or "lr"), dict[str, float]()
+        values_of(written := {**entry}, rule, where)
+        main = rule.multiplier or "lr"
+        if main in entry and written[main] == 0:  # also where a schedule has ended below it
+            entry[main] = written[main]
+        saved, begins = memory.restore(entry, main), dict[str, float]()
         if usual := self._usual_lr(rule):
             start = float(getattr(rule, "lr"))  # noqa: B009
             if (given := entry.setdefault("lr", usual)) != start:
@@ -265,8 +270,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for group in gone:
             if group.learned is entry.get(LEARNED) or any(map(is_, entry["params"][:1], group.entry["params"])):
                 gone.remove(group)
-                if entry.get(LEARNED) == {} and not self._own.made:
-                    memory.warn_of_nothing(self, entry)
+                if LEARNED in entry and entry[LEARNED] is not group.learned:
+                    memory.warn_of_nothing(self, entry["params"])
                 for n, x in group.entry.items():
                     entry.setdefault(n, x)
                 group.entry, entry[LEARNED] = entry, group.learned
@@ -368,23 +373,40 @@ class Hyperoptimizer(torch.optim.Optimizer):
     def _move(self, groups: Sequence[Group], grads: Grads) -> None:
         """Move everything: what `step` does when all is as it should be."""
         self._fill(groups, [[g is not None for g in mine] for mine in grads])
-        pairs = zip(groups, grads, strict=True)
+        last, pairs = [(group, group.last) for group in groups], zip(groups, grads, strict=True)
         work = [(group, bucket) for group, mine in pairs for bucket in group.gather(mine, self._own.cotangents)]
-        for bucket in {b for group in groups for b in group.buckets} - {b for _, b in work}:
-            bucket.rest()
+        resting = {b for group in groups for b in group.buckets} - {b for _, b in work}
+        for bucket in (b for b in resting if b.edits.seen is None):  # from here on it is known what others write
+            bucket.settle()
         if self._rehearsal(work):
             return
-        before = self._own.levels.memory.clone()
-        try:
+        with self._taken_back(work, last):
             self._own.engine.step(self._own.levels, work, self._leave(groups) if self._own.levels.levels else None)
-        except BaseException:  # somebody has interrupted the compiler, or the rule raises: no step is counted
-            self._own.levels.memory.copy_(before)
-            self._own.basis = Own.basis
-            raise
+        for bucket in resting:
+            bucket.rest()
         for group in groups:
             group.count()
         self._own.made += 1
         self._own.watch.look(groups, self._own.levels, self._own.made)
+
+    @contextlib.contextmanager
+    def _taken_back(self, work: Sequence[tuple[Group, Bucket]], last: Sequence[tuple[Group, Any]]) -> Iterator[None]:
+        """Where somebody interrupts a step, or a rule raises, it is not counted; what has moved already stays so, as in torch.
+
+        Args:
+            last: of each group, the scalars of the last step.
+        """
+        learned, scalars = self._own.levels.memory.clone(), [(b, b.scalars) for _, b in work]
+        try:
+            yield
+        except BaseException:
+            self._own.levels.memory.copy_(learned)
+            for bucket, rows in scalars:
+                bucket.scalars = rows
+            for group, known in last:
+                group.last = known
+            self._own.basis = Own.basis
+            raise
 
     def _fill(self, groups: Sequence[Group], present: list[list[bool]]) -> None:
         """Put parameters into buckets, if the user has changed anything since the last step that these rest upon: which
@@ -409,10 +431,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         joined = self._joined(groups, present)
         for group, here in zip(groups, present, strict=True):
             group.fill(self.state, here, shared)
-        for owner in joined:
-            grown = self._own.levels.begin_anew(owner)
-            for bucket in (b for group in groups if group.owner is owner for b in group.buckets):
-                bucket.begin_anew(grown)
+        self._begin_anew(joined)
         pattern, seen = (present, [(b.live, True, True) for g in groups for b in g.buckets], sizes), self._objects(params)
         plain = set(map(type, seen)) <= {Tensor, torch.nn.Parameter} and all(x.layout == torch.strided for x in seen)
         place = Tensor.data_ptr if plain else address
@@ -428,6 +447,12 @@ class Hyperoptimizer(torch.optim.Optimizer):
             moved, new = map(sum, zip(*each, strict=True))
             found += [owner] if 0 < moved < MUCH * new else []
         return found
+
+    def _begin_anew(self, owners: Sequence[Hyperparameters]) -> None:
+        for owner in owners:
+            grown = self._own.levels.begin_anew(owner)
+            for bucket in (b for group in self._own.groups if group.owner is owner for b in group.buckets):
+                bucket.begin_anew(grown)
 
     def _objects(self, params: Sequence[Tensor]) -> list[Any]:
         """The parameters, and what `state` holds: users put other things there, too."""

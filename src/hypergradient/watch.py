@@ -16,8 +16,8 @@ EVERY = 8
 """The steps between two looks."""
 FAR = 1e3
 """By what factor a step size may grow between two looks, and be more than 1, if its hypergradient is not normalized."""
-HIGH, HIGHEST = 3e4, 1e9
-"""How many times its start a step size may be, and more than 1, that `auto` tunes: with a metric, and without."""
+HIGH, HIGHEST = 3e7, 1e11
+"""How many times that of its rule by default a step size may be that `auto` tunes: with a metric, and without."""
 
 NOTHING = 2 * REACH.tiny
 """As good as 0."""
@@ -87,7 +87,8 @@ class Watch:
                 if own.rule.normalize is None and value > max(1.0, old * FAR):
                     far = f"from {old:.3g} to {value:.3g} in {EVERY} steps"
                     return self._say(f"group {i}: the learned lr has run away, {far}{ADVICE}")
-                if own.normalization.metric and value > max(1.0, start * (HIGHEST if own.lacks else HIGH)):
+                usual = own.rule.hyperparameters()["lr"].default
+                if own.normalization.metric and value > usual * (HIGHEST if own.lacks else HIGH) > 0:
                     return self._say(f"group {i}: the learned lr has grown from {start:.3g} to {value:.3g}{MEMORY}")
 
     def _look_at_what_is_read(self, groups: Sequence[Group], read: list[float]) -> None:
