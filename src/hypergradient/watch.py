@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ class Watch:
                 if own.rule.normalize is None and value > max(1.0, old * FAR):
                     far = f"from {old:.3g} to {value:.3g} in {EVERY} steps"
                     return self._say(f"group {i}: the learned lr has run away, {far}{ADVICE}")
-                usual = own.rule.hyperparameters()["lr"].default
+                usual = cast(float, own.rule.hyperparameters()["lr"].default)
                 if own.normalization.metric and value > usual * (HIGHEST if own.lacks else HIGH) > 0:
                     return self._say(f"group {i}: the learned lr has grown from {start:.3g} to {value:.3g}{MEMORY}")
 
