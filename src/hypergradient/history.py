@@ -67,7 +67,7 @@ class History:
 
     def _record(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         step = self.optimizer.made() - 1
-        if step < self._before or step % self.every:  # nothing has moved, or it is not its turn
+        if step == self._before - 1 or step % self.every:  # nothing has moved, or it is not its turn
             return
         while self._told and next(reversed(self._told)) >= step:
             self._told.popitem()
