@@ -687,6 +687,39 @@ def test_a_multiplier_of_a_part_of_the_movement_is_told(after, count):
     assert p.lt(1).all()
 
 
+def test_a_state_of_another_shape_than_the_parameter_comes_back():
+    """As docs/rules.md allows it: of a matrix a number for each row."""
+
+    @dataclass(frozen=True)
+    class Rows(Rule):
+        lr: float = hyperparameter(0.1, nonnegative)
+        elementwise = False
+
+        def init(self, param):
+            return {"r": torch.zeros_like(param[..., :1])}
+
+        def update(self, param, grad, state, c):
+            r = 0.9 * state["r"] + grad.square().mean(-1, keepdim=True)
+            return param - self.lr * grad / (r.sqrt() + 1e-3), {"r": r}
+
+    torch.manual_seed(0)
+    p, tower = torch.randn(3, 4, requires_grad=True), Rows() / SGD(lr=1e-4)
+    optimizer = Hyperoptimizer([p], tower)
+
+    def go(optimizer, p):
+        p.grad = p.detach().clone()
+        optimizer.step()
+        return p.tolist(), optimizer.hyperparameters()
+
+    for _ in range(3):
+        go(optimizer, p)
+    q = p.detach().clone().requires_grad_()
+    twin = Hyperoptimizer([q], tower)
+    twin.load_state_dict(optimizer.state_dict())
+    assert twin.state[q]["r"].shape == (3, 1)
+    assert go(twin, q) == go(optimizer, p)
+
+
 RAISED = {
     "sensitivities": SGD(lr=0.1, momentum=0.9, horizon=5) / hg.Adam(lr=1e-2) / SGD(lr=1e-3),
     "replays": hg.Adam(lr=0.1) / SGD(lr=1e-3),

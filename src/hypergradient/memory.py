@@ -23,7 +23,7 @@ from .evaluation import averages, inside
 from .group import LEARNED, Group
 from .level import title
 from .numerics import readable
-from .probe import KEPT, RESERVED, remembered, sums
+from .probe import KEPT, RESERVED, elementwise, ours, remembered, sums
 from .rule import Rule
 from .tower import Tower
 
@@ -220,7 +220,7 @@ def check_state(rule: Rule, where: str, known: Sequence[Mapping[str, Any]], save
 
 def check_shapes(rule: Rule, where: str, known: Sequence[tuple[Tensor, Mapping[str, Any]]]) -> None:
     """Raise ValueError where what is `known` of a parameter, beside it, has not its shape; one number may stand for all."""
-    names = remembered(rule)
+    names = remembered(rule) if elementwise(rule) or ours(rule) else ()  # others may remember a row of it
     for i, (p, mine) in enumerate(known):
         for n in names if not is_lazy(p) else ():
             shape = getattr(mine.get(n), "shape", p.shape)
