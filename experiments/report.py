@@ -91,7 +91,7 @@ def made(lines: Sequence[Line], missing: int, settings: Settings) -> str:
     seconds = sum(line["seconds"] for line in lines)
     time = f"{seconds / 3600:.1f} process hours" if seconds > 3600 else f"{seconds / 60:.1f} process minutes"
     dates = sorted(line["date"][:10] for line in lines)
-    machines = ", ".join(sorted({line["machine"] for line in lines}))
+    machines = " and ".join(sorted({line["machine"] for line in lines}))
     versions = ", ".join(sorted({f"torch {line['versions']['torch']}" for line in lines}))
     computed = "".join(f", {name}" for name in sorted({line["precision"] for line in lines if "precision" in line}))
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"

@@ -70,6 +70,7 @@ class Results:
 
     def __init__(self, lines: Sequence[Line]) -> None:
         names, self.found = list(NAMES), {}
+        self.machine = statistics.mode(line["machine"] for line in lines)
         for line in lines:
             self.found.setdefault((line["task"], line["steps"]), {}).setdefault(line["tower"], []).append(line)
         self.rows: list[Row] = sorted(self.found, key=lambda row: (row[1], names.index(row[0])))
@@ -133,10 +134,16 @@ class Results:
         return median(parts)
 
     def cost(self, row: Row, name: str, part: int) -> float | None:
-        """Of a step (0), or of the optimizer in it (1), in times of Adam's."""
-        methods = (contestant(each).methods for each in (name, ADAM))
-        ours, adam = ([line["ms"][part] for one in some for line in self.of(row, one) if line["ms"]] for some in methods)
+        """Of a step (0), or of the optimizer in it (1), in times of Adam's, on the machine that most were run on."""
+        ours, adam = (
+            [line["ms"][part] for one in contestant(each).methods for line in self.of(row, one) if self.timed(line)]
+            for each in (name, ADAM)
+        )
         return statistics.median(ours) / statistics.median(adam) if ours and adam else None
+
+    def timed(self, line: Line) -> bool:
+        """Whether its times can be compared with others."""
+        return bool(line["ms"]) and line["machine"] == self.machine
 
 
 def label(row: Row) -> str:
@@ -281,7 +288,7 @@ authors' averaging) and Mechanic around AdamW.
 
 
 METHODS_SAID = """Of all tasks, by validation loss. Adam is the best fixed Adam, and where costs are compared all of its grid;
-they were taken on different days, those of the default and of auto(SGD) while other work ran, those of towers of the paper's
+they were taken on one machine, on different days, those of the default and of auto(SGD) while other work ran, those of towers of the paper's
 form before steps were played from a tape: times side by side are in [Benchmarks](benchmarks.md). When its loss is reached is
 seen at 20 points, on 300 samples.
 """

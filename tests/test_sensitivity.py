@@ -133,11 +133,11 @@ def test_there_is_a_page_of_any_part_of_the_results(tmp_path, monkeypatch):
     assert "Not run yet" not in page
 
 
-def told(method, seed, loss):
+def told(method, seed, loss, ms=None, machine="one"):
     """A line of the results; no loss: it has diverged."""
     final = None if loss is None else {"loss": loss}
-    about = {"task": "quadratic", "steps": 600, "tower": method, "seed": seed}
-    return {**about, "diverged": loss is None, "final": final, "average": None}
+    about = {"task": "quadratic", "steps": 600, "tower": method, "seed": seed, "machine": machine}
+    return {**about, "diverged": loss is None, "final": final, "average": None, "ms": ms}
 
 
 def test_the_best_of_a_grid_is_the_least_median_over_the_seeds():
@@ -163,6 +163,13 @@ def test_ratios_are_of_the_same_seeds():
     row = ("quadratic", 600)
     assert results.best(row, ADAM) == (2.5, "Adam 0.01")
     assert results.ratio(row, DEFAULT) == 0.5
+
+
+def test_costs_are_those_of_one_machine():
+    lines = [told("Adam 0.01", seed, 1.0, [2.0, 1.0]) for seed in (0, 1)]
+    lines += [told(DEFAULT, 0, 1.0, [3.0, 2.0]), told(DEFAULT, 1, 1.0, [30.0, 20.0], "another")]
+    results = Results(lines)
+    assert [results.cost(("quadratic", 600), DEFAULT, part) for part in (0, 1)] == [1.5, 2.0]
 
 
 def test_pictures_are_of_the_same_seeds():

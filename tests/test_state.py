@@ -955,6 +955,42 @@ def test_a_checkpoint_of_another_width_is_refused_before_anything_has_changed(to
     go(params, optimizer)
 
 
+def level(saved):
+    """Of a state_dict, what the first group has kept of the level above."""
+    return next(iter(saved["param_groups"][0]["learned"]["levels"].values()))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda saved: level(saved)["memory"][1].append(1.0),
+        lambda saved: level(saved).update(memory="lost"),
+        lambda saved: saved["param_groups"][0]["learned"].update(last=3),
+        lambda saved: saved["param_groups"][0]["learned"].update(highest=[None, None]),
+        lambda saved: saved["state"][1].update(step=[]),
+    ],
+    ids=["ragged", "no numbers", "last", "highest", "step"],
+)
+@pytest.mark.parametrize("whole", [False, True], ids=["from_torch", "alone"])
+def test_after_a_checkpoint_that_is_damaged_all_is_as_before(damage, whole):
+    def make():
+        params = parameters()
+        given = torch.optim.Adam(params, lr=0.01)
+        return params, given, Hyperoptimizer(params) if whole else from_torch(given)
+
+    (params, given, optimizer), (others, _, twin) = make(), make()
+    for each, mine in ((optimizer, params), (twin, others)):
+        train(each, mine, 4)
+    damage(saved := copy.deepcopy(optimizer.state_dict()))
+    with pytest.raises((TypeError, ValueError)):
+        optimizer.load_state_dict(saved)
+    if not whole:
+        assert given.state is optimizer.state
+        assert given.param_groups is optimizer.param_groups
+    assert train(optimizer, params, 4, 4) == train(twin, others, 4, 4)
+    assert optimizer.hyperparameters() == twin.hyperparameters()
+
+
 @pytest.mark.parametrize("shape", [(4, 5), (200, 100)], ids=["small", "large"])
 @pytest.mark.parametrize("name", ["last_movement", "exp_avg_sq"])
 def test_to_save_and_load_twice_is_as_once(name, shape):

@@ -617,8 +617,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         of its groups, that is in force.
 
         Raises:
-            ValueError: the `state_dict` of another tower; says which level differs. Nothing has changed then.
-            TypeError: no `state_dict` of an optimizer, likewise.
+            ValueError: the `state_dict` of another tower; says which level differs.
+            TypeError: no `state_dict` of an optimizer. After these and all other errors, nothing has changed.
         """
         adapted: dict[str, Any] = {}
         memory.check_form(state_dict, ())
@@ -633,11 +633,21 @@ class Hyperoptimizer(torch.optim.Optimizer):
             self.register_load_state_dict_pre_hook(look),  # the last one, that sees what others have made of it
             self.register_load_state_dict_post_hook(lambda _: self._take(adapted), prepend=True),  # others may edit it
         ]
+        before = {**vars(self)}
         try:
             super().load_state_dict(state_dict)
+        except BaseException:
+            vars(self).update(before)
+            self._stand_in()
+            raise
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _stand_in(self) -> None:
+        """Show the optimizer of torch in whose place this one stands the groups and their state."""
+        if self.instead_of is not None:
+            self.instead_of.param_groups, self.instead_of.state = self.param_groups, self.state
 
     def _take(self, adapted: dict[str, Any]) -> None:
         """Take over the state. (torch has cast it to the dtypes of the parameters; that of half precision is wider.)"""
@@ -702,8 +712,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self.defaults.pop("differentiable", None)  # of torch, which groups of before have not
         if known and all(any(group.entry is e for group in known) for e in self.param_groups):
             return
-        if self.instead_of is not None:
-            self.instead_of.param_groups, self.instead_of.state = self.param_groups, self.state
+        self._stand_in()
         self._own = Own(Engine(self.compile))
         for i, (entry, rule) in enumerate(zip(self.param_groups, rules, strict=True)):
             self._own.groups.append(self._group(entry, [rule], f"group {i}"))
