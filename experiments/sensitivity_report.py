@@ -288,9 +288,9 @@ authors' averaging) and Mechanic around AdamW.
 
 
 METHODS_SAID = """Of all tasks, by validation loss. Adam is the best fixed Adam, and where costs are compared all of its grid;
-they were taken on one machine, on different days, those of the default and of auto(SGD) while other work ran, those of towers of the paper's
-form before steps were played from a tape: times side by side are in [Benchmarks](benchmarks.md). When its loss is reached is
-seen at 20 points, on 300 samples.
+they were taken on the machine that most trainings were made on, on different days, those of the default and of auto(SGD) while
+other work ran, those of towers of the paper's form before steps were played from a tape: times side by side are in
+[Benchmarks](benchmarks.md). When its loss is reached is seen at 20 points, on 300 samples.
 """
 
 

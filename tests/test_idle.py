@@ -189,8 +189,8 @@ def test_a_body_joins_in_the_same_way_where_a_step_raises_at_first(per, monkeypa
     """There is no memory for its state, say; the step is made again."""
     fill, fails = Group.fill, []
 
-    def fails_once(self, memory, present, shared):
-        fill(self, memory, present, shared)
+    def fails_once(self, *given):
+        fill(self, *given)
         if fails:
             fails.clear()
             raise MemoryError

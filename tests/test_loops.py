@@ -3,6 +3,8 @@ of one sample.
 """
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -154,3 +156,69 @@ def test_batches_of_one_do_not_make_the_step_size_of_sgd_run_away(rule):
         torch.nn.functional.cross_entropy(model(images[i]), labels[i]).backward()
         optimizer.step()
     assert (model(images).argmax(1) != labels).double().mean() < 0.25
+
+
+# -------------------------------------------------------------------- threads
+
+
+LOOKS = {
+    "hyperparameters": lambda o: o.hyperparameters(),
+    "hypergradients": lambda o: o.hypergradients(),
+    "print": repr,
+    "state_dict": lambda o: o.state_dict(),
+    "deepcopy": copy.deepcopy,
+}
+
+
+class Unseen(nn.Parameter):
+    """A parameter whose gradient may be looked at by a step alone: a thread that reads it while it is made is a crash."""
+
+    hidden = False
+
+    @property
+    def grad(self):
+        assert not self.hidden
+        return super().grad
+
+    @grad.setter
+    def grad(self, value):
+        nn.Parameter.grad.__set__(self, value)
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS.keys())
+def test_who_looks_at_an_optimizer_does_not_look_at_gradients(look, make, monkeypatch):
+    optimizer = make([p := Unseen(torch.ones(3))])
+    for _ in range(3):
+        p.grad = p.detach().clone()
+        optimizer.step()
+        with monkeypatch.context() as patch:
+            patch.setattr(Unseen, "hidden", True)
+            look(optimizer)
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS.keys())
+def test_a_thread_that_looks_at_the_optimizer_changes_nothing(look):
+    def go(watched):
+        torch.manual_seed(0)
+        x, y = torch.randn(64, 20), torch.randint(2, (64,))
+        model = nn.Sequential(nn.Linear(20, 32), nn.Tanh(), nn.Linear(32, 2))
+        optimizer, ended, seen = Hyperoptimizer(model.parameters()), threading.Event(), []
+
+        def watch():
+            while not ended.wait(1e-3):
+                seen.append(look(optimizer) is not None)
+
+        with ThreadPoolExecutor() as pool:
+            watching = pool.submit(watch) if watched else None
+            for _ in range(200):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(x), y).backward()
+                optimizer.step()
+            ended.set()
+        return watching and watching.exception(), [p.tolist() for p in model.parameters()], bool(seen)
+
+    error, weights, seen = go(watched=True)
+    assert error is None
+    assert seen
+    assert weights == go(watched=False)[1]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import parameters, train
 
-from hypergradient import SGD, Adam, Averages, Hyperoptimizer, auto, hyperparameter, nonnegative, unit_interval
+from hypergradient import SGD, Adam, Averages, Hyperoptimizer, auto, from_torch, hyperparameter, nonnegative, unit_interval
 
 
 def descend(tower, steps=40, **options):
@@ -94,6 +94,31 @@ def test_gradients_that_remember_make_auto_run_away_and_that_is_said(tower):
         go(on=False)
     assert len(said) == 1
     go(on=True)  # a warning would be an error
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Hyperoptimizer, lambda params: from_torch(torch.optim.AdamW(params, lr=1e-3))],
+    ids=["default", "from_torch"],
+)
+def test_that_gradients_are_never_set_to_0_is_said(make):
+    """Under AdamW the step size that runs away comes to rest where nothing can be read any more, long before it is HIGH."""
+    torch.manual_seed(0)
+    x = torch.randn(512, 20)
+    y = (x @ torch.randn(20) > 0).long()
+    layers = [torch.nn.Linear(20, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 2)]
+    model = torch.nn.Sequential(*layers)
+    optimizer = make(model.parameters())
+
+    def go():
+        for t in range(300):
+            batch = slice(t % 16 * 32, t % 16 * 32 + 32)
+            torch.nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
+            optimizer.step()
+
+    with pytest.warns(RuntimeWarning, match=r"group 0: the learned lr has grown from .* without zero_grad\(\) before") as said:
+        go()
+    assert len(said) == 1
 
 
 @dataclass(frozen=True)

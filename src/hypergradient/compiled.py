@@ -38,7 +38,7 @@ class Compiled:
         # again, no two functions may share one. By its name it remembers which sizes vary: those of another do not.
         name = f"{function.__name__}_{next(_count)}"
         own = FunctionType(flat.__code__.replace(co_name=name), flat.__globals__, name, None, flat.__closure__)
-        options: Any = {"guard_filter_fn": _tensors} if hasattr(torch.compiler, "keep_tensor_guards_unsafe") else None
+        options: Any = {"guard_filter_fn": _tensors} if torch.__version__ >= "2.9" else None
         self._function = torch.compile(own, fullgraph=True, dynamic=dynamic, backend=self._backend, options=options)
         self._programs: dict[Any, Callable[..., Any] | None] = {}
         self._ran: list[tuple[Callable[..., Any], Sequence[Any], Sequence[Any]]] = []
@@ -132,6 +132,6 @@ def of_tensors(function: Callable[..., Any], form: Any) -> FunctionType:
 
 def _tensors(guards: Sequence[Any]) -> list[bool]:
     """Which of its checks before each call the compiler needs: those of what tensors look like, and which are
-    the same. All else stays as it is. (In torch since 2.8.)
+    the same. All else stays as it is. (Torch 2.8 fails with it where an attribute is not there, and before there was none.)
     """
     return [guard.guard_type in ("TENSOR_MATCH", "SHAPE_ENV", "DUPLICATE_INPUT") for guard in guards]

@@ -251,7 +251,7 @@ class Group:
 
     # ------------------------------------------------------------------ its buckets
 
-    def fill(self, memory: Memory, present: Sequence[bool], shared: Collection[int]) -> None:
+    def fill(self, memory: Memory, present: Sequence[bool], shared: Collection[int], still: bool) -> None:
         """Put the parameters that have moved or will move into buckets, alike in dtype, device, layout, number of steps made,
         whether they have a gradient, and whether the last step can be read. Which go together follows from that alone, as it
         has to for an exact resume.
@@ -260,13 +260,15 @@ class Group:
             memory: `optimizer.state`.
             present: which have a gradient.
             shared: the ids of parameters that share memory with others.
+            still: whether `memory` and the parameters are as the last step has left them.
         """
+        intact = [b for b in self.buckets if (b.untouched() if still else b.intact(memory))]
         before, self.params, clocks = self.params, list(self.entry["params"]), dict[Any, Tensor]()
-        past = dict(self.past(memory))
+        past = dict(self.past(memory, intact))
         here = {i: (*past.get(i, (0, False)), moves, self._sums(i, memory)) for i, moves in enumerate(present)}
         alike = self._alike({i: mine for i, mine in here.items() if present[i] or i in past}, shared)
-        known = {(b.step, b.count, *b.sets, *map(id, b.members)): b for b in self.buckets if b.intact(memory)}
-        left = self._left(before, memory, [*known.values()])
+        known = {(b.step, b.count, *b.sets, *map(id, b.members)): b for b in intact}
+        left = self._left(before, memory, intact)
         buckets = list[Bucket]()
         for (*_, count, live, _, sums), positions in alike.items():
             members, sets = [self.params[i] for i in positions], positions if self.owner.sets > 1 else []
@@ -280,8 +282,7 @@ class Group:
             bucket.share(any(id(p) in shared for p in bucket.members), left)
             buckets.append(bucket)
         self.buckets, self.resting = buckets, set()
-        if any(present):
-            self.waits = {*map(id, self.params)} - {id(p) for b in buckets for p in b.members}
+        self.waits = {*map(id, self.params)} - {id(p) for b in buckets for p in b.members} if any(present) else self.waits
         self.last.pop(0, None)
         self._sample(present)
 
@@ -362,7 +363,8 @@ class Group:
         shape: (rows, sets)
         """
         rows = self.step.rows["jacobian"].stop if self.step.replays else 0
-        return next(iter(self.last.values()), self.owner.given.new_zeros(rows, self.owner.sets))[:rows]
+        known = next(iter(self.last.values()), None)  # at once: another thread may be at a step
+        return self.owner.given.new_zeros(rows, self.owner.sets) if known is None else known[:rows]
 
     def _scalars(self, bucket: Bucket) -> Tensor:
         """The scalars of the last step of a bucket. shape: (rows, sets)"""
@@ -373,14 +375,16 @@ class Group:
             self.last[count] = rows if rows[0].eq(count).all() else step.prepare(values, scale, bucket.clock)
         return self.last[count]
 
-    def past(self, memory: Memory) -> Iterator[tuple[int, tuple[int, bool]]]:
-        """Of each parameter that has moved before: how many steps it has made, and whether the last can be read."""
+    def past(self, memory: Memory, intact: Sequence[Bucket] | None = None) -> Iterator[tuple[int, tuple[int, bool]]]:
+        """Of each parameter that has moved before: how many steps it has made, and whether the last can be read; `intact`: the
+        buckets that are, where that is known.
+        """
         found, lost, times = dict[int, tuple[int, bool]](), set[int](), Counter[int]()
         resting = self.resting.union(*(b.positions for b in self.buckets if not b.live))
         for bucket in self.buckets:
             if self.step.replays and bucket.written():
                 bucket.live = False
-            if bucket.intact(memory):
+            if bucket.intact(memory) if intact is None else bucket in intact:
                 found.update((id(p), (bucket.count, bucket.live)) for p in bucket.members)
             else:
                 lost.update(map(id, bucket.changed(memory) if bucket.live else bucket.members))

@@ -47,9 +47,9 @@ class Layout(NamedTuple):
         if self.mesh is None:
             return cast(Tensor, x)
         if not hasattr(x, "placements"):
-            from torch.distributed.tensor import distribute_tensor
+            from torch.distributed.tensor import DTensor, Replicate
 
-            x = distribute_tensor(x, self.mesh, self.placements, src_data_rank=None)
+            x = DTensor.from_local(x, self.mesh, [Replicate() for _ in self.placements], run_check=False)
         if tuple(x.placements) != self.placements:  # also gradients that are still to be summed
             x = x.redistribute(self.mesh, self.placements)
         return cast(Tensor, x.detach().to_local())

@@ -9,6 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from operator import is_
+from threading import RLock
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ class Own:
     """
 
     engine: Engine
+    lock: Any = field(default_factory=RLock)  # of what is made at first sight: another thread may read what is learned
     watch: Watch = field(default_factory=Watch)
     levels: Levels = field(default_factory=lambda: Levels([], torch.empty(0, device="cpu")))
     groups: list[Group] = field(default_factory=list)
@@ -64,7 +66,7 @@ class Own:
     steps: dict[Any, Step] = field(default_factory=dict)  # see `Group`
     made: int = 0  # how many steps it has made
     built: Any = None  # what the levels are made from
-    basis: tuple[Any, list[Any], Callable[[Any], int], array[int]] = (None, [], address, array("Q"))  # of the buckets
+    basis: tuple[Any, Any, list[Any], Callable[[Any], int], array[int]] = None, None, [], address, array("Q")  # of the buckets
     cotangents: dict[Tensor, Tensor] = field(default_factory=dict)  # the gradients of `tune_on`
     entered: dict[Tensor, Rule] = field(default_factory=dict)  # with which a parameter became its average
 
@@ -278,23 +280,30 @@ class Hyperoptimizer(torch.optim.Optimizer):
                 return group
         return None
 
-    def _assemble(self) -> list[Group]:
-        """All groups as the user has left them, with the hyperparameters that move them, and the levels above: on the device of
-        the first parameter that may move.
+    def _assemble(self, device: torch.device | None = None) -> list[Group]:
+        """All groups as the user has left them, with the hyperparameters that move them, and the levels above.
+
+        Args:
+            device: in a step, that of its gradients. Only there are these looked at: while they are made, another thread may
+                read what is learned.
         """
-        self._reconcile()
-        groups = self._own.groups
-        for i, group in enumerate(groups):
-            group.listen(f"group {i}")
-        params = [p for group in groups for p in group.entry["params"]]
-        moves, may = (p for p in params if p.grad is not None), (p for p in params if p.requires_grad)
-        device = next((p.device for p in chain(moves, may)), torch.device("cpu"))
-        sets = [list(map(id, group.entry["params"])) for group in groups] if self.per == "tensor" else []
-        built = device, [*groups], self.rules, sets
-        if groups and (any(group.fresh for group in groups) or built != self._own.built):
-            self._build(device)
-            self._own.built = built
-        return groups
+        with self._own.lock:
+            self._reconcile()
+            groups = self._own.groups
+            for i, group in enumerate(groups):
+                group.listen(f"group {i}")
+            device = device or self._device([p for group in groups for p in group.entry["params"]])
+            sets = [list(map(id, group.entry["params"])) for group in groups] if self.per == "tensor" else []
+            built = device, [*groups], self.rules, sets
+            if groups and (any(group.fresh for group in groups) or built != self._own.built):
+                self._build(device)
+                self._own.built = built
+            return groups
+
+    def _device(self, params: Sequence[Tensor]) -> torch.device:
+        """Where the levels are, if a parameter that may move is there too; else where the first one of these is."""
+        may = [p.device for p in params if p.requires_grad] or [torch.device("cpu")]
+        return self._own.built[0] if self._own.built and self._own.built[0] in may else may[0]
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -356,7 +365,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             self._refuse(grads)
         if given:  # else nothing moves, so the last step stays the last
             with plain(given[0].device.type):
-                self._move(self._assemble(), grads)
+                self._move(self._assemble(given[0].device), grads)
         self._own.cotangents = {}
         return loss
 
@@ -417,9 +426,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """
         params = [p for group in groups for p in group.entry["params"]]
         buckets = [(b.live, b.untouched(), b.step is g.step and not b.written()) for g in groups for b in g.buckets]
-        seen, (pattern, old, place, where) = self._objects(params), self._own.basis
-        same = (present, buckets, sizes := shapes(params)) == pattern and len(seen) == len(old) and all(map(is_, seen, old))
-        if same and array("Q", map(place, seen)) == where:
+        seen, sizes, (pattern, before, old, place, where) = self._objects(params), shapes(params), self._own.basis
+        still = sizes == before and len(seen) == len(old) and all(map(is_, seen, old)) and array("Q", map(place, seen)) == where
+        if still and (present, buckets) == pattern:
             return
         if not self._own.entered and any(map(evaluation.inside, self.state.values())):  # put there by hand
             self.train()
@@ -430,12 +439,12 @@ class Hyperoptimizer(torch.optim.Optimizer):
             self._own.engine.forget(self._own.levels)
         joined = self._joined(groups, present)
         for group, here in zip(groups, present, strict=True):
-            group.fill(self.state, here, shared)
+            group.fill(self.state, here, shared, still)
         self._begin_anew(joined)
-        pattern, seen = (present, [(b.live, True, True) for g in groups for b in g.buckets], sizes), self._objects(params)
+        pattern, seen = (present, [(b.live, True, True) for g in groups for b in g.buckets]), self._objects(params)
         plain = set(map(type, seen)) <= {Tensor, torch.nn.Parameter} and all(x.layout == torch.strided for x in seen)
         place = Tensor.data_ptr if plain else address
-        self._own.basis = pattern, seen, place, array("Q", map(place, seen))
+        self._own.basis = pattern, sizes, seen, place, array("Q", map(place, seen))
 
     def _joined(self, groups: Sequence[Group], present: list[list[bool]]) -> list[Hyperparameters]:
         """Whose step size is to begin anew, for much moves with it for the first time: a body that has been frozen while its

@@ -18,7 +18,8 @@ EVERY = 8
 FAR = 1e3
 """By what factor a step size may grow between two looks, and be more than 1, if its hypergradient is not normalized."""
 HIGH, HIGHEST = 3e7, 1e11
-"""How many times that of its rule by default a step size may be that `auto` tunes: with a metric, and without."""
+"""How many times that of its rule by default a step size may be that `auto` tunes: with a metric, and without; FAR where
+nothing can be read any more."""
 
 NOTHING = 2 * REACH.tiny
 """As good as 0."""
@@ -32,8 +33,9 @@ ADVICE = (
 )
 
 MEMORY = (
-    ". If the loss grows, too, p.grad is not its gradient alone: with momentum, Grokfast or error feedback in it, a longer "
-    "path always looks better. Leave these out, or call optimizer.tune_on(loss) before each step, with a loss taken once more"
+    ". If the loss grows, too, p.grad is not its gradient alone: without zero_grad() before each backward(), or with momentum, "
+    "Grokfast or error feedback in it, a longer path always looks better. Leave these out, or call optimizer.tune_on(loss) "
+    "before each step, with a loss taken once more"
 )
 
 
@@ -45,7 +47,8 @@ class Watch:
     def __init__(self) -> None:
         self._said = False
         self._seen: list[float] = []
-        self._reading, self._unread = set[int](), set[int]()  # what should have been read when that was looked at; was not
+        # What should have been read when that was looked at, was not, and was not the time before, either.
+        self._reading, self._unread, self._lost = set[int](), set[int](), set[int]()
         self._coming: tuple[Tensor, torch.cuda.Event | None] | None = None
 
     def look(self, groups: Sequence[Group], levels: Levels, made: int) -> None:
@@ -55,13 +58,15 @@ class Watch:
         if self._said or not levels.levels or made % EVERY not in (1, 2):
             return
         if made % EVERY == 1:
-            own = [g for g in groups if g.moving and g.followed > 1 and not g.step.ours]
+            own = [g for g in groups if g.moving and g.followed > 1]
             self._reading = {i for g in own for i in range(g.owner.place.start, g.owner.place.stop)}
             self._coming = self._copied(levels)
         elif self._coming is not None and (self._coming[1] is None or self._coming[1].query()):
             values, read = self._coming[0].tolist()
+            before, self._unread = self._unread, {i for i, x in enumerate(read) if x != x and i in self._reading}
+            self._lost = before & self._unread
             self._compare(groups, values)
-            self._look_at_what_is_read(groups, read)
+            self._look_at_what_is_read(groups)
             self._coming = None
 
     @staticmethod
@@ -89,14 +94,14 @@ class Watch:
                     far = f"from {old:.3g} to {value:.3g} in {EVERY} steps"
                     return self._say(f"group {i}: the learned lr has run away, {far}{ADVICE}")
                 usual = cast(float, own.rule.hyperparameters()["lr"].default)
-                if own.normalization.metric and value > usual * (HIGHEST if own.lacks else HIGH) > 0:
+                bound = FAR if k + j in self._lost else HIGHEST if own.lacks else HIGH
+                if own.normalization.metric and value > usual * bound > 0:
                     return self._say(f"group {i}: the learned lr has grown from {start:.3g} to {value:.3g}{MEMORY}")
 
-    def _look_at_what_is_read(self, groups: Sequence[Group], read: list[float]) -> None:
+    def _look_at_what_is_read(self, groups: Sequence[Group]) -> None:
         """Of rules of one's own: where a derivative is not finite, nothing moves. (Of the others' it is the gradient's.)"""
-        before, self._unread = self._unread, {i for i, x in enumerate(read) if x != x and i in self._reading}
         for i, group in enumerate(groups):
-            if {*range(group.owner.place.start, group.owner.place.stop)} & before & self._unread:
+            if not group.step.ours and self._lost.intersection(range(group.owner.place.start, group.owner.place.stop)):
                 return self._say(
                     f"group {i}: the hypergradients of {type(group.rule).__name__} are NaN, so nothing is tuned. Has a root in "
                     "it an infinite slope at 0? Write torch.sqrt(x.clamp_min(1e-38)) for torch.sqrt(x)"
