@@ -314,3 +314,26 @@ def test_a_frozen_group_does_not_hold_the_others_where_the_rule_above_divides_by
             optimizer.step()
         found.append(optimizer.hyperparameters()[0]["lr"])
     assert found[0] == found[1] != 0.1
+
+
+@pytest.mark.parametrize("rests", [False, True], ids=["moves", "rests"])
+def test_a_state_that_is_transposed_in_its_place_is_seen(rests):
+    """Also in the step in which another parameter has no gradient."""
+
+    def go(make):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(4, 4)), torch.nn.Parameter(torch.randn(400, 500))]
+        optimizer = make(params)
+        for t in range(6):
+            for p in params:
+                p.grad = torch.randn_like(p)
+            if t == 3:
+                optimizer.state[params[0]]["exp_avg_sq"].t_()
+                params[1].grad = None if rests else params[1].grad
+            optimizer.step()
+        return params
+
+    for mine, theirs in zip(
+        go(lambda ps: Hyperoptimizer(ps, Adam(lr=0.1))), go(lambda ps: torch.optim.Adam(ps, lr=0.1)), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)

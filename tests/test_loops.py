@@ -166,6 +166,7 @@ LOOKS = {
     "hypergradients": lambda o: o.hypergradients(),
     "print": repr,
     "state_dict": lambda o: o.state_dict(),
+    "snapshot": lambda o: o.snapshot().hyperparameters(0),
     "deepcopy": copy.deepcopy,
 }
 

@@ -9,6 +9,8 @@ from cases import parameters, train
 
 from hypergradient import SGD, Adam, Averages, Hyperoptimizer, auto, from_torch, hyperparameter, nonnegative, unit_interval
 
+pytestmark = pytest.mark.filterwarnings("error")  # also what other tests may say
+
 
 def descend(tower, steps=40, **options):
     """A slope that never ends, of a loss that is far too large a number for the paper's towers."""
@@ -62,10 +64,8 @@ def test_nothing_is_said_where_weights_are_large(tower, scale):
 
 @pytest.mark.parametrize("tower", [Adam(lr=1e-3) / SGD(lr=1e-5), Adam(lr=1e-6) / SGD(lr=1e-5), auto(), auto(SGD())], ids=str)
 def test_nothing_is_said_of_what_goes_well(tower):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        params = parameters()
-        train(Hyperoptimizer(params, tower), params, 60)
+    params = parameters()
+    train(Hyperoptimizer(params, tower), params, 60)
 
 
 @pytest.mark.parametrize("tower", [None, auto(Adam())], ids=str)
@@ -93,7 +93,7 @@ def test_gradients_that_remember_make_auto_run_away_and_that_is_said(tower):
     ) as said:
         go(on=False)
     assert len(said) == 1
-    go(on=True)  # a warning would be an error
+    go(on=True)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,23 @@ def test_that_gradients_are_never_set_to_0_is_said(make):
     with pytest.warns(RuntimeWarning, match=r"group 0: the learned lr has grown from .* without zero_grad\(\) before") as said:
         go()
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("tower", [auto(), auto(Adam())], ids=["default", "Adam"])
+def test_nothing_is_said_of_a_parameter_that_rests(tower):
+    """What is not read of it is not lost, however far the step sizes have grown: here, targets are large."""
+    torch.manual_seed(0)
+    x = torch.randn(256, 20)
+    y = 1e4 * (x @ torch.randn(20, 1))
+    model = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.Tanh(), torch.nn.Linear(32, 1))
+    optimizer = Hyperoptimizer(model.parameters(), tower, per="tensor")
+    for t in range(260):
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(model(x), y).backward()
+        if t > 200:
+            model[2].weight.grad = model[2].bias.grad = None
+        optimizer.step()
+    assert max(optimizer.hyperparameters()[0]["lr"][2:]) > 10  # where it would be said, were it lost
 
 
 @dataclass(frozen=True)
@@ -169,9 +186,7 @@ def test_a_rule_of_ones_own_whose_derivative_is_never_finite_is_said(rule):
 def test_a_rule_of_ones_own_that_rests_every_second_step_is_not_said():
     p, other = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
     optimizer = Hyperoptimizer([{"params": [p]}, {"params": [other]}], Safe() / SGD(lr=1e-5))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for t in range(40):
-            p.grad = torch.ones(2) if t % 2 else None
-            other.grad = torch.ones(2)
-            optimizer.step()
+    for t in range(40):
+        p.grad = torch.ones(2) if t % 2 else None
+        other.grad = torch.ones(2)
+        optimizer.step()

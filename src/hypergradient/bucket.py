@@ -174,10 +174,10 @@ class Bucket:
         part = flat.view(-1, *self.sample.shape[1:])
         return [self.layout.join(part, torch.empty(self.sample.shape, device="meta"))]
 
-    def intact(self, memory: Memory) -> bool:
-        """Whether the members and what is remembered of them are as this bucket has left them."""
-        same = self.untouched() and self.kinds == [_kind(p) for p in self.members]
-        return same and all(self.own(i, memory) for i in range(len(self.members)))
+    def intact(self, memory: Memory, still: bool = False) -> bool:
+        """Whether the members and what is remembered of them are as this bucket has left them; `still`: all is where it was."""
+        same, still = self.untouched() and self.kinds == [_kind(p) for p in self.members], still and not self.written()
+        return same and all(self.own(i, memory, still) for i in range(len(self.members)))
 
     def untouched(self) -> bool:
         """Whether nobody has written to the steps. Where the host need not wait, it sees that also of ``.data``."""
@@ -204,10 +204,10 @@ class Bucket:
         """Whether somebody has written to what the last step has left behind, of any member: views have one counter."""
         return self._versions()[2:] != self.versions[2:]
 
-    def own(self, i: int, memory: Memory) -> bool:
-        """Whether `memory` holds of the member `i` what this bucket has put there."""
+    def own(self, i: int, memory: Memory, still: bool = False) -> bool:
+        """Whether `memory` holds of the member `i` what this bucket has put there; `still`: where that is has not changed."""
         found = memory.get(self.members[i], {})
-        return all(found.get(n) is x and place(x) == where for n, x, where in self.given[i])
+        return all(found.get(n) is x and (still or place(x) == where) for n, x, where in self.given[i])
 
     def changed(self, memory: Memory) -> list[Tensor]:
         """The members of which `memory` holds other numbers than this bucket has put there, in the same place or elsewhere."""

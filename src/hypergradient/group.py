@@ -260,9 +260,9 @@ class Group:
             memory: `optimizer.state`.
             present: which have a gradient.
             shared: the ids of parameters that share memory with others.
-            still: whether `memory` and the parameters are as the last step has left them.
+            still: whether all tensors are where they were after the last step.
         """
-        intact = [b for b in self.buckets if (b.untouched() if still else b.intact(memory))]
+        intact = [b for b in self.buckets if b.intact(memory, still)]
         before, self.params, clocks = self.params, list(self.entry["params"]), dict[Any, Tensor]()
         past = dict(self.past(memory, intact))
         here = {i: (*past.get(i, (0, False)), moves, self._sums(i, memory)) for i, moves in enumerate(present)}
@@ -363,7 +363,7 @@ class Group:
         shape: (rows, sets)
         """
         rows = self.step.rows["jacobian"].stop if self.step.replays else 0
-        known = next(iter(self.last.values()), None)  # at once: another thread may be at a step
+        known = next(iter([*self.last.values()]), None)  # at once: another thread may be at a step
         return self.owner.given.new_zeros(rows, self.owner.sets) if known is None else known[:rows]
 
     def _scalars(self, bucket: Bucket) -> Tensor:

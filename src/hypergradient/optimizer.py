@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -46,6 +47,10 @@ MANY = 1000
 """Groups taken away of which the rule is known."""
 MUCH = 8
 """One in so many of the elements that have moved before is much."""
+LOCK = RLock()
+"""Of what is made at first sight: another thread may read what is learned."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 Grads = list[list[Tensor | None]]
 
 
@@ -58,7 +63,6 @@ class Own:
     """
 
     engine: Engine
-    lock: Any = field(default_factory=RLock)  # of what is made at first sight: another thread may read what is learned
     watch: Watch = field(default_factory=Watch)
     levels: Levels = field(default_factory=lambda: Levels([], torch.empty(0, device="cpu")))
     groups: list[Group] = field(default_factory=list)
@@ -287,7 +291,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             device: in a step, that of its gradients. Only there are these looked at: while they are made, another thread may
                 read what is learned.
         """
-        with self._own.lock:
+        with LOCK:
             self._reconcile()
             groups = self._own.groups
             for i, group in enumerate(groups):
@@ -586,10 +590,11 @@ class Hyperoptimizer(torch.optim.Optimizer):
 
     def snapshot(self) -> Snapshot:
         """What the last step was made with and what was read in it, to be looked at later; does not wait for the device."""
-        if not all(hasattr(group, "owner") for group in self._own.groups):  # one has come since; after a checkpoint, all
-            self._assemble()
-        groups = [(group.owner, group.schedule, group.said) for group in self._own.groups]
-        return Snapshot(self.per, groups, self._own.levels, self._own.levels.memory[:COUNT].clone())
+        with LOCK:
+            if not all(hasattr(group, "owner") for group in self._own.groups):  # one has come since; after a checkpoint, all
+                self._assemble()
+            groups = [(group.owner, group.schedule, group.said) for group in self._own.groups]
+            return Snapshot(self.per, groups, self._own.levels, self._own.levels.memory[:COUNT].clone())
 
     def made(self) -> int:
         """How many steps have been made."""

@@ -58,8 +58,8 @@ class Watch:
         if self._said or not levels.levels or made % EVERY not in (1, 2):
             return
         if made % EVERY == 1:
-            own = [g for g in groups if g.moving and g.followed > 1]
-            self._reading = {i for g in own for i in range(g.owner.place.start, g.owner.place.stop)}
+            moved = {(g.owner, i) for g in groups if g.followed > 1 for b in g.moving for i in b.sets or (0,)}
+            self._reading = {h.place.start + k * h.sets + i for h, i in moved for k in range(len(h.names))}
             self._coming = self._copied(levels)
         elif self._coming is not None and (self._coming[1] is None or self._coming[1].query()):
             values, read = self._coming[0].tolist()
