@@ -612,15 +612,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """As of every optimizer of torch. In its groups, the values are those in force, for an optimizer of torch to go on
         with; what has been learned stands beside them under "learned".
         """
-        hooks = [
-            self.register_state_dict_pre_hook(lambda _: memory.refresh(self, self._assemble())),  # after what others do
-            self.register_state_dict_post_hook(lambda _, found: memory.packed(found), prepend=True),  # others see all
-        ]
-        try:
+        last = self.register_state_dict_pre_hook(lambda _: memory.refresh(self, self._assemble()))  # after what others do
+        with last, self.register_state_dict_post_hook(lambda _, found: memory.packed(found), prepend=True):  # others see all
             return super().state_dict()
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     @_disable_dynamo
     @torch.inference_mode(False)
@@ -643,20 +637,15 @@ class Hyperoptimizer(torch.optim.Optimizer):
             self._compare(adapted["param_groups"], adapted["state"])
             return adapted
 
-        hooks = [
-            self.register_load_state_dict_pre_hook(look),  # the last one, that sees what others have made of it
-            self.register_load_state_dict_post_hook(lambda _: self._take(adapted), prepend=True),  # others may edit it
-        ]
-        before = {**vars(self)}
-        try:
-            super().load_state_dict(state_dict)
-        except BaseException:
-            vars(self).update(before)
-            self._stand_in()
-            raise
-        finally:
-            for hook in hooks:
-                hook.remove()
+        last = self.register_load_state_dict_pre_hook(look)  # that sees what others have made of it
+        with last, self.register_load_state_dict_post_hook(lambda _: self._take(adapted), prepend=True):  # others may edit it
+            before = {**vars(self)}
+            try:
+                super().load_state_dict(state_dict)
+            except BaseException:
+                vars(self).update(before)
+                self._stand_in()
+                raise
 
     def _stand_in(self) -> None:
         """Show the optimizer of torch in whose place this one stands the groups and their state."""
