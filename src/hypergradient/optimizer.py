@@ -309,16 +309,6 @@ class Hyperoptimizer(torch.optim.Optimizer):
         may = [p.device for p in params if p.requires_grad] or [torch.device("cpu")]
         return self._own.built[0] if self._own.built and self._own.built[0] in may else may[0]
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _settled(self) -> list[Group]:
-        """All groups, with what others have written to parameters taken into account, as before averages are made."""
-        groups = self._assemble()
-        for bucket in (b for group in groups for b in group.buckets):
-            if not any(evaluation.inside(self.state.get(p)) for p in bucket.members):
-                bucket.settle()
-        return groups
-
     @torch.inference_mode(False)  # what is made in a validation loop is used in training
     def _build(self, device: torch.device) -> None:
         """Make the hyperparameters of all groups and the levels anew; all that has been learned goes on."""
@@ -547,8 +537,12 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """Have `move` exchange parameters and averages, where a rule averages."""
         if not any(map(evaluation.averages, self.rules)):
             return
-        known, told, moves = self._settled(), self.snapshot(), list[tuple[Rule, Tensor, dict[str, Any]]]()
-        quiet = [b.edits for group in known for b in group.buckets if b.edits.seen == b.edits.marks()]
+        known, told, moves = self._assemble(), self.snapshot(), list[tuple[Rule, Tensor, dict[str, Any]]]()
+        buckets = [b for group in known for b in group.buckets]
+        for bucket in buckets:  # what others have written is to be in the averages
+            if not any(evaluation.inside(self.state.get(p)) for p in bucket.members):
+                bucket.settle()
+        quiet = [b.edits for b in buckets if b.edits.seen == b.edits.marks()]
         for i, group in enumerate(known):
             values = told.hyperparameters(i)[0] if evaluation.averages(group.rule) else {}
             for k, p in enumerate(group.entry["params"] if values else ()):
