@@ -309,16 +309,6 @@ class Hyperoptimizer(torch.optim.Optimizer):
         may = [p.device for p in params if p.requires_grad] or [torch.device("cpu")]
         return self._own.built[0] if self._own.built and self._own.built[0] in may else may[0]
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _settled(self) -> list[Group]:
-        """All groups, with what others have written to parameters taken into account, as before averages are made."""
-        groups = self._assemble()
-        for bucket in (b for group in groups for b in group.buckets):
-            if not any(evaluation.inside(self.state.get(p)) for p in bucket.members):
-                bucket.settle()
-        return groups
-
     @torch.inference_mode(False)  # what is made in a validation loop is used in training
     def _build(self, device: torch.device) -> None:
         """Make the hyperparameters of all groups and the levels anew; all that has been learned goes on."""
@@ -547,8 +537,12 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """Have `move` exchange parameters and averages, where a rule averages."""
         if not any(map(evaluation.averages, self.rules)):
             return
-        known, told, moves = self._settled(), self.snapshot(), list[tuple[Rule, Tensor, dict[str, Any]]]()
-        quiet = [b.edits for group in known for b in group.buckets if b.edits.seen == b.edits.marks()]
+        known, told, moves = self._assemble(), self.snapshot(), list[tuple[Rule, Tensor, dict[str, Any]]]()
+        buckets = [b for group in known for b in group.buckets]
+        for bucket in buckets:  # what others have written is to be in the averages
+            if not any(evaluation.inside(self.state.get(p)) for p in bucket.members):
+                bucket.settle()
+        quiet = [b.edits for b in buckets if b.edits.seen == b.edits.marks()]
         for i, group in enumerate(known):
             values = told.hyperparameters(i)[0] if evaluation.averages(group.rule) else {}
             for k, p in enumerate(group.entry["params"] if values else ()):
@@ -612,15 +606,9 @@ class Hyperoptimizer(torch.optim.Optimizer):
         """As of every optimizer of torch. In its groups, the values are those in force, for an optimizer of torch to go on
         with; what has been learned stands beside them under "learned".
         """
-        hooks = [
-            self.register_state_dict_pre_hook(lambda _: memory.refresh(self, self._assemble())),  # after what others do
-            self.register_state_dict_post_hook(lambda _, found: memory.packed(found), prepend=True),  # others see all
-        ]
-        try:
+        last = self.register_state_dict_pre_hook(lambda _: memory.refresh(self, self._assemble()))  # after what others do
+        with last, self.register_state_dict_post_hook(lambda _, found: memory.packed(found), prepend=True):  # others see all
             return super().state_dict()
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     @_disable_dynamo
     @torch.inference_mode(False)
@@ -643,20 +631,15 @@ class Hyperoptimizer(torch.optim.Optimizer):
             self._compare(adapted["param_groups"], adapted["state"])
             return adapted
 
-        hooks = [
-            self.register_load_state_dict_pre_hook(look),  # the last one, that sees what others have made of it
-            self.register_load_state_dict_post_hook(lambda _: self._take(adapted), prepend=True),  # others may edit it
-        ]
-        before = {**vars(self)}
-        try:
-            super().load_state_dict(state_dict)
-        except BaseException:
-            vars(self).update(before)
-            self._stand_in()
-            raise
-        finally:
-            for hook in hooks:
-                hook.remove()
+        last = self.register_load_state_dict_pre_hook(look)  # that sees what others have made of it
+        with last, self.register_load_state_dict_post_hook(lambda _: self._take(adapted), prepend=True):  # others may edit it
+            before = {**vars(self)}
+            try:
+                super().load_state_dict(state_dict)
+            except BaseException:
+                vars(self).update(before)
+                self._stand_in()
+                raise
 
     def _stand_in(self) -> None:
         """Show the optimizer of torch in whose place this one stands the groups and their state."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -71,6 +71,10 @@ def sums_after(rule: Rule, step: Tensor, before: Mapping[str, Tensor]) -> dict[s
 
 class Unlike(ValueError):
     """A rule does not do what every rule does."""
+
+
+UNFIT = RuntimeError, IndexError, ValueError, AssertionError
+"""What a rule raises that needs another shape than the one it is looked at in."""
 
 
 def elementwise(rule: Rule) -> bool:
@@ -144,7 +148,7 @@ def _moves_apart(rule: Rule) -> bool:
         return all(alike(given, params.new_tensor(grads)) for given in values for grads in GRADS) and not asks.found
     except Unlike:
         raise
-    except (RuntimeError, IndexError, ValueError, AssertionError):  # it needs a shape
+    except UNFIT:
         return False
 
 
@@ -233,11 +237,9 @@ def check_multiplier(rule: Rule) -> None:
         at, c, _ = prepared(rule.at({**own, name: x}), 2 * half, {})
         return updated(at, param, param.clone(), _apart(rule.init(param)), c)[0] - param
 
-    try:
-        with torch.random.fork_rng(devices=()):
-            once, twice = moved(half / 2), moved(half)
-    except (RuntimeError, IndexError, ValueError, AssertionError):  # it needs another shape
-        return
+    once, twice = half, half.new_tensor(math.nan)
+    with suppress(*UNFIT), torch.random.fork_rng(devices=()):
+        once, twice = moved(half / 2), moved(half)
     if twice.isfinite().all() and not torch.allclose(twice, 2 * once, rtol=1e-9, atol=1e-12):
         raise ValueError(
             f"{type(rule).__name__}: multiplier={name!r} does not multiply all that moves a parameter: with twice of it a "
@@ -256,13 +258,10 @@ def metric(rule: Rule) -> bool:
     """Whether `rule` has a preconditioner. TypeError where that is no tensor."""
     if type(rule).preconditioner is Rule.preconditioner:
         return False
-    one = torch.ones((2, 2), dtype=torch.float64)
-    try:
-        with on_host(), torch.no_grad():
-            at, c = example(rule, ())
-            found = at.preconditioner(one, rule.init(one), one.sum() / 2, c)
-    except (RuntimeError, IndexError, ValueError, AssertionError):  # it needs another shape
-        return True
+    found: Any = (one := torch.ones((2, 2), dtype=torch.float64))
+    with suppress(*UNFIT), on_host(), torch.no_grad():
+        at, c = example(rule, ())
+        found = at.preconditioner(one, rule.init(one), one.sum() / 2, c)
     if found is not None and not isinstance(found, Tensor):
         raise TypeError(f"{type(rule).__name__}.preconditioner returns {found!r}; it must return a tensor like grad, or None")
     return found is not None
@@ -272,11 +271,9 @@ def warn_of_idle(rule: Rule, names: Sequence[str]) -> None:
     """Say which of `names` have no derivative in any of some steps, so that nothing would ever move them."""
     if ours(rule):
         return
-    try:
-        with on_host(), torch.enable_grad():
-            found = set().union(*(reached(rule, names, count) for count in STEPS))
-    except (RuntimeError, IndexError, ValueError, AssertionError):  # it needs another shape
-        return
+    found = {*names}
+    with suppress(*UNFIT), on_host(), torch.enable_grad():
+        found = set().union(*(reached(rule, names, count) for count in STEPS))
     if left := [n for n in names if n not in found]:
         warnings.warn(
             f"{type(rule).__name__}: no step depends on {' or '.join(left)}, which is tuned, and so stays as it is. Is it used "

@@ -11,7 +11,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import c_float
-from itertools import accumulate, islice, pairwise
+from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -125,7 +125,6 @@ class Elements(Name):
 WRITTEN = {
     "": "{0}",
     "sum": "{0}.sum().item()",
-    "part": "{0}[{1}:{2}].sum().item()",
     "parts": "sums({0}, {1})",
     "convert": "{0}.to({dtype})",
     "full": "torch.full_like({0}, {1}, dtype={dtype})",
@@ -138,8 +137,7 @@ class Line(NamedTuple):
 
     Args:
         name: of its result.
-        what: the operation on elements; "": an expression of numbers; "sum": of elements; "part": of some of them; "parts":
-            of each part, a list.
+        what: the operation on elements; "": an expression of numbers; "sum": of elements; "parts": of each part, a list.
         of: its arguments, or the expression in pieces.
         dtype: of elements that result.
         more: arguments by keyword.
@@ -250,11 +248,8 @@ class Recorder(TorchDispatchMode):
         made of a part.
         """
         made, number, x = [torch.ones(1, dtype=x.dtype) for _ in sizes], torch.float64, self._element(x)
-        if blocks(sizes):
-            each = self._line("parts", (x, tuple(sizes)), number)
-            names = [self._line("", (f"{each}[{i}]", each), number) for i in range(len(sizes))]
-        else:
-            names = [self._line("part", (x, *ends), number) for ends in pairwise(accumulate(sizes, initial=0))]
+        each = self._line("parts", (x, tuple(sizes)), number)
+        names = [self._line("", (f"{each}[{i}]", each), number) for i in range(len(sizes))]
         self.names.update({storage(y): [name] for y, name in zip(made, names, strict=True)})
         self._kept.append(made)
         return made
@@ -310,7 +305,7 @@ class Recorder(TorchDispatchMode):
         return self._line("", (text, *(x for x in row if isinstance(x, Name))), torch.float64)
 
     def _line(self, what: str, of: tuple[Any, ...], dtype: torch.dtype) -> Name:
-        kind = Elements if what not in ("", "sum", "part", "parts") else Name
+        kind = Elements if what not in ("", "sum", "parts") else Name
         name = self._same.setdefault((what, of, dtype), kind(f"x{len(self.lines)}"))
         self.lines.setdefault(name, Line(name, what, of, dtype))
         return name
@@ -541,16 +536,12 @@ class Program:
         return f"each_{line.what}({', '.join([*of, *more])})"
 
 
-def blocks(sizes: Sequence[int]) -> bool:
-    """Whether parts of such sizes are added up sooner in blocks, of which all of them but the last consist."""
-    *first, _ = sizes
-    return len(first) > 1 and 0 < sum(first) <= BLOCKS * len(first) * math.gcd(*first)
-
-
 def sums(x: Tensor, sizes: Sequence[int]) -> list[float]:
-    """Of elements, over parts of so many; see `blocks`."""
+    """Of elements, over parts of so many: sooner in blocks, if all parts but the last one consist of a few that are alike."""
     *first, _ = sizes
     end, size = sum(first), math.gcd(*first)
+    if not (len(first) > 1 and 0 < end <= BLOCKS * len(first) * size):
+        return [part.sum().item() for part in x.split(sizes)]
     each = iter(x[:end].view(-1, size).sum(1).tolist())
     return [*[sum(islice(each, n // size)) for n in first], x[end:].sum().item()]
 
