@@ -3,6 +3,7 @@
 import io
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,14 @@ def float32():
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(torch.float64)
+
+
+@pytest.fixture
+def exact_muon(monkeypatch):
+    """torch's Muon rounds its iterations to bfloat16, ours do not. Here neither does, to compare the algorithm."""
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda x: x.clone())
+    exact = SimpleNamespace(**{**vars(torch), "bfloat16": torch.float64})  # from torch 2.14 on, by its name
+    monkeypatch.setattr(torch.optim._muon, "torch", exact)
 
 
 @pytest.fixture

@@ -40,10 +40,7 @@ ABOVE_IDS = ["alone", "tower"]
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 
 
-@pytest.fixture(autouse=True)
-def exact_muon(monkeypatch):
-    """torch's Muon rounds its iterations to bfloat16, ours do not: compare the algorithm."""
-    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda x: x.clone())
+pytestmark = pytest.mark.usefixtures("exact_muon")
 
 
 def under(rule, above, **options):

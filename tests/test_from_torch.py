@@ -14,8 +14,7 @@ from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer, RMSprop, f
 
 
 @pytest.mark.parametrize("case", TWINS, ids=str)
-def test_from_torch_goes_on_where_the_torch_optimizer_was(case, monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda x: x.clone())
+def test_from_torch_goes_on_where_the_torch_optimizer_was(case, exact_muon):
     kind, options = getattr(torch.optim, str(case)), {n: case.lively[n] for n in case.lively if n == "momentum"}
     mine, theirs = (parameters(case.matrix) for _ in range(2))
     (one, twin) = (kind([{"params": p[:1], "lr": 0.02}, {"params": p[1:]}], lr=0.01, **options) for p in (mine, theirs))

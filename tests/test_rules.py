@@ -16,13 +16,23 @@ def compare(optimizer, twin, mine, theirs, steps=100):
 
 
 @pytest.mark.parametrize(("case", "options"), PAIRS)
-def test_equals_torch_optim(case, options, monkeypatch):
-    # torch's Muon rounds its iterations to bfloat16, ours do not: compare the algorithm, in float64
-    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda x: x.clone())
+def test_equals_torch_optim(case, options, exact_muon):
     mine, theirs = parameters(case.matrix), parameters(case.matrix)
     options = {"lr": 1e-2, **options}
     twin = getattr(torch.optim, str(case))(theirs, **options)
     compare(Hyperoptimizer(mine, case.rule(**ours(options))), twin, mine, theirs)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 8), (8, 2)])
+def test_a_step_of_muon_without_a_clamp(rows, columns):
+    """Its factor is sqrt(rows / columns), where "original" has sqrt(max(1, rows / columns))."""
+    grad, moved = torch.randn(rows, columns), {}
+    for fit in ("original", "spectral_unclamped"):
+        p = torch.zeros(rows, columns, requires_grad=True)
+        p.grad = grad
+        Hyperoptimizer([p], hg.Muon(lr=1.0, adjust_lr_fn=fit)).step()
+        moved[fit] = p.detach()
+    torch.testing.assert_close(moved["spectral_unclamped"], moved["original"] * min(1.0, rows / columns) ** 0.5)
 
 
 @pytest.mark.parametrize("case", RULES, ids=str)

@@ -44,10 +44,7 @@ TOWERS = [("Adam", 1, "tensor", 2, SMALL), ("SGD", 1, "tensor", 2, SMALL), *WAYS
 """Of what is learned, and saved, the rule says nothing."""
 
 
-@pytest.fixture(autouse=True)
-def exact_muon(monkeypatch):
-    """torch's Muon rounds its iterations to bfloat16, ours do not: compare the algorithm."""
-    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda x: x.clone())
+pytestmark = pytest.mark.usefixtures("exact_muon")
 
 
 def name_of(x):

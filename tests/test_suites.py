@@ -318,10 +318,7 @@ CHECKS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def muon_in_its_own_precision(monkeypatch):
-    """See DIFFERENCES: without torch's rounding the two are the same algorithm."""
-    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda x: x.clone())
+pytestmark = pytest.mark.usefixtures("exact_muon")  # see DIFFERENCES
 
 
 @pytest.mark.parametrize("name", INFOS)
@@ -361,6 +358,7 @@ OTHERWISE = {
 """Of torch's wrong inputs, those that raise something else here."""
 
 
+@pytest.mark.filterwarnings("ignore:optimizer parameters need to be organized in ordered:FutureWarning")  # before the error
 @pytest.mark.parametrize("name", INFOS)
 def test_wrong_inputs_raise_the_same_error(name):
     info = INFOS[name]

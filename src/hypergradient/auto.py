@@ -17,9 +17,9 @@ from .tower import Tower
 
 def start(rule: Rule) -> float:
     """The lr that `auto` begins with, so small that it does no harm, and grows from there: a 32nd of the rule's default; but
-    without a preconditioner, where steps may be as large as the gradients of a summed loss, 1e-6.
+    without a preconditioner, where steps may be as large as the gradients of a summed loss, and where it has none, 1e-6.
     """
-    return usual(rule) / 32 if metric(rule) else 1e-6
+    return usual(rule) / 32 if metric(rule) and usual(rule) else 1e-6
 
 
 def usual(rule: Rule) -> float:
@@ -29,7 +29,7 @@ def usual(rule: Rule) -> float:
 
 CHOSEN: dict[str, Callable[[Rule, Any], Any]] = {
     "lr": lambda rule, given: min(given, start(rule)) if isinstance(given, (int, float)) else given,
-    "r": lambda rule, given: 4.0 if given == rule.hyperparameters()["r"].default else given,
+    "r": lambda rule, given: 4.0 if averages(rule) and given == rule.hyperparameters()["r"].default else given,
 }
 """What `auto` takes in the place of what a rule says; with r, averages are over about the last fifth of all steps."""
 OWN = "tune", "horizon", "normalize", "sample"
@@ -107,4 +107,4 @@ def usual_lr(rule: Rule) -> float | None:
     """The lr that a group of `rule` shows, which schedules are relative to, where `auto` has it learned from far below; else
     None.
     """
-    return usual(rule) if searches(rule) and getattr(rule, "lr") == start(rule) else None  # noqa: B009
+    return usual(rule) if searches(rule) and usual(rule) and getattr(rule, "lr") == start(rule) else None  # noqa: B009

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from functools import wraps
 from typing import Any
 
 import torch
@@ -33,11 +34,32 @@ def remembered(rule: Rule) -> tuple[str, ...]:
     for name, x in (state := _mapping(rule, "init", rule.init(like))).items():
         if not isinstance(x, Tensor) or x.shape != like.shape:
             raise TypeError(
-                f"{owner}: the state {name!r} is {x!r}; it must be shaped like the parameter: torch.zeros_like(param)"
+                f"{owner}: the state {name!r} is {x!r}; it must be shaped like the parameter: torch.zeros_like(param); "
+                "one number of all, where elementwise = False: param.new_zeros((1,) * param.ndim)"
             )
         if not isinstance(name, str) or name in RESERVED or name.startswith((KEPT, "level ")):
-            raise ValueError(f"{owner}: the state {name!r} has a name that is kept for the optimizer, or that is no string")
+            raise ValueError(
+                f"{owner}: the state {name!r} has a name that is kept for the optimizer, as are {', '.join(RESERVED)} and all "
+                f"that begin with {KEPT!r} or 'level '; or it is no string"
+            )
+    _check_init(rule, like)
     return tuple(state)
+
+
+def _check_init(rule: Rule, like: Tensor) -> None:
+    """Raise TypeError where a state begins with the value of a hyperparameter that may be another one in each group."""
+
+    def begin(value: float) -> State:
+        torch.default_generator.manual_seed(0)  # of the host alone
+        return rule.at(dict.fromkeys(rule.tunable(), value)).init(like)
+
+    with torch.random.fork_rng(devices=()):
+        once, again = begin(0.5), begin(0.25)
+    if differ := [n for n, x in once.items() if not torch.equal(x.nan_to_num(), again[n].nan_to_num())]:
+        raise TypeError(
+            f"{type(rule).__name__}: init reads a hyperparameter for the state {differ[0]!r}, and groups may have "
+            "other values; declare it as one that enters init only: hyperparameter(…, tuned=None)"
+        )
 
 
 def begun(rule: Rule, names: Sequence[str], param: Tensor) -> State:
@@ -61,7 +83,8 @@ def prepared(rule: Any, step: Tensor, before: Mapping[str, Tensor]) -> tuple[Any
     """`rule` with its sums, its coefficients, and these sums, after the step number `step`; `before`: the sums before it."""
     sums = sums_after(rule, step, before)
     at = rule.at(sums) if sums else rule
-    return at, at.coefficients(step), sums
+    c = _several(rule, "coefficients", at.coefficients(step), "(x,), also of a single one")
+    return at, tuple(x if isinstance(x, Tensor) else step.new_tensor(x) for x in c), sums
 
 
 def sums_after(rule: Rule, step: Tensor, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -77,18 +100,24 @@ UNFIT = RuntimeError, IndexError, ValueError, AssertionError
 """What a rule raises that needs another shape than the one it is looked at in."""
 
 
+def once(ask: Callable[[Rule], bool]) -> Callable[[Rule], bool]:
+    """`ask` once of a class and its settings."""
+
+    @wraps(ask)
+    def known(rule: Rule) -> bool:
+        kind = ask, type(rule), *(getattr(rule, n) for n in rule.settings())
+        if kind not in _found:
+            with on_host(), torch.no_grad():
+                _found[kind] = ask(rule)
+        return _found[kind]
+
+    return known
+
+
+@once
 def elementwise(rule: Rule) -> bool:
-    """Whether each element moves by itself: together, in whatever shape, they move as they do apart. Found once for a class
-    and its settings.
-    """
-    if not rule.elementwise:
-        return False
-    kind = type(rule), *(getattr(rule, n) for n in rule.settings())
-    if kind not in _found:
-        with on_host(), torch.no_grad():
-            remembered(rule)
-            _found[kind] = _moves_apart(rule)
-    return _found[kind]
+    """Whether each element moves by itself: together, in whatever shape, they move as they do apart."""
+    return rule.elementwise and remembered(rule) is not None and _moves_apart(rule)
 
 
 PARAMS = 0.7, -30.0, 4e-3, 8.0
@@ -112,6 +141,11 @@ MADE_LIKE = {getattr(Tensor, n) for n in OTHERS}
 """What makes other tensors, not of the elements that it is given."""
 
 
+NUMBERS = "__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy", "is_nonzero"
+READ = {getattr(Tensor, n) for n in NUMBERS}
+"""By what a number is read, as `if` does."""
+
+
 class Asks(TorchFunctionMode):
     """Notes whether a shape is asked for, or fewer numbers are made of all elements: perhaps for a step to come."""
 
@@ -131,12 +165,14 @@ def _moves_apart(rule: Rule) -> bool:
     own = {n: torch.tensor(next(each(getattr(rule, n))), dtype=torch.float64) for n in rule.hyperparameters()}
 
     def walk(param: Tensor, grads: Tensor, given: Mapping[str, Any]) -> Tensor:
-        at, state, sums = rule.at(given), rule.init(param), dict[str, Tensor]()
+        at, state, sums, metrics = rule.at(given), rule.init(param), dict[str, Tensor](), list[Tensor]()
         for count, grad in zip((1.0, 2.0, 3.0, 1000.0), grads, strict=True):
-            at, c, sums = prepared(at, torch.tensor(count, dtype=torch.float64), sums)
+            at, c, sums = prepared(at, params.new_tensor(count), sums)
             with asks if param.numel() > 1 else nullcontext():
+                usual = at.preconditioner(grad.view_as(param), state, params.new_tensor(count), c)
                 param, state = updated(at, param, grad.view_as(param), _apart(state), c)
-        return torch.stack([x.expand_as(param).flatten() for x in (param, *state.values())])
+            metrics += [usual] if isinstance(usual, Tensor) else []
+        return torch.stack([x.expand_as(param).flatten() for x in (param, *state.values(), *metrics)])
 
     def alike(given: Mapping[str, Any], grads: Tensor) -> bool:
         apart = torch.cat([walk(p, g, given) for p, g in zip(params.split(1), grads.split(1, dim=1), strict=True)], dim=1)
@@ -229,7 +265,8 @@ def branches(rule: Rule, names: Sequence[str], above: bool = False) -> None:
 def check_multiplier(rule: Rule) -> None:
     """Raise ValueError where a first step does not go twice as far with twice of what multiplies all that moves a parameter."""
     name, half = str(rule.multiplier), torch.tensor(0.5, dtype=torch.float64)
-    own = {n: half.new_tensor(next(each(getattr(rule, n)))) for n in rule.hyperparameters()}
+    values = {n: next(each(getattr(rule, n))) for n in rule.hyperparameters()}
+    own = {n: half.new_tensor(x if x or n in rule.off else 0.5) for n, x in values.items()}  # a group may have another
     param = half.new_ones(2, 2)
 
     def moved(x: Tensor) -> Tensor:
@@ -243,7 +280,8 @@ def check_multiplier(rule: Rule) -> None:
     if twice.isfinite().all() and not torch.allclose(twice, 2 * once, rtol=1e-9, atol=1e-12):
         raise ValueError(
             f"{type(rule).__name__}: multiplier={name!r} does not multiply all that moves a parameter: with twice of it a "
-            f"first step goes {(twice.norm() / once.norm()).item():.3g} times as far. Leave it out: {name} is tuned without it"
+            f"first step goes {(twice.norm() / once.norm()).item():.3g} times as far. Write multiplier = None: {name} is tuned "
+            "without it"
         )
 
 
@@ -269,7 +307,7 @@ def metric(rule: Rule) -> bool:
 
 def warn_of_idle(rule: Rule, names: Sequence[str]) -> None:
     """Say which of `names` have no derivative in any of some steps, so that nothing would ever move them."""
-    if ours(rule):
+    if ours(rule) or switches(rule):
         return
     found = {*names}
     with suppress(*UNFIT), on_host(), torch.enable_grad():
@@ -292,8 +330,9 @@ def rehearse(rule: Rule, p: Tensor, param: Tensor, state: State) -> None:
     if (why := rule.accepts(p)) is not None:
         raise ValueError(f"a parameter has shape {tuple(p.shape)}: {why}")
     at = rule.at({n: param.new_tensor(next(each(getattr(rule, n)))) for n in rule.hyperparameters()})
-    at, c, _ = prepared(at, param.new_ones(()), {})
-    moved, after = updated(at, param.clone(), torch.zeros_like(param), _apart(state), c)
+    with torch.random.fork_rng([param.device] if param.is_cuda else []):  # it may draw
+        at, c, _ = prepared(at, param.new_ones(()), {})
+        moved, after = updated(at, param.clone(), torch.zeros_like(param), _apart(state), c)
     results = {"param": moved, **after}, {"param": param, **state}
     shapes, expected = ({n: tuple(x.shape) for n, x in found.items()} for found in results)
     if shapes != expected:
@@ -317,13 +356,11 @@ def example(rule: Rule, names: Sequence[str], count: float = 2.0) -> tuple[Any, 
     one = torch.ones((), dtype=torch.float64)
     values = {n: (one / 2).requires_grad_(n in names) for n in rule.hyperparameters()}
     at, c, _ = prepared(rule.at(values), count * one, {})
-    _several(rule, "coefficients", c, "(x,), also of a single one")
-    made = tuple(x if isinstance(x, Tensor) else one.new_tensor(x) for x in c)
-    if wrong := [x for x in made if x.dtype == torch.bool or x.numel() != 1]:
+    if wrong := [x for x in c if x.dtype == torch.bool or x.numel() != 1]:
         raise TypeError(
             f"{type(rule).__name__}.coefficients returns {wrong[0]!r}; each must be one number: return step, compare in update"
         )
-    return at, made
+    return at, c
 
 
 def _depends(made: Sequence[Tensor], at: Rule, names: Sequence[str]) -> set[str]:
@@ -333,8 +370,32 @@ def _depends(made: Sequence[Tensor], at: Rule, names: Sequence[str]) -> set[str]
     return {n for n, slope in zip(names, found, strict=False) if slope is not None}
 
 
+@once
+def switches(rule: Rule) -> bool:
+    """Whether a step reads its number, by `if` perhaps, so that other steps may do other things."""
+
+    class Count(Tensor):
+        """The number of a step, and all that is made of it."""
+
+        read = False
+
+        @classmethod
+        def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Count.read |= function in READ
+            return super().__torch_function__(function, types, args, kwargs)
+
+    one = torch.ones((2, 2), dtype=torch.float64)
+    given = {**dict.fromkeys(rule.hyperparameters(), one[0, 0] / 2), "off": frozenset()}
+    with suppress(*UNFIT):
+        at, c, _ = prepared(rule.at(given), (2 * one[0, 0]).as_subclass(Count), {})
+        at.update(one, one.clone(), _apart(rule.init(one)), c)
+    return Count.read
+
+
 def links(rule: Rule, names: Sequence[str]) -> list[tuple[int, str]]:
-    """Which coefficient depends on which of `names`, in any of some steps."""
+    """Which coefficient depends on which of `names`, in any of some steps; where a rule `switches`, any on any."""
+    if switches(rule):
+        return [(i, n) for i in range(len(example(rule, names)[1])) for n in names]
     each = (example(rule, names, count) for count in STEPS)
     links = {(i, n) for at, c in each for i, x in enumerate(c) if x.requires_grad for n in _depends([x], at, names)}
     return sorted(links, key=lambda link: (link[0], names.index(link[1])))
@@ -361,6 +422,10 @@ def _weights(rule: Rule, at: Any, c: tuple[Tensor, ...]) -> dict[str, int] | Non
     """See `keeps`; None where the state depends on what is tuned otherwise."""
     one = torch.ones((1, 1), dtype=torch.float64)
     averages = at.averages(gradient := at.gradient(one, one), c)
+    others = {n: x for n, x in rule.init(one).items() if n not in averages}
+    handed = [n for n, x in at.follows(others, dict.fromkeys(averages, one)).items() if x is others.get(n)]
+    if handed or switches(rule) or _draws(at, c):  # what it was is not known afterwards
+        return None
     tuned = {n: w for n, (_, w, *_) in averages.items() if isinstance(w, Tensor) and w.requires_grad}
     weights = {n: i for n, w in tuned.items() for i, x in enumerate(c) if w is x}
     if any(x.requires_grad for x in at.advance(gradient, rule.init(one), c).values()):
@@ -369,6 +434,13 @@ def _weights(rule: Rule, at: Any, c: tuple[Tensor, ...]) -> dict[str, int] | Non
         if not (plain and fixed) or at.follows({}, dict.fromkeys(averages, one)):
             return None
     return weights
+
+
+def _draws(at: Any, c: tuple[Tensor, ...]) -> bool:
+    """Whether random numbers take part in how far a rule of averages moves."""
+    before = torch.default_generator.get_state()
+    at.displacement(at.init(torch.ones((1, 1), dtype=torch.float64)), c)
+    return not torch.equal(torch.default_generator.get_state(), before)
 
 
 MADE = "update", "advance", "average", "apply", "summed"

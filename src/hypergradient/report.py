@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -73,7 +74,9 @@ def printed(rules: Sequence[Rule], values: Sequence[dict[str, Any]]) -> str:
     for rule, mine in zip(rules, values, strict=True):
         defaults = {n: f.default for n, f in rule.hyperparameters().items() if n != "lr" and n not in rule.tuned()}
         shown = (f"{n}={_brief(v)}" for n, v in mine.items() if n not in defaults or _brief(v) != _brief(defaults[n]))
-        text.append(f"{type(rule).__name__}({', '.join(shown)})")
+        plain = [(f.name, getattr(rule, f.name), f.default) for f in fields(rule) if f.name in rule.settings()]
+        flags = (f"{n}={v!r}" for n, v, default in plain if n not in mine and v != default)
+        text.append(f"{type(rule).__name__}({', '.join([*shown, *flags])})")
     return " / ".join(text)
 
 

@@ -349,8 +349,9 @@ class Rule(metaclass=Notation):
         for f in fields(self):
             if isinstance(f.default, bool):
                 check_flag(owner, f.name, getattr(self, f.name))
-        for name in (n for n in self.settings() if getattr(type(getattr(self, n)), "__hash__", None) is None):
-            raise TypeError(f"{owner}: {name}={getattr(self, name)!r} is not allowed; it must be hashable, such as a tuple")
+        for name, x in ((n, getattr(self, n)) for n in self.settings()):
+            if isinstance(x, Tensor) or getattr(type(x), "__hash__", None) is None:
+                raise TypeError(f"{owner}: {name}={x!r} is not allowed; it must be hashable, such as a tuple, and no tensor")
 
     def _check_options(self) -> None:
         """Raise ValueError or TypeError for an option of tuning that is not allowed; keep names as a tuple."""

@@ -81,8 +81,8 @@ class Step:
         self.order = (*names, *(n for n in rule.hyperparameters() if n not in names))
         self.normalization = NORMALIZATIONS[rule.normalize]
         with on_host(), torch.enable_grad():
-            self.state, self.sums = probe.remembered(self.rule), probe.sums(self.rule)
-            self.elementwise, self.ours = probe.elementwise(self.rule), probe.ours(self.rule)
+            self.state, self.sums, self.ours = probe.remembered(self.rule), probe.sums(self.rule), probe.ours(self.rule)
+            self.elementwise = probe.elementwise(self.rule) and not probe.switches(self.rule)  # in other steps, perhaps not
             at, c = probe.example(self.rule, names)
             if names and self.elementwise:
                 probe.branches(self.rule, names)
@@ -136,7 +136,7 @@ class Step:
         def made(tuned: Tensor) -> list[Tensor]:
             at = self.rule.at(dict(zip(self.order, [*tuned.unbind(), *values[t:].unbind()], strict=True)))
             _, c, _ = prepared(at, clock[0, 0], dict(zip(self.sums, clock[1:], strict=True)))
-            return [x if isinstance(x, Tensor) else values.new_tensor(x) for x in c]
+            return [*c]
 
         def copies(tuned: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
             return (torch.stack([x.expand(k, sets) for x in made(tuned)]),), ()
@@ -235,7 +235,7 @@ class Step:
             if slope is not None:
                 x, _, *other = averages[n]
                 slope = ((x * other[0] if other else x) - state[n]) * slope
-                through[i] = through[i] + slope if i in through else slope
+                through[i] = sum_of(through[i], slope) if i in through else slope
         return [*found[: t + k], *map(through.get, range(k))]
 
     def read(self, piece: Piece, rows: Tensor, cuts: Sequence[int] = (), spread: Map = lambda x: x) -> Tensor:
@@ -261,6 +261,8 @@ class Step:
             terms = [zero if x is None else x for x in self.replay(scalars, u, param.to(rows.dtype), old, *kept)]
             return self._chained(totals(terms, cuts), rows)
         metric = self.rule.at(scalars.values).preconditioner(grad.to(u.dtype), old, scalars.t, scalars.c) if scalars else None
+        if metric is not None and not self.ours:  # it may be one number, and 0 where there has never been a gradient
+            metric = metric.clamp_min(torch.finfo(metric.dtype).tiny).expand_as(u)
         found = totals([product(u, t, metric) for product in self.normalization.products for t in kept], cuts)
         return found.view(-1, len(self.names), found.shape[1])
 
@@ -305,6 +307,11 @@ class Step:
         g = at.gradient(p, g)
         state = at.advance(g, state, c)
         return at.apply(p, state, c), state, [g]
+
+
+def sum_of(x: Tensor, y: Tensor) -> Tensor:
+    """`x` and `y` together, of which the sum over all elements is asked for."""
+    return x + y if x.shape == y.shape else x.sum() + y.sum()
 
 
 def slopes(function: Function, inputs: Tensors, cotangents: Tensors = ()) -> tuple[Tensors, Any, Sequence[Tensor | None]]:

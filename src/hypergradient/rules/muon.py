@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ..rule import Number, Rule, State, closed_unit_interval, hyperparameter, nonnegative
 
+FITS = None, "original", "spectral_unclamped", "match_rms_adamw"
+
 
 @dataclass(frozen=True)
 class Muon(Rule):
@@ -29,8 +31,8 @@ class Muon(Rule):
         eps: least norm by which the momentum is divided, in units of the gradient; at least 0. Default 1e-07.
         ns_coefficients: of the polynomial that is iterated. Default (3.4445, -4.775, 2.0315).
         ns_steps: how many iterations, 1 to 99. Default 5.
-        adjust_lr_fn: factor for the shape: None or "original": sqrt(max(1, rows / columns)); "match_rms_adamw":
-            0.2 sqrt(max(rows, columns)), for step sizes made for AdamW. Default None.
+        adjust_lr_fn: factor for the shape: None or "original": sqrt(max(1, rows / columns)); "spectral_unclamped":
+            sqrt(rows / columns); "match_rms_adamw": 0.2 sqrt(max(rows, columns)), for step sizes made for AdamW. Default None.
 
     Raises:
         ValueError: another `adjust_lr_fn`, `ns_steps` out of bounds; a parameter that is no real matrix.
@@ -49,11 +51,8 @@ class Muon(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.adjust_lr_fn not in (None, "original", "match_rms_adamw") or not 0 < self.ns_steps < 100:
-            raise ValueError(
-                f"Muon: adjust_lr_fn={self.adjust_lr_fn!r} must be None, 'original' or 'match_rms_adamw', "
-                f"ns_steps={self.ns_steps!r} in 1…99"
-            )
+        if self.adjust_lr_fn not in FITS or not 0 < self.ns_steps < 100:
+            raise ValueError(f"Muon: adjust_lr_fn={self.adjust_lr_fn!r} must be in {FITS}, ns_steps={self.ns_steps!r} in 1…99")
 
     @classmethod
     def accepts(cls, param: Tensor) -> str | None:
@@ -73,11 +72,11 @@ class Muon(Rule):
         tall = x.shape[0] > x.shape[1]
         x = x.T if tall else x
         x = x / torch.maximum(x.norm(), self.eps)
-        p, q, r = self.ns_coefficients
-        for _ in range(self.ns_steps):
+        for p, q, r in [self.ns_coefficients] * self.ns_steps:
             gram = x @ x.T
             x = p * x + (q * gram + r * gram @ gram) @ x
         rows, columns = param.shape
-        fit = 0.2 * max(rows, columns) ** 0.5 if self.adjust_lr_fn == "match_rms_adamw" else max(1.0, rows / columns) ** 0.5
+        least = 0.0 if self.adjust_lr_fn == "spectral_unclamped" else 1.0
+        fit = 0.2 * max(rows, columns) ** 0.5 if self.adjust_lr_fn == "match_rms_adamw" else max(least, rows / columns) ** 0.5
         new = param * (1 - self.lr * self.weight_decay) - self.lr * fit * (x.T if tall else x)
         return new, {"momentum_buffer": buffer}
