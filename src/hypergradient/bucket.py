@@ -124,13 +124,19 @@ class Bucket:
 
     def _recall_numbers(self, known: Sequence[Mapping[str, Any]], here: torch.device) -> None:
         """Put the number of steps into the entries, and what is added up over them."""
-        self.steps = torch.full((len(self.members),), float(self.count), device=here, dtype=torch.float32)
+        step, alone = known[0].get("step"), len(self.members) == 1
+        kind = torch.float32, 0, here
+        own = alone and isinstance(step, Tensor) and (step.dtype, step.ndim, step.device) == kind and owns_memory(step)
+        fresh = torch.full((len(self.members),), float(self.count), device=here, dtype=torch.float32)
+        self.steps = cast(Tensor, step).view(1) if own else fresh
         like: Any = {"dtype": exact(here), "device": here}
         each = [torch.as_tensor(mine.get(n, 0.0), **like).reshape(1) for n in self.step.sums for mine in known]
         self.sums = torch.cat([torch.empty(0, **like), *each]).view(len(self.step.sums), len(self.members))
         for n, numbers in zip(("step", *self.step.sums), (self.steps, *self.sums), strict=True):
             for entry, mine in zip(self.entries, numbers.unbind(), strict=True):
                 entry[n] = mine
+        if own:
+            self.entries[0]["step"] = step
 
     def _adopted(self, name: str, known: Sequence[Mapping[str, Any]]) -> Tensor | None:
         """Of a single member: what is known, where it can be worked on as it is."""
