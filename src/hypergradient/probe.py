@@ -39,8 +39,8 @@ def remembered(rule: Rule) -> tuple[str, ...]:
             )
         if not isinstance(name, str) or name in RESERVED or name.startswith((KEPT, "level ")):
             raise ValueError(
-                f"{owner}: the state {name!r} has a name that is kept for the optimizer, as are {', '.join(RESERVED)} and all "
-                f"that begin with {KEPT!r} or 'level '; or it is no string"
+                f"{owner}: the state {name!r} has a name that is kept for the optimizer ({', '.join(RESERVED)}, and all that "
+                f"begin with {KEPT!r} or 'level '), or that is no string"
             )
     _check_init(rule, like)
     return tuple(state)
