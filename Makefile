@@ -3,12 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 LIGHT := .venv/light
 READY := .venv/ready
-OLDEST := .venv/oldest
+TORCH_oldest := 2.6.0
+TORCH_newest := 2.15.0
 OF_STEPS := compile compiled_models default hypergradient optimizer precision resume schedule_free schedulers tape
+AND_newest := rules rules_by_finite_differences rules_of_ones_own state suites
 PIP := $(BIN)/python -m pip install --no-compile --disable-pip-version-check --no-input --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test everything lint docs suites oldest bench dist clean
+.PHONY: help demo test everything lint docs suites oldest newest bench dist clean
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 8
@@ -34,9 +36,11 @@ everything: lint ## The same tests, with every combination of what a third are t
 suites: $(READY) ## torch's own tables of optimizer tests, with our rules in the place of theirs
 	HYPERGRADIENT_ALL=1 $(BIN)/python -m pytest tests/test_suites.py
 
-oldest: $(OLDEST)/ready ## Steps, eager and compiled, with torch 2.6, which is the oldest; several gigabytes
-	PYTHONPATH=src $(OLDEST)/bin/python -m pytest --numprocesses auto --maxprocesses 4 -p no:cacheprovider \
-		--override-ini "filterwarnings=error:compile=True" $(addprefix tests/test_,$(addsuffix .py,$(OF_STEPS)))
+oldest: .venv/oldest/ready ## Steps, eager and compiled, with torch 2.6, which is the oldest; several gigabytes
+newest: .venv/newest/ready ## Steps, rules and state with a torch that is newer than the pinned one; several gigabytes
+oldest newest:
+	PYTHONPATH=src .venv/$@/bin/python -m pytest --numprocesses auto --maxprocesses 4 -p no:cacheprovider \
+		--override-ini "filterwarnings=error:compile=True" $(patsubst %,tests/test_%.py,$(OF_STEPS) $(AND_$@))
 
 bench: $(READY) ## Time and memory beside torch.optim and others, half an hour; leaves bench/
 	$(BIN)/python -m benchmarks
@@ -64,12 +68,12 @@ $(READY): $(LIGHT)
 	@$(PIP) --no-deps timm
 	@touch $(READY)
 
-$(OLDEST)/ready: pyproject.toml
-	@$(PYTHON) -m venv $(OLDEST)
-	@grep -E '^(hypothesis|numpy|pytest|pytest-xdist|schedulefree)==' constraints.txt > $(OLDEST)/constraints.txt
-	@$(OLDEST)/bin/python -m pip install --disable-pip-version-check --no-input --constraint $(OLDEST)/constraints.txt \
-		torch==2.6.0 hypothesis numpy pytest pytest-xdist schedulefree
-	@touch $(OLDEST)/ready
+.venv/oldest/ready .venv/newest/ready: .venv/%/ready: pyproject.toml
+	@$(PYTHON) -m venv .venv/$*
+	@grep -E '^(expecttest|hypothesis|numpy|pytest|pytest-xdist|schedulefree)==' constraints.txt > .venv/$*/constraints.txt
+	@.venv/$*/bin/python -m pip install --disable-pip-version-check --no-input --constraint .venv/$*/constraints.txt \
+		torch==$(TORCH_$*) expecttest hypothesis numpy pytest pytest-xdist schedulefree
+	@touch .venv/$*/ready
 
 clean: ## Remove what the other targets made
 	rm -rf .venv bench demo build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -221,8 +221,8 @@ class Rule(metaclass=Notation):
         raise NotImplementedError
 
     def preconditioner(self, grad: Tensor, state: State, step: Tensor, c: tuple[Tensor, ...]) -> Tensor | None:
-        """By what each element of the gradient is divided: the size that it usually has, `grad` included. None: a rule that
-        has none, or one that has none with its settings.
+        """By what each element of the gradient is divided: the size that it usually has, `grad` included; at least 0, shaped
+        like `grad` or one for all. None: a rule that has none, or one that has none with its settings.
 
         Args:
             state: that before a step along `grad`.
