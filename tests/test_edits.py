@@ -3,9 +3,11 @@
 import copy
 import functools
 import math
+from itertools import product
 
 import pytest
 import torch
+from helpers import crossed
 
 from hypergradient import SGD, Adam, AdamWScheduleFree, Hyperoptimizer, Muon, SGDScheduleFree, auto, from_torch
 from hypergradient.charts import POSITIVE
@@ -43,6 +45,10 @@ MAKES = {
 }
 
 
+def name_of(x):
+    return "-".join(map(str, x)) if isinstance(x, tuple) else x.__name__
+
+
 class Fit:
     """A linear map of `n` features to be found, and something that writes to the one that is learned after each step."""
 
@@ -78,13 +84,11 @@ def of_adam(write, n):
     return min(Fit(lambda p, lr=lr: torch.optim.Adam(p, lr), write, n).train(200).loss().item() for lr in (1e-3, 1e-2))
 
 
-@pytest.mark.parametrize("by", [lambda p: p, lambda p: p.data], ids=["no_grad", "data"])
-@pytest.mark.parametrize("n", [20, LARGE])
-@pytest.mark.parametrize("write", WRITES, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("make", MAKES.values(), ids=list(MAKES))
-def test_the_step_size_does_not_run_away_from_what_others_write(make, write, n, by):
+@pytest.mark.parametrize(("write", "how"), crossed(WRITES, [*product(MAKES, [20, LARGE], ["no_grad", "data"])]), ids=name_of)
+def test_the_step_size_does_not_run_away_from_what_others_write(write, how):
     """It ended at 1e3 to 1e18."""
-    mine = Fit(make, write, n, by)
+    make, n, by = how
+    mine = Fit(MAKES[make], write, n, (lambda p: p.data) if by == "data" else (lambda p: p))
     first = mine.loss().item()
     mine.train(200 if n < LARGE else 100)
     assert mine.loss() < (1.5 * of_adam(write, n) + 1e-3 if n < LARGE else first)  # where the steps are too few for some
@@ -150,10 +154,9 @@ def test_a_path_goes_on_where_a_part_of_the_step_is_left():
     assert optimizer.state[p]["last_movement"].tolist() == pytest.approx([-0.5, -0.28, -0.1, -0.1])
 
 
-@pytest.mark.parametrize("n", [20, LARGE])
-@pytest.mark.parametrize("write", WRITES, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("make", MAKES.values(), ids=list(MAKES))
-def test_a_resumed_run_sees_what_others_write_to_the_same_bits(make, write, n):
+@pytest.mark.parametrize(("write", "how"), crossed(WRITES, [*product(MAKES, [20, LARGE])]), ids=name_of)
+def test_a_resumed_run_sees_what_others_write_to_the_same_bits(write, how):
+    make, n = MAKES[how[0]], how[1]
     steps = 30 if n < LARGE else 12
     whole = Fit(make, write, n).train(2 * steps)
     half = Fit(make, write, n).train(steps)

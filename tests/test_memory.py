@@ -6,11 +6,12 @@ import platform
 import subprocess
 import sys
 import weakref
+from itertools import product
 
 import pytest
 import torch
 from cases import parameters, train
-from helpers import HEIGHT_3, TOWER, NoHostSynchronization, scalars, tensors
+from helpers import HEIGHT_3, TOWER, NoHostSynchronization, crossed, scalars, tensors
 
 from hypergradient import POSITIVE, SGD, Adam, AdamW, Hyperoptimizer, Muon
 from hypergradient.group import ALONE, BUCKET
@@ -61,10 +62,13 @@ def no_collector():
     gc.enable()
 
 
-@pytest.mark.parametrize("tower", [None, TOWER, SGD(lr=1e-3, momentum=0.9)], ids=["default", "tower", "alone"])
-@pytest.mark.parametrize("per", ["group", "tensor"])
-@pytest.mark.parametrize("let_go", [everything_goes, a_group_goes, parameters_go])
-def test_parameters_and_state_that_are_let_go_of_are_freed_at_once(let_go, per, tower, no_collector):
+GOES = {f.__name__: f for f in (everything_goes, a_group_goes, parameters_go)}
+TUNED = [*product([None, TOWER, SGD(lr=1e-3, momentum=0.9)], ["group", "tensor"])]
+
+
+@pytest.mark.parametrize(("let_go", "how"), crossed(GOES, TUNED), ids=str)
+def test_parameters_and_state_that_are_let_go_of_are_freed_at_once(let_go, how, no_collector):
+    tower, per = how
     """As with torch.optim, without a collection: a device that is full does not ask for one."""
     groups = [[torch.ones(n, n, requires_grad=True) for n in sizes] for sizes in ((400, 5, 6), (4,))]
     optimizers = [Hyperoptimizer([{"params": params} for params in groups], tower, per=per)]
@@ -72,7 +76,7 @@ def test_parameters_and_state_that_are_let_go_of_are_freed_at_once(let_go, per, 
     known = [*groups[0], *(x for p in groups[0] for x in optimizers[0].state[p].values())]
     known = [weakref.ref(x) for x in known]
     del groups
-    let_go(optimizers)
+    GOES[let_go](optimizers)
     assert not [x() for x in known if x() is not None]
 
 
