@@ -68,8 +68,8 @@ TUNED = [*product([None, TOWER, SGD(lr=1e-3, momentum=0.9)], ["group", "tensor"]
 
 @pytest.mark.parametrize(("let_go", "how"), crossed(GOES, TUNED), ids=str)
 def test_parameters_and_state_that_are_let_go_of_are_freed_at_once(let_go, how, no_collector):
-    tower, per = how
     """As with torch.optim, without a collection: a device that is full does not ask for one."""
+    tower, per = how
     groups = [[torch.ones(n, n, requires_grad=True) for n in sizes] for sizes in ((400, 5, 6), (4,))]
     optimizers = [Hyperoptimizer([{"params": params} for params in groups], tower, per=per)]
     pushed(optimizers[0], 3)
