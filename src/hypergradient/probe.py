@@ -42,24 +42,7 @@ def remembered(rule: Rule) -> tuple[str, ...]:
                 f"{owner}: the state {name!r} has a name that is kept for the optimizer ({', '.join(RESERVED)}, and all that "
                 f"begin with {KEPT!r} or 'level '), or that is no string"
             )
-    _check_init(rule, like)
     return tuple(state)
-
-
-def _check_init(rule: Rule, like: Tensor) -> None:
-    """Raise TypeError where a state begins with the value of a hyperparameter that may be another one in each group."""
-
-    def begin(value: float) -> State:
-        torch.default_generator.manual_seed(0)  # of the host alone
-        return rule.at(dict.fromkeys(rule.tunable(), value)).init(like)
-
-    with torch.random.fork_rng(devices=()):
-        once, again = begin(0.5), begin(0.25)
-    if differ := [n for n, x in once.items() if not torch.equal(x.nan_to_num(), again[n].nan_to_num())]:
-        raise TypeError(
-            f"{type(rule).__name__}: init reads a hyperparameter for the state {differ[0]!r}, and groups may have "
-            "other values; declare it as one that enters init only: hyperparameter(…, tuned=None)"
-        )
 
 
 def begun(rule: Rule, names: Sequence[str], param: Tensor) -> State:
@@ -424,7 +407,7 @@ def _weights(rule: Rule, at: Any, c: tuple[Tensor, ...]) -> dict[str, int] | Non
     averages = at.averages(gradient := at.gradient(one, one), c)
     others = {n: x for n, x in rule.init(one).items() if n not in averages}
     handed = [n for n, x in at.follows(others, dict.fromkeys(averages, one)).items() if x is others.get(n)]
-    if handed or switches(rule) or _draws(at, c):  # what it was is not known afterwards
+    if handed or switches(rule) or _draws(at, rule.init(one), c):  # what it was is not known afterwards
         return None
     tuned = {n: w for n, (_, w, *_) in averages.items() if isinstance(w, Tensor) and w.requires_grad}
     weights = {n: i for n, w in tuned.items() for i, x in enumerate(c) if w is x}
@@ -436,10 +419,10 @@ def _weights(rule: Rule, at: Any, c: tuple[Tensor, ...]) -> dict[str, int] | Non
     return weights
 
 
-def _draws(at: Any, c: tuple[Tensor, ...]) -> bool:
+def _draws(at: Any, state: State, c: tuple[Tensor, ...]) -> bool:
     """Whether random numbers take part in how far a rule of averages moves."""
     before = torch.default_generator.get_state()
-    at.displacement(at.init(torch.ones((1, 1), dtype=torch.float64)), c)
+    at.displacement(state, c)
     return not torch.equal(torch.default_generator.get_state(), before)
 
 
