@@ -125,7 +125,7 @@ class Run:
             group["params"] = [dict(self.model.named_parameters())[n] for n in mine]
         if how == "zero":
             with warnings.catch_warnings():  # of torch, about itself
-                warnings.filterwarnings("ignore", "`torch.jit.[a-z]+` is deprecated", DeprecationWarning)
+                warnings.filterwarnings("ignore", "`torch.jit.[a-z]+` is ", DeprecationWarning)
                 from torch.distributed.optim import ZeroRedundancyOptimizer
             tower, per, _ = plan
             self.optimizer = ZeroRedundancyOptimizer(self.model.parameters(), Hyperoptimizer, tower=tower, per=per)
