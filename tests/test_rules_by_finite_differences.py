@@ -4,6 +4,7 @@ import copy
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -111,7 +112,33 @@ def trained(rule, n, per="group", **nudge):
     return loss.item(), optimizer.hypergradients()[0]
 
 
-STEPS = [*((Lazy(period=k), n) for k, n in ((7, 7), (7, 9), (10, 10), (16, 16))), (Mean(), 3), (Mean(), 8)]
+READS = {
+    "equal": lambda x: torch.equal(x, torch.zeros_like(x)),
+    "allclose": lambda x: torch.allclose(x, torch.zeros_like(x)),
+    "is_nonzero": lambda x: not torch.is_nonzero(x),
+    "nonzero": lambda x: len(x.nonzero()) == 0,
+    "format": lambda x: f"{x:.0f}" == "0",
+    "repr": lambda x: repr(x.item()) == "0.0",
+    "contains": lambda x: 0 in x,
+    "complex": lambda x: complex(x) == 0,
+    "array": lambda x: np.asarray(x) == 0,
+    "int": lambda x: int(x) == 0,
+}
+
+
+@dataclass(frozen=True)
+class Reads(Lazy):
+    """It reads the number of the step in one of many ways."""
+
+    way: str = "int"
+
+    def coefficients(self, step):
+        takes_part = READS[self.way](step % self.period)
+        return self.lr, self.lr * self.decay * self.period if takes_part else 0.0
+
+
+STEPS = [(Reads(period=7, way=way), 7) for way in READS]
+STEPS += [*((Lazy(period=k), n) for k, n in ((7, 7), (7, 9), (10, 10), (16, 16))), (Mean(), 3), (Mean(), 8)]
 STEPS += [(Noisy(), 5), (Newton(), 5), (Factored(), 3), (Factored(horizon=3, tune="lr"), 1)]
 
 
@@ -217,6 +244,8 @@ class Scaled(Rule):
         usual = self.usual(grad, state)
         made = {"number": grad.new_tensor(2.0), "numbers": torch.full_like(grad, 2.0), "zeros": usual, "tiny": usual + 1e-30}
         mean = usual.mean() + 1e-8
+        later = None if step <= 1 else torch.full_like(grad, 2.0)
+        made |= {"integers": torch.full_like(grad, 2).long(), "later": later}
         return {**made, "mean": mean, "means": mean.expand_as(grad)}[self.way]
 
     def update(self, param, grad, state, c):
@@ -247,6 +276,8 @@ class Apart(Scaled):
     [
         (Scaled(way="number"), Scaled(way="numbers")),
         (Scaled(way="zeros"), Scaled(way="tiny")),
+        (Scaled(way="integers"), Scaled(way="numbers")),
+        (Scaled(way="later"), Apart(way="later")),
         (Scaled(way="mean"), Apart(way="means")),
         (Scaled(way="means"), Apart(way="means")),
     ],
@@ -256,6 +287,17 @@ def test_a_preconditioner_may_be_one_number_or_0_or_of_a_parameter_as_a_whole(on
     lr = found_by_auto(one, per)
     assert lr == pytest.approx(found_by_auto(other, per), rel=1e-6)
     assert min(lr if per == "tensor" else [lr]) > 1e-3
+
+
+def test_a_preconditioner_is_not_asked_where_nothing_needs_it():
+    @dataclass(frozen=True)
+    class Broken(Scaled):
+        def preconditioner(self, grad, state, step, c):
+            raise KeyError("v")
+
+    p = torch.ones(3, requires_grad=True)
+    p.grad = torch.ones(3)
+    Hyperoptimizer([p], Broken() / SGD(lr=1e-3)).step()
 
 
 @dataclass(frozen=True)

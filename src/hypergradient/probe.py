@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from .averages import Averages
 from .charts import POSITIVE, UNIT
+from .normalize import NORMALIZATIONS
 from .numerics import on_host, storage
 from .rule import Age, Rule, State, each
 
@@ -84,11 +85,11 @@ UNFIT = RuntimeError, IndexError, ValueError, AssertionError
 
 
 def once(ask: Callable[[Rule], bool]) -> Callable[[Rule], bool]:
-    """`ask` once of a class and its settings."""
+    """`ask` once of a class, its normalization and its settings."""
 
     @wraps(ask)
     def known(rule: Rule) -> bool:
-        kind = ask, type(rule), *(getattr(rule, n) for n in rule.settings())
+        kind = ask, type(rule), rule.normalize, *(getattr(rule, n) for n in rule.settings())
         if kind not in _found:
             with on_host(), torch.no_grad():
                 _found[kind] = ask(rule)
@@ -124,8 +125,10 @@ MADE_LIKE = {getattr(Tensor, n) for n in OTHERS}
 """What makes other tensors, not of the elements that it is given."""
 
 
-NUMBERS = "__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy", "is_nonzero"
-READ = {getattr(Tensor, n) for n in NUMBERS}
+NUMBERS = "bool", "int", "float", "complex", "index", "array", "contains", "format", "repr"
+VALUES = "item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "nonzero"
+READ = {getattr(Tensor, n) for n in (*(f"__{n}__" for n in NUMBERS), *VALUES)}
+READ |= {getattr(torch, n) for n in VALUES[3:]}
 """By what a number is read, as `if` does."""
 
 
@@ -152,7 +155,7 @@ def _moves_apart(rule: Rule) -> bool:
         for count, grad in zip((1.0, 2.0, 3.0, 1000.0), grads, strict=True):
             at, c, sums = prepared(at, params.new_tensor(count), sums)
             with asks if param.numel() > 1 else nullcontext():
-                usual = at.preconditioner(grad.view_as(param), state, params.new_tensor(count), c)
+                usual = _usual(at, grad.view_as(param), state, params.new_tensor(count), c)
                 param, state = updated(at, param, grad.view_as(param), _apart(state), c)
             metrics += [usual] if isinstance(usual, Tensor) else []
         return torch.stack([x.expand_as(param).flatten() for x in (param, *state.values(), *metrics)])
@@ -169,6 +172,11 @@ def _moves_apart(rule: Rule) -> bool:
         raise
     except UNFIT:
         return False
+
+
+def _usual(at: Rule, grad: Tensor, state: State, step: Tensor, c: tuple[Tensor, ...]) -> Tensor | None:
+    """`Rule.preconditioner` where it is asked for."""
+    return at.preconditioner(grad, _apart(state), step, c) if NORMALIZATIONS[at.normalize].metric else None
 
 
 def updated(at: Rule, param: Tensor, grad: Tensor, state: State, c: tuple[Tensor, ...]) -> tuple[Tensor, State]:
@@ -369,8 +377,10 @@ def switches(rule: Rule) -> bool:
 
     one = torch.ones((2, 2), dtype=torch.float64)
     given = {**dict.fromkeys(rule.hyperparameters(), one[0, 0] / 2), "off": frozenset()}
-    with suppress(*UNFIT):
-        at, c, _ = prepared(rule.at(given), (2 * one[0, 0]).as_subclass(Count), {})
+    with suppress(Exception):  # what is wrong is told elsewhere
+        step = (2 * one[0, 0]).as_subclass(Count)
+        at, c, _ = prepared(rule.at(given), step, {})
+        _usual(at, one, rule.init(one), step, c)
         at.update(one, one.clone(), _apart(rule.init(one)), c)
     return Count.read
 

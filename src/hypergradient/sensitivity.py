@@ -262,7 +262,7 @@ class Step:
             return self._chained(totals(terms, cuts), rows)
         metric = self.rule.at(scalars.values).preconditioner(grad.to(u.dtype), old, scalars.t, scalars.c) if scalars else None
         if metric is not None and not self.ours:  # it may be one number, and 0 where there has never been a gradient
-            metric = metric.clamp_min(torch.finfo(metric.dtype).tiny).expand_as(u)
+            metric = metric.to(u.dtype).clamp_min(torch.finfo(u.dtype).tiny).expand_as(u)
         found = totals([product(u, t, metric) for product in self.normalization.products for t in kept], cuts)
         return found.view(-1, len(self.names), found.shape[1])
 
