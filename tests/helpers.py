@@ -23,6 +23,9 @@ EVERY = 1 if os.environ.get("HYPERGRADIENT_ALL") else 3
 """Of combinations one in so many is tested: all with HYPERGRADIENT_ALL=1, as `make everything` has it."""
 
 
+everything = pytest.mark.skipif(EVERY > 1, reason="takes long, and others go the same way: `make everything` has it")
+
+
 def crossed(one, other):
     """Combinations of two kinds of things: each of `one` with one in `EVERY` of `other`, and with one at least."""
     every = min(EVERY, len(other))

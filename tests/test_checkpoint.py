@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 import workers
-from helpers import EXACT
+from helpers import EVERY, EXACT, crossed
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -29,7 +29,7 @@ FORMS = ["nested", "flattened", "full"]
 SOME = {name: PLANS[name] for name in ("a set per tensor", "the default", "Muon")}
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS[::EVERY])
 def test_dcp_flattening_resumes_on_two_ranks_to_the_last_bit(form, tmp_path):
     before = launch(workers.saved, 2, "sharded", SOME, str(tmp_path), form, 4)
     after = launch(workers.resumed, 2, "sharded", SOME, str(tmp_path), form)
@@ -38,10 +38,9 @@ def test_dcp_flattening_resumes_on_two_ranks_to_the_last_bit(form, tmp_path):
             assert_same(a, b, EXACT)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("first", "then"), [(("sharded", 2), ("alone", 1)), (("alone", 1), ("sharded", 2))], ids=str)
-def test_dcp_flattening_resumes_on_other_numbers_of_ranks(first, then, form, tmp_path):
-    (how, ranks), (later, others) = first, then
+@pytest.mark.parametrize(("form", "ways"), crossed(FORMS, [[("sharded", 2), ("alone", 1)], [("alone", 1), ("sharded", 2)]]))
+def test_dcp_flattening_resumes_on_other_numbers_of_ranks(form, ways, tmp_path):
+    (how, ranks), (later, others) = ways
     (at, end), *_ = launch(workers.saved, ranks, how, SOME, str(tmp_path), form, 4)
     for loaded, gone_on in launch(workers.resumed, others, later, SOME, str(tmp_path), form):
         assert_same(loaded, at, EXACT)

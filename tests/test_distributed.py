@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 import torch
 import workers
-from helpers import EXACT
+from helpers import EVERY, EXACT
 from workers import EVERY_RULE, PLANS, SAME, SAMPLED, assert_same, launch
 
 from hypergradient import Adam
@@ -20,7 +20,7 @@ def alone(steps, rules=False):
     return workers.trained("alone", EVERY_RULE if rules else PLANS, steps)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, 4][::EVERY])
 def test_ddp_hyperparameters_are_bit_identical_on_all_ranks_after_200_steps(ranks):
     first, *others = launch(workers.trained, ranks, "ddp", {"tall": PLANS["tall"]}, 200)
     for other in others:
@@ -28,7 +28,7 @@ def test_ddp_hyperparameters_are_bit_identical_on_all_ranks_after_200_steps(rank
     assert first["tall"]["hyperparameters"][0][0]["lr"] != 0.01
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, 4][::EVERY])
 def test_ddp_equals_one_process_on_the_global_batch(ranks):
     for result in launch(workers.trained, ranks, "ddp", PLANS, 6):
         assert_same(result, alone(6))

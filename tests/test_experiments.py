@@ -27,6 +27,7 @@ from experiments.runner import Settings, Store, carry_out
 from experiments.table1 import OWN, PAPER, ROWS
 from experiments.tasks import shuffled
 from experiments.trial import Trial, due, key, run
+from helpers import everything
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -396,6 +397,7 @@ class Pair(NamedTuple):
 
 
 @needs_mnist
+@everything
 def test_table_1_in_small(tmp_path):
     """One epoch: each tuned stack beats the plain rule it starts from, and so does the plain rule at the values learned."""
     lines = carried_out("table1", Settings(tmp_path, workers=1, quick=True))
@@ -406,6 +408,7 @@ def test_table_1_in_small(tmp_path):
 
 
 @needs_mnist
+@everything
 def test_figure_4a_in_small(tmp_path):
     """One epoch, from a good step size and one far too small: the taller the tower, the less it matters."""
     lines = carried_out("fig4a", Settings(tmp_path, workers=1, quick=True))

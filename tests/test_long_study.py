@@ -5,10 +5,12 @@ import json
 from experiments.__main__ import app
 from experiments.long_study import PLAN
 from experiments.methods import AVERAGED, DEFAULT
+from helpers import everything
 from PIL import Image
 from typer.testing import CliRunner
 
 
+@everything
 def test_the_quick_protocol_runs_and_is_reported(float32, small, tmp_path):
     out = tmp_path / "results"
     told = CliRunner().invoke(app, ["run", "long", "--quick", "--workers", "1", "--out", str(out)], catch_exceptions=False)

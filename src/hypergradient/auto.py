@@ -17,7 +17,7 @@ from .tower import Tower
 
 def start(rule: Rule) -> float:
     """The lr that `auto` begins with, so small that it does no harm, and grows from there: a 32nd of the rule's default; but
-    without a preconditioner, where steps may be as large as the gradients of a summed loss, and where it has none, 1e-6.
+    1e-6 where that is 0, or without a preconditioner, as steps may be as large as the gradients of a summed loss.
     """
     return usual(rule) / 32 if metric(rule) and usual(rule) else 1e-6
 

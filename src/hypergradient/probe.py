@@ -101,7 +101,7 @@ def once(ask: Callable[[Rule], bool]) -> Callable[[Rule], bool]:
 @once
 def elementwise(rule: Rule) -> bool:
     """Whether each element moves by itself: together, in whatever shape, they move as they do apart."""
-    return rule.elementwise and remembered(rule) is not None and _moves_apart(rule)
+    return rule.elementwise and _moves_apart(rule)
 
 
 PARAMS = 0.7, -30.0, 4e-3, 8.0
@@ -147,6 +147,7 @@ class Asks(TorchFunctionMode):
 
 def _moves_apart(rule: Rule) -> bool:
     """With its values, and with others and every term: what is switched off now may be on in another group."""
+    remembered(rule)
     params = torch.tensor(PARAMS, dtype=torch.float64)
     own = {n: torch.tensor(next(each(getattr(rule, n))), dtype=torch.float64) for n in rule.hyperparameters()}
 
