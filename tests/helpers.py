@@ -23,7 +23,7 @@ EVERY = 1 if os.environ.get("HYPERGRADIENT_ALL") else 3
 """Of combinations one in so many is tested: all with HYPERGRADIENT_ALL=1, as `make everything` has it."""
 
 
-everything = pytest.mark.skipif(EVERY > 1, reason="takes long, and others go the same way: `make everything` has it")
+everything = pytest.mark.skipif(EVERY > 1, reason="the quick protocols go the same way: `make everything` has it")
 
 
 def crossed(one, other):

@@ -133,10 +133,9 @@ class Step:
         """
         t, k, sets = len(self.names), self.coefficients, values.shape[1]
 
-        def made(tuned: Tensor) -> list[Tensor]:
+        def made(tuned: Tensor) -> tuple[Tensor, ...]:
             at = self.rule.at(dict(zip(self.order, [*tuned.unbind(), *values[t:].unbind()], strict=True)))
-            _, c, _ = prepared(at, clock[0, 0], dict(zip(self.sums, clock[1:], strict=True)))
-            return [*c]
+            return prepared(at, clock[0, 0], dict(zip(self.sums, clock[1:], strict=True)))[1]
 
         def copies(tuned: Tensor) -> tuple[Sequence[Tensor], tuple[()]]:
             return (torch.stack([x.expand(k, sets) for x in made(tuned)]),), ()
