@@ -30,7 +30,7 @@ docs: $(READY) ## The documentation as a site; leaves site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo open site/index.html
 
-everything: lint ## The same tests, with every combination of what a third are tested of otherwise
+everything: lint ## The same tests, with every combination of what a fifth are tested of otherwise
 	HYPERGRADIENT_ALL=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 suites: $(READY) ## torch's own tables of optimizer tests, with our rules in the place of theirs

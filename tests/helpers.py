@@ -19,11 +19,11 @@ from hypergradient import POSITIVE, SGD, UNIT, Adagrad, Adam, Hyperoptimizer, Li
 EXACT = {"rtol": 0, "atol": 0, "equal_nan": True}
 """Options of `assert_close`: to the last bit."""
 
-EVERY = 1 if os.environ.get("HYPERGRADIENT_ALL") else 3
+EVERY = 1 if os.environ.get("HYPERGRADIENT_ALL") else 5
 """Of combinations one in so many is tested: all with HYPERGRADIENT_ALL=1, as `make everything` has it."""
 
 
-everything = pytest.mark.skipif(EVERY > 1, reason="the quick protocols go the same way: `make everything` has it")
+everything = pytest.mark.skipif(EVERY > 1, reason="others go the same way: `make everything` has it")
 
 
 def crossed(one, other):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from cases import RULES, counted, loss, parameters, train, weights
-from helpers import EXACT, clones, compiler, crossed, resumed
+from helpers import EXACT, clones, compiler, crossed, everything, resumed
 from torch.optim import lr_scheduler
 
 import hypergradient as hg
@@ -298,7 +298,7 @@ def test_the_metric_under_tune_on_is_that_of_the_step_to_come():
 
 @compiler
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=everything)])
 def test_what_the_large_tensors_say_is_the_same_however_they_are_held(compile):
     """In groups, under any order, with tensors that never move beside them, and from a checkpoint."""
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from cases import loss, parameters
-from helpers import TOWER, clones, compiler, fit, network, scalars
+from helpers import TOWER, clones, compiler, everything, fit, network, scalars
 from torch import nn
 
 from hypergradient import SGD, Adagrad, Adam, Hyperoptimizer, RMSprop
@@ -109,7 +109,7 @@ def test_an_idle_group_says_nothing_of_the_last_step_to_higher_levels():
 
 
 @compiler
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=everything)])
 def test_a_parameter_without_a_gradient_is_not_tuned_by_the_others(compile):
     """As a group per tensor does, for which it was written."""
     runs = []

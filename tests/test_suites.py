@@ -1,6 +1,6 @@
 """torch's own tables of optimizer tests, ``torch.testing._internal.common_optimizers``, with our rules in the place of theirs.
 
-``make suites`` runs it with all inputs; otherwise each check takes one in three. The checks are those of torch's
+``make suites`` runs it with all inputs; otherwise each check takes one in five. The checks are those of torch's
 ``test/test_optim.py``, of which the tables are installed with torch and the tests are not.
 ``python tests/test_suites.py`` writes docs/suites.md.
 """
@@ -460,7 +460,7 @@ def page():
         f"`make suites` puts our rules in the place of torch's {len(optim_db)} optimizers: {len(INFOS)} have a rule of that "
         f"name here, with {sum(counts)} inputs that are right and {sum(wrong)} that are wrong. The checks are those of torch's "
         "`test_optim.py`, which is not installed, written anew around a rule alone, `Hyperoptimizer(params, Adam())`. Nothing "
-        "is fetched, and every change is tested with a third of each table. This page is made by "
+        "is fetched, and every change is tested with a fifth of each table. This page is made by "
         f"`python tests/test_suites.py`; torch {torch.__version__.partition('+')[0]}, CPU.",
         "",
         "## What passes",
