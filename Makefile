@@ -7,6 +7,8 @@ TORCH_oldest := 2.6.0
 TORCH_newest := 2.15.0
 OF_STEPS := compile compiled_models default hypergradient optimizer precision resume schedule_free schedulers tape
 AND_newest := rules rules_by_finite_differences rules_of_ones_own state suites
+# pip leaves it to the first import to compile what it installs: that is kept, or each process of the tests does it again
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --no-compile --disable-pip-version-check --no-input --constraint constraints.txt
 
 .DEFAULT_GOAL := help
