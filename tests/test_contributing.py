@@ -65,7 +65,7 @@ def test_the_rule_of_contributing_is_one_file_one_line_one_row_and_one_entry(tmp
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(root), *(f"tests/test_{file}.py" for file in BOUGHT), *options],
         cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root / "src"), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "PYTHONPATH": str(root / "src")},
         capture_output=True,
         text=True,
     )
