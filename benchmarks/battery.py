@@ -23,6 +23,10 @@ from torch import nn
 from .probes import PROBES, Contestant, ours, run
 
 VERSIONS = ("torch", "prodigyopt", "schedulefree", "gradient-descent-the-ultimate-optimizer")
+LEGEND = (
+    "*refuses*: it has no meaning for the rule, and a clear error says so. A ✓ under sparse gradient: refused by a clear error, "
+    "before anything has moved."
+)
 
 
 class Reference(gdtuo.ModuleWrapper):  # type: ignore[misc]
@@ -96,7 +100,7 @@ def report(rows: dict[str, dict[str, str]], refusing: dict[str, set[str]]) -> st
     for name, cells in rows.items():
         marks = ["fails" if cells[p] else "refuses" if p in refusing[name] else "✓" for p in names]
         lines.append(f"| {name} | {sum(not c for c in cells.values())} | " + " | ".join(marks) + " |")
-    lines += ["", "*refuses*: it has no meaning for the rule, and a clear error says so.", "", "## What failed", ""]
+    lines += ["", LEGEND, "", "## What failed", ""]
     for name, cells in rows.items():
         lines += [f"- {name}, {probe}: {brief(text)}" for probe, text in cells.items() if text]
     if lines[-1] == "":

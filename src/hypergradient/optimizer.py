@@ -100,7 +100,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             (default), one per ``"tensor"``. Levels above have one set.
         maximize: climb instead of descending. Default False.
         compile: compile the step with `torch.compile`; default False. The first two steps then take seconds, the others
-            much less than without. Rules that mix elements, and small parameters under ``per="tensor"``, are not compiled.
+            less, most of all on large models. Rules that mix elements, and small parameters under ``per="tensor"``, are not.
 
     Raises:
         ValueError, TypeError: bad input, before anything has changed.
