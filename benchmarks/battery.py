@@ -24,8 +24,8 @@ from .probes import PROBES, Contestant, ours, run
 
 VERSIONS = ("torch", "prodigyopt", "schedulefree", "gradient-descent-the-ultimate-optimizer")
 LEGEND = (
-    "*refuses*: it has no meaning for the rule, and a clear error says so. A ✓ under sparse gradient: refused by a clear error, "
-    "before anything has moved."
+    "*refuses*: it has no meaning for the rule, and a clear error says so. A ✓ under sparse gradient: refused by a clear "
+    "error, before anything has moved."
 )
 
 
