@@ -130,7 +130,8 @@ class Bucket:
         fresh = torch.full((len(self.members),), float(self.count), device=here, dtype=torch.float32)
         self.steps = cast(Tensor, step).view(1) if own else fresh
         like: Any = {"dtype": exact(here), "device": here}
-        each = [torch.as_tensor(mine.get(n, 0.0), **like).reshape(1) for n in self.step.sums for mine in known]
+        zero = torch.zeros((), **like)
+        each = [torch.as_tensor(mine.get(n, zero), **like).reshape(1) for n in self.step.sums for mine in known]
         self.sums = torch.cat([torch.empty(0, **like), *each]).view(len(self.step.sums), len(self.members))
         for n, numbers in zip(("step", *self.step.sums), (self.steps, *self.sums), strict=True):
             for entry, mine in zip(self.entries, numbers.unbind(), strict=True):
@@ -310,7 +311,8 @@ class Bucket:
             self.rooms.reverse()
             (left, _), (self.param, places) = self.rooms
             torch._foreach_copy_(places, parts)
-        left = self.trail[1] if self.trail else left if self.edits.seen is not None else None
+        known = self.edits.seen is not None and (self.param.is_cpu or self.edits.marked())  # else a GPU would be waited for
+        left = self.trail[1] if self.trail else left if known else None
         if self.shared or not self.edits.written(left, self.param, self.sample):
             if self.edits.marked() and not (self.copied or self.trail or self.shared):  # perhaps where nothing is read
                 self._watch()
@@ -389,7 +391,8 @@ class Bucket:
 
     def use(self, rows: Tensor) -> Tensor:
         """From the scalars of every set to those of each segment, in the dtype to work in. shape: (rows, sets or segments)"""
-        return (rows if self.index is None else rows.index_select(1, self.index)).to(self.dtype)
+        rows = rows.to(self.steps.device, self.dtype)
+        return rows if self.index is None else rows.index_select(1, self.index)
 
     def spread(self, rows: Tensor) -> Tensor:
         """From segments to elements. shape: (rows, segments) -> (rows, elements)"""

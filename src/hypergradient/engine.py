@@ -28,6 +28,8 @@ Call: TypeAlias = Callable[[], Any]
 
 PIECE = 1 << 18
 """Elements worked on at a time, about: enough for dispatch not to matter, few enough for a cache."""
+LAUNCH = 1 << 24
+"""The same where there is no such cache, and each piece is a dozen launches."""
 WHOLE = 1 << 20
 """Elements up to which a step of a single bucket is run as one: it reads them once, not first for what it learns."""
 FORMS = 64
@@ -83,7 +85,7 @@ class Engine:
         used, buckets = dict[Any, Tensor](), [bucket for _, bucket in work]
         for group, bucket in work:
             group.last[bucket.count + 1] = rows = now[id(bucket.clock)]
-            alike = id(bucket.clock), bucket.dtype, *bucket.sets
+            alike = id(bucket.clock), bucket.dtype, bucket.steps.device, *bucket.sets
             used[id(bucket)] = used[alike] = used[alike] if alike in used else bucket.use(rows)
         apart = any(b.shared or not b.uniform for b in buckets)  # one moves what the next one reads; or it takes memory
         for turn in [[b] for b in buckets] if apart else [buckets]:
@@ -161,7 +163,7 @@ class Engine:
         if not (bucket.uniform and bucket.step.elementwise):  # one function would not serve all buckets like this one
             return [partial(function, piece, *more)]
         (param, grad, state, kept), k, n = piece, len(piece[2]), piece[1].numel()
-        if self.compile or (parts := round(n / PIECE)) < 2:
+        if self.compile or (parts := round(n / (PIECE if grad.is_cpu else LAUNCH))) < 2:
             return [self.ready(function, piece, *more)]
         cuts = zip(*(t.split(-(-n // parts)) for t in (param, grad, *state, *kept)), strict=True)
         return [self.ready(function, (param, grad, rest[:k], rest[k:]), *more) for param, grad, *rest in cuts]

@@ -16,7 +16,7 @@ from torch.distributions.constraints import Constraint
 from .bucket import Bucket, Memory
 from .layout import Layout, wrapper
 from .level import Hyperparameters, title
-from .numerics import readable
+from .numerics import readable, sent
 from .rule import Rule, check, check_flag
 from .sample import Samples
 from .sensitivity import Step
@@ -179,7 +179,7 @@ class Group:
         if owner.moves:
             self.heights = self._heights()  # taken over by a step; to look at an optimizer changes nothing
             factors[0] /= self.heights[1]
-        self.schedule = owner.given.new_tensor([*factors, *fixed.values()]).unsqueeze(1)
+        self.schedule = sent([*factors, *fixed.values()], owner.given).unsqueeze(1)
 
     def _heights(self) -> tuple[float, float]:
         """`highest` and `rise` if a step is made now. What is FAINT beside its start is as 0: it is no height yet."""
@@ -265,7 +265,7 @@ class Group:
         intact = [b for b in self.buckets if b.intact(memory, still)]
         before, self.params, clocks = self.params, list(self.entry["params"]), dict[Any, Tensor]()
         past = dict(self.past(memory, intact))
-        here = {i: (*past.get(i, (0, False)), moves, self._sums(i, memory)) for i, moves in enumerate(present)}
+        here = {i: (*past.get(i, (0, False)), *x) for i, x in enumerate(zip(present, self._sums(memory, intact), strict=True))}
         alike = self._alike({i: mine for i, mine in here.items() if present[i] or i in past}, shared)
         known = {(b.step, b.count, *b.sets, *map(id, b.members)): b for b in intact}
         left = self._left(before, memory, intact)
@@ -342,11 +342,16 @@ class Group:
             alike[(filled[kind] // bound, *kind)].append(i)
         return alike
 
-    def _sums(self, i: int, memory: Memory) -> tuple[float, ...]:
-        """What a parameter has added up, where all use the same hyperparameters: those with other sums are others."""
-        found = memory.get(self.params[i]) or {}
-        sums = [found.get(n, 0.0) for n in self.step.sums] if self.owner.sets == 1 else []
-        return tuple(float(x) for x in sums if not isinstance(x, Tensor) or readable(x))
+    def _sums(self, memory: Memory, intact: Sequence[Bucket]) -> Iterator[tuple[float, ...]]:
+        """What each parameter has added up, where all use the same hyperparameters: those with other sums are others. Of a
+        bucket that is `intact`, all are read at once.
+        """
+        alike, names = self.owner.sets == 1, self.step.sums
+        known = [(b.members, b.sums.T.tolist()) for b in intact if alike and names and readable(b.sums)]
+        read = {id(p): x for members, rows in known for p, x in zip(members, rows, strict=True)}
+        for p in self.params:
+            found = read.get(id(p)) or [(memory.get(p) or {}).get(n, 0.0) for n in names if alike]
+            yield tuple(float(x) for x in found if not isinstance(x, Tensor) or readable(x))
 
     def _clock(self, bucket: Bucket, known: Tensor | None) -> Tensor:
         """What counts the steps of a bucket, and of others with the same history; `known`: that of these."""
@@ -354,7 +359,8 @@ class Group:
         clock = self.owner.given.new_zeros(1 + sums, self.owner.sets if sums else 1) if known is None else known
         clock[0] = bucket.count
         if sums:
-            clock[1:, bucket.sets or [0]] = bucket.sums if bucket.sets else bucket.sums[:, :1]
+            here = slice(None) if bucket.index is None else bucket.index.to(clock.device)
+            clock[1:, here] = bucket.sums if bucket.sets else bucket.sums[:, :1]
         return clock
 
     def recent(self) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from .charts import Charts, interval
 from .normalize import NORMALIZATIONS
-from .numerics import REACH, finite, finite_or_zero, ratio
+from .numerics import REACH, finite, finite_or_zero, ratio, sent
 from .probe import branches, metric, ours, prepared, sums, warn_of_idle
 from .rule import Rule, State
 from .sensitivity import Step, Tensors, slopes
@@ -425,7 +425,7 @@ class Levels:
         """
         if self._leave[0] != (made, free):  # a new one has to be sent to the device
             known = self._known(made)
-            self._leave = (made, free), self.memory.new_tensor([known, [*free, *[1.0] * (len(known) - len(free))]])
+            self._leave = (made, free), sent([known, [*free, *[1.0] * (len(known) - len(free))]], self.memory)
         first, leave = self.levels[0], self._leave[1]
         if min(made, default=1) <= 0:
             mine, here = self.of(first), leave[0, first.place] > 0

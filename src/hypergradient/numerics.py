@@ -68,8 +68,8 @@ def totals(terms: Sequence[Tensor], cuts: Sequence[int]) -> Tensor:
     """
     if not cuts:
         return torch.stack([x.sum() if x.ndim else x for x in terms]).unsqueeze(1)
-    if torch.compiler.is_compiling():
-        return torch.stack([_parts(x, cuts) for x in terms])
+    if torch.compiler.is_compiling() or not terms[0].is_cpu:
+        return torch.stack([_parts(x.view(-1), cuts) for x in terms])
     return torch.stack([part.sum() for x in terms for part in x.view(-1).split([*cuts])]).view(len(terms), -1)
 
 
@@ -114,6 +114,13 @@ def exact(device: torch.device) -> torch.dtype:
         return torch.empty((), dtype=torch.float64, device=device).dtype
     except (TypeError, RuntimeError):
         return torch.float32
+
+
+def sent(numbers: Any, like: Tensor) -> Tensor:
+    """A tensor of `numbers`, in dtype and on the device of `like`; a GPU is not waited for."""
+    pinned = like.is_cuda and readable(like)
+    there = torch.tensor(numbers, dtype=like.dtype, device="cpu" if pinned else like.device, pin_memory=pinned)
+    return there.to(like.device, non_blocking=True)
 
 
 def plain(device: str) -> AbstractContextManager[Any]:

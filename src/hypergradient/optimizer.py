@@ -340,7 +340,7 @@ class Hyperoptimizer(torch.optim.Optimizer):
             what `closure` returned, if there is one (default: none); it is called first, with gradients enabled.
 
         Raises:
-            RuntimeError: a sparse gradient, before anything has changed.
+            RuntimeError: a sparse gradient, or a CUDA graph is captured; before anything has changed.
             ValueError: a group says what is not allowed, likewise.
         """
         loss = None
@@ -357,6 +357,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         given = [g for mine in grads for g in mine if g is not None]
         if {g.layout for g in given} - {torch.strided}:
             self._refuse(grads)
+        if given and given[0].is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("step() cannot be part of a CUDA graph: the host counts steps, too. Capture what is before it")
         if given:  # else nothing moves, so the last step stays the last
             with plain(given[0].device.type):
                 self._move(self._assemble(given[0].device), grads)
