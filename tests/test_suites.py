@@ -343,9 +343,11 @@ def refused(info, wrong):
     given = wrong.optimizer_error_input
     params = [Parameter(torch.ones(2, 3))] if given.params is None else given.params
     try:
-        optimizer = mine(info, params, given.kwargs)
-        if wrong.error_on == OptimizerErrorEnum.STEP_ERROR:
-            optimizer.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            optimizer = mine(info, params, given.kwargs)
+            if wrong.error_on == OptimizerErrorEnum.STEP_ERROR:
+                optimizer.step()
     except (ValueError, TypeError, RuntimeError, Warning) as e:
         return type(e), str(e)
     return None, ""
