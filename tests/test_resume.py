@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from cases import loss, parameters, train
-from helpers import EVERY, TOWER, TOWERS, clones, fit, network, resumed, stored
+from helpers import TOWER, TOWERS, clones, crossed, fit, network, resumed, stored
 
 import hypergradient as hg
 from hypergradient import SGD, Adam, AdamW, Hyperoptimizer
@@ -81,7 +81,7 @@ def test_a_float64_group_in_mid_training_is_resumed_exactly():
     torch.testing.assert_close(copies, [a, b], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("rule", "per"), [(Adam, "tensor"), (Adam, "group"), (AdamW, "tensor"), (AdamW, "group")][::EVERY])
+@pytest.mark.parametrize(("rule", "per"), crossed([Adam, AdamW], ["tensor", "group"]))
 @pytest.mark.parametrize("how", ["load", "copy", "look"])
 @pytest.mark.parametrize("when", [4, 5])
 def test_a_penalty_that_comes_is_resumed_exactly(rule, per, how, when):

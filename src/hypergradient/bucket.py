@@ -189,6 +189,7 @@ class Bucket:
 
     def summed(self, sums: Tensor) -> Tensor:
         """From the sums of every set to those of each member. shape: (sums, sets) -> (sums, members)"""
+        sums = sums.to(self.sums.device)
         return (sums if self.index is None else sums.index_select(1, self.index)).expand_as(self.sums)
 
     def tick(self) -> None:

@@ -360,7 +360,7 @@ class Group:
         clock[0] = bucket.count
         if sums:
             here = slice(None) if bucket.index is None else bucket.index.to(clock.device)
-            clock[1:, here] = bucket.sums if bucket.sets else bucket.sums[:, :1]
+            clock[1:, here] = (bucket.sums if bucket.sets else bucket.sums[:, :1]).to(clock)
         return clock
 
     def recent(self) -> Tensor:

@@ -340,10 +340,12 @@ class Hyperoptimizer(torch.optim.Optimizer):
             what `closure` returned, if there is one (default: none); it is called first, with gradients enabled.
 
         Raises:
-            RuntimeError: a sparse gradient, or a CUDA graph is captured; before anything has changed.
+            RuntimeError: a sparse gradient, before anything has moved; or a CUDA graph is being captured.
             ValueError: a group says what is not allowed, likewise.
         """
         loss = None
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("step() cannot be part of a CUDA graph, as the host counts steps, too: call it after replay()")
         if closure is not None and not callable(closure):
             raise TypeError(f"closure={closure!r} is not allowed; it must be a function: write loss.backward(), then step()")
         if self._own.entered:
@@ -357,8 +359,6 @@ class Hyperoptimizer(torch.optim.Optimizer):
         given = [g for mine in grads for g in mine if g is not None]
         if {g.layout for g in given} - {torch.strided}:
             self._refuse(grads)
-        if given and given[0].is_cuda and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("step() cannot be part of a CUDA graph: the host counts steps, too. Capture what is before it")
         if given:  # else nothing moves, so the last step stays the last
             with plain(given[0].device.type):
                 self._move(self._assemble(given[0].device), grads)
@@ -380,7 +380,8 @@ class Hyperoptimizer(torch.optim.Optimizer):
         self._fill(groups, [[g is not None for g in mine] for mine in grads])
         last, pairs = [(group, group.last) for group in groups], zip(groups, grads, strict=True)
         work = [(group, bucket) for group, mine in pairs for bucket in group.gather(mine, self._own.cotangents)]
-        resting = {b for group in groups for b in group.buckets} - {b for _, b in work}
+        moving = {b for _, b in work}
+        resting = [b for group in groups for b in group.buckets if b not in moving]
         for bucket in (b for b in resting if b.edits.seen is None):  # from here on it is known what others write
             bucket.settle()
         if self._rehearsal(work):
