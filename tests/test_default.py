@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass, replace
+from itertools import product
 
 import pytest
 import torch
@@ -181,10 +182,9 @@ def cosine(rule, step, optimizer, pairs, usual=0.0, following=None):
     return (sums[0] / ((sums[1] + usual / 2) * sums[2]).sqrt()).clamp(-1, 1).item()
 
 
-@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
-@pytest.mark.parametrize("horizon", [math.inf, Age(2), Age(0.5)], ids=str)
-@pytest.mark.parametrize("case", MOVING, ids=str)
-def test_the_step_size_is_moved_by_the_formula(case, horizon, large):
+@pytest.mark.parametrize(("case", "how"), crossed(MOVING, [*product([math.inf, Age(2), Age(0.5)], [False, True])]), ids=str)
+def test_the_step_size_is_moved_by_the_formula(case, how):
+    horizon, large = how
     options = {**case.lively, "tune": "lr", "charts": {"lr": POSITIVE}, "horizon": horizon}
     rule = case.rule(**options, normalize="metric cosine")
     params = tall() if large else parameters(case.matrix)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import product
 
 import pytest
 import torch
@@ -101,11 +102,12 @@ def test_equals_the_paper_drawn_literally(tower):
     torch.testing.assert_close(mine, [w.detach() for w in oracle.weights], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("normalize", [None, "cosine"])
-@pytest.mark.parametrize("horizon", [1, 1.5, 10])
-@pytest.mark.parametrize("case", [c for c in RULES if not c.matrix], ids=str)
-def test_horizon_and_cosine_are_what_they_say(case, horizon, normalize):
+@pytest.mark.parametrize(
+    ("case", "how"), crossed([c for c in RULES if not c.matrix], [*product([1, 1.5, 10], [None, "cosine"])]), ids=str
+)
+def test_horizon_and_cosine_are_what_they_say(case, how):
     """``T_t = (1 - 1/horizon) T_{t-1} + dU_t/dh`` with dU_t/dh by finite differences, ``<g, T>`` and its cosine."""
+    horizon, normalize = how
     names, size, flat = {"lr", "weight_decay"} & {*case.rule.tunable()}, 1e-6, torch.nn.utils.parameters_to_vector
     rule = case.rule(**case.lively, tune=tuple(names), charts={"lr": POSITIVE}, horizon=horizon, normalize=normalize)
     mine = parameters()

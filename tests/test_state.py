@@ -6,6 +6,7 @@ import pickle
 import random
 from collections import defaultdict
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -622,11 +623,11 @@ def test_what_was_learned_stays_when_all_state_goes(per):
 # ------------------------------------------------------------------------------------- pruning and growing
 
 
-@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
-@pytest.mark.parametrize("horizon", [None, 1, 20], ids=str)
-@pytest.mark.parametrize("rule", ["Adam", "SGD", "RMSprop"])
-@pytest.mark.parametrize("per", ["group", "tensor"])
-def test_points_of_gaussian_splatting_come_and_go(rule, horizon, large, per):
+SPLATS = crossed([*product(["Adam", "SGD", "RMSprop"], ["group", "tensor"])], [*product([None, 1, 20], [False, True])])
+
+
+@pytest.mark.parametrize(("rule", "per", "horizon", "large"), [(*x, *y) for x, y in SPLATS], ids=str)
+def test_points_of_gaussian_splatting_come_and_go(rule, per, horizon, large):
     """One group per property of the points; every entry of the state but `step` is indexed by those that stay, and new
     points begin with zeros.
     """
