@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import RULES, loss, parameters, weights
 from examples import weight_decay
-from helpers import EVERY, STEPS, clones, compiler, difference, resumed
+from helpers import STEPS, clones, compiler, difference, everything, resumed
 from oracle import Oracle
 from torch import nn
 
@@ -45,11 +45,7 @@ def identical(optimizer, params, twin, others):
 # ------------------------------------------------------------------------------- what it is
 
 
-FEW = "SGD", "Adam", "Muon", "AdamWScheduleFree"
-"""Rules of each kind: without averages, with them, with elements that mix, averaging."""
-
-
-@pytest.mark.parametrize("case", [c for c in RULES if EVERY == 1 or c.rule.__name__ in FEW], ids=str)
+@pytest.mark.parametrize("case", RULES, ids=str)
 def test_equals_finite_differences_of_the_validation_loss(case):
     """``d held_out(w_t) / dh`` for every hyperparameter of the step that made w_t."""
     tower, mine = case.rule(**case.lively, tune=case.rule.tunable()) / TOP, parameters(case.matrix)
@@ -82,7 +78,11 @@ def test_levels_above_follow_the_validation_loss_too(rule):
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize(
     ("rule", "normalize", "compile"),
-    [(r, n, False) for r in (AdamW, SGD) for n in (None, "cosine")] + [(AdamW, "cosine", True)],
+    [
+        *[(r, n, False) for r in (AdamW, SGD) for n in (None, "cosine")],
+        (AdamW, "cosine", True),
+        pytest.param(SGD, None, True, marks=everything),
+    ],
 )
 def test_horizon_and_cosine_against_their_definition(rule, normalize, compile):
     """``<u, T>`` and its cosine, ``T_t = (1 - 1/5) T_{t-1} + dU_t/dh`` by finite differences; u of the validation loss."""
