@@ -15,7 +15,7 @@ from experiments.timing import Maker, Run, Time, interleave, ours, quartiles, ra
 from torch import nn
 
 from .contestants import ALL, BASELINES, COMPILED, FOREACH, FUSED, HEIGHTS, REFERENCES, TOWERS, adams, reference, tall
-from .measure import cold_and_warm, first_steps, fresh, gradients, peak_bytes, step_alone
+from .measure import cold_and_warm, first_steps, fresh, gradients, peak_bytes, some, step_alone
 from .problems import PROBLEMS, GPTBlock, shapes
 
 Tick = Callable[[float], None]
@@ -35,6 +35,7 @@ SHAPES = {
     "resnet": shapes(partial(ResNet20, projection=True)),
     "gpt": shapes(lambda: nn.Sequential(*(GPTBlock(width=768, heads=12) for _ in range(12)))),
     "1000": [torch.Size([100])] * 1000,
+    "expert": [torch.Size(s) for s in ([64, 32], [64], [32, 64], [32])],
     "memory": [torch.Size([1000, 1000])] * 20,
 }
 GROUPS = len(COMPILED)
@@ -92,6 +93,18 @@ def steps(title: str, problem: str, seconds: float, quick: bool, tick: Tick, dev
     rows = contest(lambda make: step_alone(make, sizes, grads, device), makers, GROUPS, QUICK if quick else seconds, tick)
     title = f"{title}: {sum(s.numel() for s in sizes):,} elements in {len(sizes)} tensors"
     return {f"step-{problem}": Table(title, TIMES, named(rows, ALL))}
+
+
+def experts(quick: bool, tick: Tick, device: str = "cpu") -> dict[str, Table]:
+    """The step alone of a layer of experts, of which each batch meets a few."""
+    sizes = SHAPES["expert"] * 24
+    grads = some(gradients(sizes, device), len(SHAPES["expert"]), 6)
+    makers = {name: make for name, make in ALL.items() if name not in {**BASELINES, **REFERENCES, **COMPILED}}
+    rows = contest(lambda make: step_alone(make, sizes, grads, device), makers, 1, QUICK if quick else 60, tick)
+    note = f"{TIMES} Others of the experts every time."
+    return {
+        "step-experts": Table("Step alone, 24 experts of four tensors, of which six have a gradient", note, named(rows, rows))
+    }
 
 
 def iterations(title: str, problem: str, seconds: float, quick: bool, tick: Tick, device: str = "cpu") -> dict[str, Table]:
@@ -226,6 +239,7 @@ CASES: dict[str, Case] = {
     "step-resnet": partial(steps, "Step alone, ResNet-20", "resnet", 60),
     "step-gpt": partial(steps, "Step alone, GPT blocks of width 768", "gpt", 200),
     "step-1000": partial(steps, "Step alone, small tensors", "1000", 90),
+    "step-experts": experts,
     "train-mlp": partial(iterations, "Training iteration, MLP, batch 256", "mlp", 100),
     "train-resnet": partial(iterations, "Training iteration, ResNet-20, batch 128, channels last", "resnet", 240),
     "train-lstm": partial(iterations, "Training iteration, two-layer LSTM of 128, batch 50, sequence 50", "lstm", 180),

@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -40,7 +40,15 @@ def gradients(shapes: Shapes, device: str = "cpu") -> Iterator[list[Tensor]]:
         yield [sign * g for g in first]
 
 
-def step_alone(make: Maker, shapes: Shapes, grads: Iterator[list[Tensor]], device: str = "cpu") -> Run:
+def some(grads: Iterator[list[Tensor]], size: int, count: int) -> Iterator[list[Tensor | None]]:
+    """The same, but of experts of `size` tensors each only `count` at random have a gradient, others every time."""
+    chosen = random.Random(0)
+    for given in grads:
+        here = chosen.sample(range(len(given) // size), count)
+        yield [g if i // size in here else None for i, g in enumerate(given)]
+
+
+def step_alone(make: Maker, shapes: Shapes, grads: Iterator[Sequence[Tensor | None]], device: str = "cpu") -> Run:
     """A step without forward and backward: `iteration` and `step` are the same.
 
     The reference implementation makes its hypergradients in the backward pass, so to it `backward` belongs to the step.
@@ -49,8 +57,8 @@ def step_alone(make: Maker, shapes: Shapes, grads: Iterator[list[Tensor]], devic
     optimizer = make(module)
 
     def run() -> Time:
-        given = next(grads)
-        time = iterate(module, optimizer, lambda module: torch.autograd.backward(list(module.parameters()), given))
+        params, given = zip(*(x for x in zip(module.parameters(), next(grads), strict=True) if x[1] is not None), strict=True)
+        time = iterate(module, optimizer, lambda _: torch.autograd.backward(params, given))
         for p in module.parameters():
             p.grad = None  # while the others run
         step = time.iteration if isinstance(optimizer, Reference) else time.step

@@ -337,3 +337,29 @@ def test_a_state_that_is_transposed_in_its_place_is_seen(rests):
         go(lambda ps: Hyperoptimizer(ps, Adam(lr=0.1))), go(lambda ps: torch.optim.Adam(ps, lr=0.1)), strict=True
     ):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("size", [3, 400])
+@pytest.mark.parametrize("per", ["group", "tensor"])
+@pytest.mark.parametrize("tower", [None, TOWER, SGD(lr=0.1, momentum=0.9, horizon=10) / SGD(lr=0.01)], ids=repr)
+def test_experts_that_take_turns_go_on_as_those_that_are_put_together_anew(tower, per, size, monkeypatch):
+    """As long as nothing else changes, who has a gradient is all that the next step has to find out."""
+
+    def run():
+        torch.manual_seed(0)
+        experts = [[nn.Parameter(torch.randn(size, size)), nn.Parameter(torch.randn(4))] for _ in range(6)]
+        optimizer = Hyperoptimizer([p for expert in experts for p in expert], tower, per=per)
+        for _ in range(20):
+            here = torch.randperm(6)[:2].tolist()
+            for i, expert in enumerate(experts):
+                for p in expert:
+                    p.grad = p.detach() + 0.1 * torch.randn_like(p) if i in here else None
+            optimizer.step()
+        return experts, optimizer.state_dict()
+
+    kept, keeps = [], Group.keeps
+    monkeypatch.setattr(Group, "keeps", lambda group, present: kept.append(keeps(group, present)) or kept[-1])
+    mine = run()
+    monkeypatch.setattr(Group, "keeps", lambda group, present: False)
+    torch.testing.assert_close(mine, run(), rtol=0, atol=0, equal_nan=True)
+    assert any(kept)

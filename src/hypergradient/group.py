@@ -270,11 +270,11 @@ class Group:
         known = {(b.step, b.count, *b.sets, *map(id, b.members)): b for b in intact}
         left = self._left(before, memory, intact)
         buckets = list[Bucket]()
-        for (*_, count, live, _, sums), positions in alike.items():
+        for (_, *kind, count, live, _, sums), positions in alike.items():
             members, sets = [self.params[i] for i in positions], positions if self.owner.sets > 1 else []
             key = self.step, count, *sets, *map(id, members)
             bucket = known.get(key) or Bucket(self.step, members, sets, count, memory)
-            bucket.live, bucket.positions = live, positions
+            bucket.kind, bucket.live, bucket.positions = kind, live, positions
             bucket.edits.look(self.marks)
             bucket.clock = clocks[count, sums] = self._clock(bucket, clocks.get((count, sums)))
             if key not in known and live and self.step.replays:
@@ -284,7 +284,23 @@ class Group:
         self.buckets, self.resting = buckets, set()
         self.waits = {*map(id, self.params)} - {id(p) for b in buckets for p in b.members} if any(present) else self.waits
         self.last.pop(0, None)
-        self._sample(present)
+        self._sample(buckets, present)
+
+    def keeps(self, present: Sequence[bool]) -> bool:
+        """Whether `fill` would find the same buckets, where nobody has changed anything but which have a gradient; they are
+        ready then.
+        """
+        here, clocks = [{present[i] for i in b.positions} for b in self.buckets], dict[Any, Tensor]()
+        ages = [(b.count, *(b.sums[:, 0].tolist() if self.owner.sets == 1 and readable(b.sums) else ())) for b in self.buckets]
+        kinds = {(*b.kind, b.live, *age, *x) for b, age, x in zip(self.buckets, ages, here, strict=True)}
+        moving = [(b, age) for b, age, x in zip(self.buckets, ages, here, strict=True) if True in x]
+        whole = all(len(x) == 1 for x in here) and sum(len(b.positions) for b, _ in moving) == sum(present)  # none is new
+        if not whole or len(kinds) < len(self.buckets) or any(b.shared for b in self.buckets):
+            return False
+        for bucket, age in moving:
+            bucket.clock = clocks[age] = self._clock(bucket, clocks.get(age))
+        self._sample([b for b, _ in moving], present)
+        return True
 
     def joins(self, memory: Memory, present: Sequence[bool]) -> tuple[int, int]:
         """How many elements have moved before, and how many were there and move for the first time."""
@@ -315,10 +331,10 @@ class Group:
         place = None if order == [*range(owner.readings)] else torch.tensor(order, device=buckets[0].steps.device)
         return cuts if len(cuts) > 1 else (), place
 
-    def _sample(self, present: Sequence[bool]) -> None:
+    def _sample(self, buckets: Sequence[Bucket], present: Sequence[bool]) -> None:
         """Know how each bucket is read: what is read of large parameters, side by side."""
         sampled = defaultdict[Any, list[Bucket]](list)
-        for b in self.buckets:
+        for b in buckets:
             b.samples = None
             b.cuts, b.readings = self._readings([b], b.sizes)
             if b.sample:

@@ -422,15 +422,25 @@ class Hyperoptimizer(torch.optim.Optimizer):
             present: of each group, which parameters have gradients.
         """
         params = [p for group in groups for p in group.entry["params"]]
-        buckets = [(b.live, b.untouched(), b.step is g.step and not b.written()) for g in groups for b in g.buckets]
+        quiet = all(b.untouched() and b.step is g.step and not b.written() for g in groups for b in g.buckets)
         seen, sizes, (pattern, before, old, place, where) = self._objects(params), shapes(params), self._own.basis
         still = sizes == before and len(seen) == len(old) and all(map(is_, seen, old)) and array("Q", map(place, seen)) == where
-        if still and (present, buckets) == pattern:
+        if still and quiet and (present, [b.live for g in groups for b in g.buckets]) == pattern:
             return
         if not self._own.entered and any(map(evaluation.inside, self.state.values())):  # put there by hand
             self.train()
-        moving = [p for p, moves in zip(params, chain.from_iterable(present), strict=True) if moves]
-        shared = overlapping(moving)
+        shared = overlapping(p for p, moves in zip(params, chain.from_iterable(present), strict=True) if moves)
+        same = still and quiet and not shared and all(g.keeps(here) for g, here in zip(groups, present, strict=True))
+        if not same:
+            self._sort(groups, present, shared, still)
+            seen = self._objects(params)
+            plain = set(map(type, seen)) <= {Tensor, torch.nn.Parameter} and all(x.layout == torch.strided for x in seen)
+            place = Tensor.data_ptr if plain else address
+            where = array("Q", map(place, seen))
+        self._own.basis = (present, [b.live for g in groups for b in g.buckets]), sizes, seen, place, where
+
+    def _sort(self, groups: Sequence[Group], present: list[list[bool]], shared: set[int], still: bool) -> None:
+        """See `Group.fill`."""
         owners = {h: [p for g in groups if g.owner is h for p in g.entry["params"]] for h in (g.owner for g in groups)}
         if sum(h.take_apart(mine) for h, mine in owners.items()):
             self._own.engine.forget(self._own.levels)
@@ -438,10 +448,6 @@ class Hyperoptimizer(torch.optim.Optimizer):
         for group, here in zip(groups, present, strict=True):
             group.fill(self.state, here, shared, still)
         self._begin_anew(joined)
-        pattern, seen = (present, [(b.live, True, True) for g in groups for b in g.buckets]), self._objects(params)
-        plain = set(map(type, seen)) <= {Tensor, torch.nn.Parameter} and all(x.layout == torch.strided for x in seen)
-        place = Tensor.data_ptr if plain else address
-        self._own.basis = pattern, sizes, seen, place, array("Q", map(place, seen))
 
     def _joined(self, groups: Sequence[Group], present: list[list[bool]]) -> list[Hyperparameters]:
         """Whose step size is to begin anew, for much moves with it for the first time: a body that has been frozen while its

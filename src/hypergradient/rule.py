@@ -144,7 +144,7 @@ class Notation(type):
             raise TypeError(
                 f"{cls.__name__} is a rule, which is given no parameters: write Hyperoptimizer(params, {cls.__name__}())"
             )
-        known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+        known = [f.name for f in sorted(fields(cls), key=lambda f: bool(f.kw_only))]  # type: ignore[arg-type]
         if taken := [n for n in known if n in GROUP or n.removeprefix("initial_") in {*known} - {n}]:
             hint = ": write beta1, beta2, …, each a hyperparameter" if taken[0] == "betas" else ""
             raise TypeError(f"{cls.__name__} has a field {taken[0]!r}, a name that is kept for the dict of a group{hint}")
