@@ -57,7 +57,7 @@ class Bucket:
         sample: what is read of the elements, if not all; `samples`: with the first of some, that of all of them side by side.
         clock: `count` in the dtype of hyperparameters, and the sums; the same tensor for buckets with the same history.
             shape: (1 + sums, sets or 1)
-        kind: what the members have in common but for their history.
+        common: what the members have in common but for their history.
         positions: the positions of the members among the parameters of their group.
         live: whether what the last step has left behind can be read.
         edits: what notices what others write to the members.
@@ -70,7 +70,7 @@ class Bucket:
     rooms: list[tuple[Tensor, list[Tensor]]]
     places: list[Tensor]
     clock: Tensor
-    kind: Sequence[Any]
+    common: Sequence[Any]
     positions: Sequence[int]
     live = False
     shared = False

@@ -270,11 +270,11 @@ class Group:
         known = {(b.step, b.count, *b.sets, *map(id, b.members)): b for b in intact}
         left = self._left(before, memory, intact)
         buckets = list[Bucket]()
-        for (_, *kind, count, live, _, sums), positions in alike.items():
+        for (_, *common, count, live, _, sums), positions in alike.items():
             members, sets = [self.params[i] for i in positions], positions if self.owner.sets > 1 else []
             key = self.step, count, *sets, *map(id, members)
             bucket = known.get(key) or Bucket(self.step, members, sets, count, memory)
-            bucket.kind, bucket.live, bucket.positions = kind, live, positions
+            bucket.common, bucket.live, bucket.positions = common, live, positions
             bucket.edits.look(self.marks)
             bucket.clock = clocks[count, sums] = self._clock(bucket, clocks.get((count, sums)))
             if key not in known and live and self.step.replays:
@@ -292,7 +292,7 @@ class Group:
         """
         here, clocks = [{present[i] for i in b.positions} for b in self.buckets], dict[Any, Tensor]()
         ages = [(b.count, *(b.sums[:, 0].tolist() if self.owner.sets == 1 and readable(b.sums) else ())) for b in self.buckets]
-        kinds = {(*b.kind, b.live, *age, *x) for b, age, x in zip(self.buckets, ages, here, strict=True)}
+        kinds = {(*b.common, b.live, *age, *x) for b, age, x in zip(self.buckets, ages, here, strict=True)}
         moving = [(b, age) for b, age, x in zip(self.buckets, ages, here, strict=True) if True in x]
         whole = all(len(x) == 1 for x in here) and sum(len(b.positions) for b, _ in moving) == sum(present)  # none is new
         if not whole or len(kinds) < len(self.buckets) or any(b.shared for b in self.buckets):
