@@ -19,7 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss, scal
 from . import data, models
 from .tasks import TASKS, Batch, Entry, cropped, generator, shuffled
 
-HELD_OUT = ("cnn-fashion", "lstm-text", "vit-cifar10")
+HELD_OUT = ("cnn-fashion", "lstm-text", "vit-cifar10", "reversing")
 """What nothing was tuned on."""
 SMALL = ("regression", "mlp-mnist", "finetune-cifar10")
 """Data that are few, or seen many times: on these the default is tuned on a part of them, too."""
@@ -198,6 +198,23 @@ class Sorter(nn.Module):
         return self.head(self.blocks(self.embedding(x) + self.position))
 
 
+class Reverser(nn.Module):
+    """A recurrent network that reads a sequence, and one that says it again, with attention to what the first has read."""
+
+    def __init__(self, symbols: int = 12, width: int = 48) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(symbols, 32), nn.Linear(2 * width, symbols)
+        self.reads, self.says = nn.GRU(32, width, batch_first=True), nn.GRU(32, width, batch_first=True)
+        self.asks = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        given, said = self.embedding(x).chunk(2, dim=1)
+        known, last = self.reads(given)
+        state, _ = self.says(said, last)
+        seen = (self.asks(state) @ known.transpose(1, 2)).softmax(dim=-1) @ known
+        return self.head(torch.cat([state, seen], dim=2))
+
+
 class Adder(nn.Module):
     """A recurrent network that answers at the end of a sequence."""
 
@@ -358,6 +375,14 @@ def sorting(device: str) -> Supervised:
     return Supervised(Sorter, (x[3000:], y[3000:]), (x[:3000], y[:3000]), size=32)
 
 
+def reversing(device: str) -> Supervised:
+    """Eight of ten symbols, to be said backwards; each answer knows the right ones before it."""
+    given = torch.randint(2, 12, (23_000, 8), generator=generator(0)).to(device)
+    y = given.flip(1)
+    x = torch.cat([given, torch.zeros_like(y[:, :1]), y[:, :-1]], dim=1)
+    return Supervised(Reverser, (x[3000:], y[3000:]), (x[:3000], y[:3000]), size=32)
+
+
 def adding(device: str) -> Supervised:
     """Twenty numbers in [0, 1], of which two are marked; their sum is asked for."""
     chance = generator(0)
@@ -463,6 +488,7 @@ NAMES = {
     "gpt2-text": Entry("text", partial(text, gpt2)),
     "regression": Entry("", regression),
     "sorting": Entry("", sorting),
+    "reversing": Entry("", reversing),
     "adding": Entry("", adding),
     "factorization": Entry("", factorization),
     "sines": Entry("", sines),

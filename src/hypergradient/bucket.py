@@ -18,7 +18,7 @@ from torch._utils import _flatten_dense_tensors as flatten
 
 from .edits import Edits, between
 from .layout import Layout, address, wrapper
-from .numerics import alike, exact, owns_memory, readable, storage, wide
+from .numerics import alike, exact, owns_memory, readable, same, storage, wide
 from .probe import KEPT, begun, rehearse
 from .sample import Samples
 from .sensitivity import Step
@@ -50,7 +50,7 @@ class Bucket:
         state: what the rule remembers of the elements.
         kept: what is kept of the last step until its hypergradient is read.
         trail: what the elements were before it, and after, once others have written to them.
-        rooms: copies of the members, in turn of this step and of the last one.
+        rooms: a copy of the members, if they are worked on in one, and its parts.
         steps: `count`, for each member, as the user can change it. shape: (members,)
         sums: of each number that the rule adds up, the sum, for each member. shape: (sums, members)
         scalars: those of the last step, where it is replayed, in the dtype to work in. shape: (rows, segments)
@@ -190,9 +190,8 @@ class Bucket:
         return self.steps.device.type != "cpu" or not readable(self.steps) or self.steps.tolist() == left
 
     def summed(self, sums: Tensor) -> Tensor:
-        """From the sums of every set to those of each member. shape: (sums, sets) -> (sums, members)"""
-        sums = sums.to(self.sums.device)
-        return (sums if self.index is None else sums.index_select(1, self.index)).expand_as(self.sums)
+        """From the sums of every set to those of each member. shape: (sums, sets) -> (sums, members or 1)"""
+        return sums if self.index is None else sums.to(self.index.device).index_select(1, self.index)
 
     def tick(self) -> None:
         """Know that the steps have been counted."""
@@ -304,20 +303,22 @@ class Bucket:
 
     def read(self) -> Tensor | None:
         """Read the members, and follow what others have written to them. Returns which elements that has had begin anew."""
-        parts, left = self.layout.parts(self.members), None
+        parts, left = self.layout.parts(self.members), self.trail[1] if self.trail else None
+        known = self.edits.seen is not None and (parts[0].is_cpu or self.edits.marked())  # else a GPU would be waited for
         if not self.copied:
             self.param = self._flat(parts)
-        elif len(self.rooms) < 2:  # in turn, so that in the other there is what the last step has left
-            left, self.param = self.rooms[0][0] if self.rooms else None, self._flat(parts).clone()
-            self.rooms.append((self.param, self.views(self.param)))
+        elif not self.rooms:
+            self.param = self._flat(parts).clone()
+            self.rooms = [(self.param, self.views(self.param))]
         else:
-            self.rooms.reverse()
-            (left, _), (self.param, places) = self.rooms
+            ((self.param, places),) = self.rooms  # as the last step has left it
+            here = self.param.is_cpu and readable(self.param) and not self.edits.spread
+            if here and not self.trail and all(map(same, parts, places)):
+                return None
+            left = self.param.clone() if known and not self.trail else left
             torch._foreach_copy_(places, parts)
-        known = self.edits.seen is not None and (self.param.is_cpu or self.edits.marked())  # else a GPU would be waited for
-        left = self.trail[1] if self.trail else left if known else None
         if self.shared or not self.edits.written(left, self.param, self.sample):
-            if self.edits.marked() and not (self.copied or self.trail or self.shared):  # perhaps where nothing is read
+            if not (self.copied or self.trail or self.shared) and self.edits.marked():  # perhaps where nothing is read
                 self._watch()
             return None
         return self._follow(left)

@@ -14,8 +14,8 @@ from .numerics import storage
 
 _count = itertools.count()
 
-ANEW: dict[str, Any] = {"realize_reads_threshold": 32, "realize_opcount_threshold": 256}
-"""What several sums are made of, such as a metric, is worked out anew for each of them: to write it to memory takes longer."""
+OPTIONS: dict[str, Any] = {"realize_reads_threshold": 32, "realize_opcount_threshold": 256, "size_asserts": False}
+"""What sums are made of, such as a metric, is worked out anew for each: to write it takes longer. Sizes have been looked at."""
 MOST = 1 << 12
 """Kinds of inputs that are remembered: of sizes that never come again, there is no end."""
 
@@ -62,7 +62,7 @@ class Compiled:
     def _backend(self, graph: Any, inputs: Any, **options: Any) -> Callable[..., Any]:
         """That of torch, which notes what it runs."""
         inductor: Any = torch._dynamo.lookup_backend("inductor")
-        program = inductor(graph, inputs, **options, config_patches=ANEW)
+        program = inductor(graph, inputs, **options, config_patches=OPTIONS)
 
         def noted(*given: Any) -> Any:
             made = program(*given)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from ctypes import CDLL, CFUNCTYPE, c_int, c_size_t, c_void_p
 from itertools import groupby
 from typing import Any, cast
 
@@ -69,19 +69,19 @@ def totals(terms: Sequence[Tensor], cuts: Sequence[int]) -> Tensor:
     if not cuts:
         return torch.stack([x.sum() if x.ndim else x for x in terms]).unsqueeze(1)
     if torch.compiler.is_compiling() or not terms[0].is_cpu:
-        return torch.stack([_parts(x.view(-1), cuts) for x in terms])
+        return _parts([x.view(-1) for x in terms], cuts)
     return torch.stack([part.sum() for x in terms for part in x.view(-1).split([*cuts])]).view(len(terms), -1)
 
 
-def _parts(x: Tensor, cuts: Sequence[int]) -> Tensor:
+def _parts(terms: Sequence[Tensor], cuts: Sequence[int]) -> Tensor:
     """The sums of parts, in few operations: the compiler takes long for each sum of many numbers, and each of a few takes long.
     The last part has any length, the others are multiples of one, mostly a large one, and several of them are alike.
     """
-    size = math.gcd(*cuts[:-1]) or 1  # of a shard with nothing in it
-    first, last = x.split([sum(cuts[:-1]), cuts[-1]])
+    size, end = math.gcd(*cuts[:-1]) or 1, sum(cuts[:-1])  # 0 of a shard with nothing in it
     runs = [(n // size, len([*run])) for n, run in groupby(cuts[:-1])]
-    blocks = first.view(-1, size).sum(1).split([n * times for n, times in runs])
-    return torch.cat([*(x.view(times, n).sum(1) for x, (n, times) in zip(blocks, runs, strict=True)), last.sum().view(1)])
+    blocks = torch.stack([x[:end].view(-1, size).sum(1) for x in terms]).split([n * times for n, times in runs], 1)
+    parts = [x.view(len(terms), times, n).sum(2) for x, (n, times) in zip(blocks, runs, strict=True)]
+    return torch.cat([*parts, torch.stack([x[end:].sum() for x in terms]).unsqueeze(1)], 1)
 
 
 def copied(x: Tensor) -> Tensor:
@@ -149,15 +149,14 @@ def alike(x: Any, y: Tensor) -> bool:
     return isinstance(x, Tensor) and x.shape == y.shape and torch.equal(x.to(y), y)
 
 
-_compare = None if sys.platform == "win32" else ctypes.CDLL(None).memcmp
+_compare = None if sys.platform == "win32" else CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)(("memcmp", CDLL(None)))
 
 
 def same(x: Tensor, y: Tensor) -> bool:
     """Whether two tensors on the CPU, alike in all else, hold the same bits. (`torch.equal` takes longer, one by one.)"""
     if _compare is None or not (x.is_contiguous() and y.is_contiguous()):
         return torch.equal(x, y)
-    begin, other = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr())
-    return bool(_compare(begin, other, ctypes.c_size_t(x.nbytes)) == 0)
+    return bool(_compare(x.data_ptr(), y.data_ptr(), x.nbytes) == 0)
 
 
 def readable(x: Tensor) -> bool:
