@@ -104,10 +104,11 @@ def varied() -> Iterator[tuple[str, hypergradient.Tower]]:
 
 VARIANTS = {f"{DEFAULT}, {what}": each for what, each in varied()}
 """Such defaults, by the name of the method."""
-DECAYED, COOLED = "auto(weight_decay=0.1)", "default, lr to 0 in the last fifth"
+DECAYED, COOLED, CALM = "auto(weight_decay=0.1)", f"{DEFAULT}, lr to 0 in the last fifth", f"{DEFAULT}, gain ÷ 2"
 OURS: dict[str, Method] = {
     DECAYED: partial(tower, lambda: hypergradient.auto(weight_decay=0.1)),
     COOLED: partial(cooled, Hyperoptimizer),
+    CALM: partial(tower, lambda: hypergradient.auto().rules[0] / hypergradient.Tuner(lr=0.65)),
     "auto(Adam())": partial(tower, lambda: hypergradient.auto(hypergradient.Adam())),
     "auto(SGD(momentum=0.9))": partial(tower, lambda: hypergradient.auto(hypergradient.SGD(momentum=0.9))),
     "Adam(1e-3) / SGD(1e-5)": partial(tower, lambda: hypergradient.Adam(lr=1e-3) / hypergradient.SGD(lr=1e-5)),
@@ -124,7 +125,7 @@ PEERS: dict[str, Method] = {
     "Mechanic(AdamW)": partial(plain, partial(mechanize(torch.optim.AdamW), lr=1.0)),
 }
 """Of others, as they are where nothing is set."""
-AVERAGED = {DEFAULT, TUNED, DECAYED, COOLED, *STARTS, *VARIANTS, "schedule-free AdamW", "ProdigyPlusScheduleFree", "DoG"}
+AVERAGED = {DEFAULT, TUNED, DECAYED, COOLED, CALM, *STARTS, *VARIANTS, "schedule-free AdamW", "ProdigyPlusScheduleFree", "DoG"}
 """What is validated as trained, and at an average too."""
 
 LRS = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]

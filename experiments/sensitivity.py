@@ -1,4 +1,4 @@
-"""How the default does beside fixed step sizes, schedules and other optimizers that choose their own, on twenty-two tasks."""
+"""How the default does beside fixed step sizes, schedules and other optimizers that choose their own, on twenty-three tasks."""
 
 from __future__ import annotations
 

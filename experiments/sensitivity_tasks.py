@@ -1,4 +1,4 @@
-"""Twenty small tasks of many kinds, of which 600 steps take seconds.
+"""Small tasks of many kinds, of which 600 steps take seconds.
 
 As in `tasks`, the batch of a step depends on the seed and the step alone; in the place of `test` there is `measure`.
 """

@@ -11,7 +11,7 @@ from experiments.data import FOLDER
 from experiments.methods import AVERAGED, DEFAULT, DROPS, METHODS, TUNED
 from experiments.runner import Settings, Store, carry_out
 from experiments.sensitivity import QUICK, measured, plan, run, trials
-from experiments.sensitivity_report import ADAM, AVERAGE, CROWDED, Results, curves, text
+from experiments.sensitivity_report import ADAM, AVERAGE, CROWDED, UNTIMED, Results, curves, text
 from experiments.sensitivity_tasks import NAMES, SMALL
 from experiments.trial import Trial
 from matplotlib.figure import Figure
@@ -168,9 +168,10 @@ def test_ratios_are_of_the_same_seeds():
 def test_costs_are_those_of_one_machine_with_nothing_beside():
     lines = [told("Adam 0.01", seed, 1.0, [2.0, 1.0]) for seed in (0, 1)]
     lines += [told(DEFAULT, 0, 1.0, [3.0, 2.0]), told(DEFAULT, 1, 1.0, [30.0, 20.0], "another")]
-    lines += [told(DEFAULT, CROWDED, 1.0, [40.0, 30.0])]
+    lines += [told(DEFAULT, CROWDED, 1.0, [40.0, 30.0]), told(UNTIMED[0], 0, 1.0, [50.0, 40.0])]
     results = Results(lines)
     assert [results.cost(("quadratic", 600), DEFAULT, part) for part in (0, 1)] == [1.5, 2.0]
+    assert results.cost(("quadratic", 600), UNTIMED[0], 0) is None
 
 
 def test_pictures_are_of_the_same_seeds():
