@@ -60,6 +60,12 @@ def test_the_default_takes_little_more_than_adam():
     assert said["kept"] == pytest.approx(8.008, abs=0.002)
 
 
+def test_of_small_tensors_five_numbers_are_kept():
+    """z, the average of squares and the path; a copy of the parameters, and room for their gradients."""
+    said = peak_bytes(lambda m: Hyperoptimizer(m.parameters()), [torch.Size([100, 100])] * 100)
+    assert said["kept"] == pytest.approx(20, abs=0.1)
+
+
 def test_the_models_have_the_sizes_they_are_named_for():
     count = {name: (len(s), sum(map(torch.Size.numel, s))) for name, s in cases.SHAPES.items()}
     assert count["mlp"] == (4, 101_770)

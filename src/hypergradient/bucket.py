@@ -50,7 +50,7 @@ class Bucket:
         state: what the rule remembers of the elements.
         kept: what is kept of the last step until its hypergradient is read.
         trail: what the elements were before it, and after, once others have written to them.
-        rooms: a copy of the members, if they are worked on in one, and its parts.
+        room: a copy of the members, if they are worked on in one, and its parts.
         steps: `count`, for each member, as the user can change it. shape: (members,)
         sums: of each number that the rule adds up, the sum, for each member. shape: (sums, members)
         scalars: those of the last step, where it is replayed, in the dtype to work in. shape: (rows, segments)
@@ -67,7 +67,7 @@ class Bucket:
         entries: what `memory` holds of each member, by name.
     """
 
-    rooms: list[tuple[Tensor, list[Tensor]]]
+    room: tuple[Tensor, list[Tensor]] | None = None
     places: list[Tensor]
     clock: Tensor
     common: Sequence[Any]
@@ -92,7 +92,7 @@ class Bucket:
         self.counts, self.index = (torch.tensor(x, device=device) if x else None for x in (self.sizes, self.sets))
         shape = step.rows["jacobian"].stop if step.replays else 0, 1 if self.uniform else len(members)
         self.scalars = torch.zeros(shape, dtype=self.dtype, device=device)
-        self.edits, self.memory, self.rooms, self.places = Edits(self.members), memory, [], []
+        self.edits, self.memory, self.places = Edits(self.members), memory, []
         self.entries: list[dict[str, Any]] = [{} for _ in members]
         self._recall(parts, [memory.get(p, {}) for p in members])
         if not step.elementwise:
@@ -275,7 +275,7 @@ class Bucket:
 
     def left(self, memory: Memory, intact: bool) -> Iterator[tuple[int, Tensor]]:
         """By id, what the last step has left of members, if `memory` holds of them what it has put there; `intact`: of all."""
-        for i, x in enumerate(self.rooms[-1][1] if self.rooms else ()):
+        for i, x in enumerate(self.room[1] if self.room else ()):
             if intact or self.own(i, memory):
                 yield id(self.members[i]), x
 
@@ -284,15 +284,15 @@ class Bucket:
         of the members, by id, if they are still like that.
         """
         if self.shared != shared:
-            self.shared, self.rooms = shared, []
-        if self.rooms or not self.copied:
+            self.shared, self.room = shared, None
+        if self.room or not self.copied:
             return
         parts = self.layout.parts(self.members)
         known = [left.get(id(p), x) for p, x in zip(self.members, parts, strict=True)]  # of one not known, as it is
         like = [(x.shape, x.dtype, x.device) for x in parts]
         if any(id(p) in left for p in self.members) and like == [(x.shape, x.dtype, x.device) for x in known]:
             flat = self._flat(known).clone()
-            self.rooms.append((flat, self.views(flat)))
+            self.room = flat, self.views(flat)
 
     @property
     def copied(self) -> bool:
@@ -307,11 +307,11 @@ class Bucket:
         known = self.edits.seen is not None and (parts[0].is_cpu or self.edits.marked())  # else a GPU would be waited for
         if not self.copied:
             self.param = self._flat(parts)
-        elif not self.rooms:
+        elif not self.room:
             self.param = self._flat(parts).clone()
-            self.rooms = [(self.param, self.views(self.param))]
+            self.room = self.param, self.views(self.param)
         else:
-            ((self.param, places),) = self.rooms  # as the last step has left it
+            self.param, places = self.room  # as the last step has left it
             here = self.param.is_cpu and readable(self.param) and not self.edits.spread
             if here and not self.trail and all(map(same, parts, places)):
                 return None
@@ -373,7 +373,7 @@ class Bucket:
         if self.trail:
             self.trail[1].copy_(self.param)
         if self.copied:
-            torch._foreach_copy_(self.layout.parts(self.members), self.rooms[-1][1])
+            torch._foreach_copy_(self.layout.parts(self.members), cast(Any, self.room)[1])
             self.grad = self.grad if len(self.members) > 1 else self.param  # the user's is let go of
             return
         (p,) = self.members
