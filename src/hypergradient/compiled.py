@@ -1,18 +1,13 @@
-"""Functions of tensors, compiled, and called without what the compiler does before each call."""
+"""Functions of tensors, compiled, and called without what `torch.compile` does before each call."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
-from types import FunctionType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from .numerics import storage
-
-_count = itertools.count()
+from torch.utils._python_dispatch import TorchDispatchMode
 
 OPTIONS: dict[str, Any] = {"realize_reads_threshold": 32, "realize_opcount_threshold": 256, "size_asserts": False}
 """What sums are made of, such as a metric, is worked out anew for each: to write it takes longer. Sizes have been looked at."""
@@ -21,10 +16,10 @@ MOST = 1 << 12
 
 
 class Compiled:
-    """A function, compiled by `torch.compile` when it is first called.
+    """A function, compiled by Inductor, the compiler of `torch.compile`, when it is first called.
 
-    To look up what it has compiled, and to check whether it may be used, takes the compiler four times as long as to run it on
-    a small model. So a program is called by itself where tensors look as they did when the compiler chose it.
+    What it does to tensors is written down by calling it with some that have no numbers. `torch.compile` reads its code, which
+    takes longer; and to look up what it has compiled takes it four times as long as to run that on a small model.
 
     Args:
         function: one that depends on nothing else that changes, but for the values of tensors.
@@ -33,72 +28,97 @@ class Compiled:
     """
 
     def __init__(self, function: Callable[..., Any], form: Any, dynamic: bool | None) -> None:
-        flat = of_tensors(function, form)
-        # The compiler keeps what it has compiled with the code object. Since it checks nothing but tensors before it uses that
-        # again, no two functions may share one. By its name it remembers which sizes vary: those of another do not.
-        name = f"{function.__name__}_{next(_count)}"
-        own = FunctionType(flat.__code__.replace(co_name=name), flat.__globals__, name, None, flat.__closure__)
-        options: Any = {"guard_filter_fn": _tensors} if torch.__version__ >= "2.9" else None
-        self._function = torch.compile(own, fullgraph=True, dynamic=dynamic, backend=self._backend, options=options)
-        self._programs: dict[Any, Callable[..., Any] | None] = {}
-        self._ran: list[tuple[Callable[..., Any], Sequence[Any], Sequence[Any]]] = []
+        self._function, self._dynamic = of_tensors(function, form), dynamic
+        self.made, self._known = list[Program](), dict[Any, Program]()
 
-    def program(self, tensors: Sequence[Tensor]) -> Callable[..., Any] | None:
-        """What has been compiled for such `tensors`, to be called with them in the place of this, which looks for it."""
-        return self._programs.get(_looks(tensors))
-
-    def __call__(self, tensors: Sequence[Tensor]) -> Any:
-        if program := self.program(tensors):
-            return program(tensors)
-        if len(self._programs) == MOST:
-            self._programs.clear()
-        try:
-            found = self._function(*tensors)
-            self._programs[_looks(tensors)] = self._program(tensors, found)
-        finally:
-            self._ran.clear()
+    def program(self, tensors: Sequence[Tensor]) -> Program | None:
+        """What has been compiled for such `tensors`, to be called with them."""
+        if (looks := _looks(tensors)) in self._known:
+            return self._known[looks]
+        if found := next((program for program in self.made if program.serves(tensors, looks[0])), None):
+            if len(self._known) == MOST:
+                self._known.clear()
+            self._known[looks] = found
         return found
 
-    def _backend(self, graph: Any, inputs: Any, **options: Any) -> Callable[..., Any]:
-        """That of torch, which notes what it runs."""
-        inductor: Any = torch._dynamo.lookup_backend("inductor")
-        program = inductor(graph, inputs, **options, config_patches=OPTIONS)
+    def compile(self, tensors: Sequence[Tensor]) -> Program:
+        """Compile it for such `tensors`. Raises what stands in the way; nothing has been done to them."""
+        self.made.append(Program(self._function, tensors, bool(self.made) if self._dynamic is None else self._dynamic))
+        return self.made[-1]
 
-        def noted(*given: Any) -> Any:
-            made = program(*given)
-            self._ran.append((program, given, made))
-            return made
 
-        return noted
+class Program:
+    """What a function does to tensors, compiled.
 
-    def _program(self, tensors: Sequence[Tensor], found: Any) -> Callable[..., Any] | None:
-        """What has just been run, and returned `found`, to be called by itself; None where that is not all that was done."""
-        leaves = list[Tensor]()
-        form = taken_apart(found, leaves)
-        if len(self._ran) != 1:
-            return None
-        ((program, given, made),) = self._ran
-        own = set(map(id, tensors))
-        others = [x for x in given if id(x) not in own]  # sizes, and what the function knew
-        places = {id(x): i for i, x in enumerate((*tensors, *others))}
-        results = {id(x): i for i, x in enumerate(made)}
-        mine, theirs = ({storage(x) for x in some if isinstance(x, Tensor)} for some in (tensors, others))
-        if mine & theirs or not all(id(x) in results for x in leaves):
-            return None
-        order, back = [places[id(x)] for x in given], [results[id(x)] for x in leaves]
+    Args:
+        function: of tensors alone.
+        tensors: such as it is made for.
+        varies: whether it is for other sizes, too.
+    """
 
-        def alone(tensors: Sequence[Tensor]) -> Any:
-            known = *tensors, *others
-            made = program(*[known[i] for i in order])
-            return put_together(form, iter([made[i] for i in back]))
+    def __init__(self, function: Callable[..., Any], tensors: Sequence[Tensor], varies: bool) -> None:
+        from torch._guards import TracingContext, tracing
+        from torch._inductor.compile_fx import compile_fx
+        from torch.fx.experimental.proxy_tensor import make_fx
 
-        return alone
+        self._kinds, *_ = _looks(tensors)
+        places = [k for k, *_ in self._kinds[1:]]
+        self._first = sorted({*places})  # where each of the tensors is for the first time
+
+        def flat(*inputs: Tensor) -> list[Tensor]:
+            leaves = list[Tensor]()
+            with _Safe():
+                self._form = taken_apart(function(*[inputs[self._first.index(k)] for k in places]), leaves)
+            return leaves
+
+        trace = make_fx(flat, tracing_mode="symbolic" if varies else "fake", _allow_non_fake_inputs=True)
+        graph = trace(*[tensors[i].data for i in self._first])  # a view would bring along what it is a view of
+        self._inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+        self._known, mode = _lifted(graph), self._inputs[0].fake_mode
+        known = [mode.from_tensor(x.data, static_shapes=True) for x in self._known]
+        with tracing(TracingContext(mode)):
+            self._run: Any = compile_fx(graph, [*self._inputs, *known], config_patches=OPTIONS)
+
+    def serves(self, tensors: Sequence[Tensor], kinds: Any) -> bool:
+        """Whether it is for `tensors` of these kinds."""
+        shapes, given = self._inputs[0].fake_mode.shape_env, [tensors[i] for i in self._first]
+        return kinds == self._kinds and bool(shapes.evaluate_guards_for_args(self._inputs, given, ignore_static=False))
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Any:
+        return put_together(self._form, iter(self._run(*[tensors[i] for i in self._first], *self._known)))
+
+
+class _Safe(TorchDispatchMode):
+    """Refuses what would be done, and not only written down."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.is_mutable and not types:
+            raise RuntimeError(f"{func} writes to a tensor that is none of the arguments")
+        return func(*args, **(kwargs or {}))
+
+
+def _lifted(graph: Any) -> list[Tensor]:
+    """The tensors that a function knew, which become inputs, as they may change; not those that it has made of numbers."""
+    known, made = list[Tensor](), (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift_fresh.default)
+    held = [n for n in graph.graph.nodes if n.op == "get_attr" and not all(user.target in made for user in n.users)]
+    last = [n for n in graph.graph.nodes if n.op == "placeholder"][-1]
+    for name in dict.fromkeys(node.target for node in held):
+        known.append(getattr(graph, name))
+        delattr(graph, name)  # it would be an input twice
+        with graph.graph.inserting_after(last):
+            last = graph.graph.placeholder(name)
+        for node in (n for n in held if n.target == name):
+            node.replace_all_uses_with(last)
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return known
 
 
 def _looks(tensors: Sequence[Tensor]) -> Any:
-    """What the compiler chooses by: which of `tensors` are the same, and how each looks."""
+    """What a program is chosen by: which of `tensors` are the same, and of which kind; and their sizes."""
     first = dict[int, int]()
-    return tensors[0].device, *[(first.setdefault(id(x), i), x.shape, x.stride(), x.dtype) for i, x in enumerate(tensors)]
+    kinds = tensors[0].device, *[(first.setdefault(id(x), i), x.ndim, x.dtype) for i, x in enumerate(tensors)]
+    return kinds, *[(x.shape, x.stride()) for x in tensors]
 
 
 def taken_apart(x: Any, tensors: list[Tensor]) -> Any:
@@ -121,17 +141,6 @@ def put_together(form: Any, tensors: Iterator[Tensor]) -> Any:
     return [put_together(y, tensors) for y in form] if isinstance(form, tuple) else form
 
 
-def of_tensors(function: Callable[..., Any], form: Any) -> FunctionType:
+def of_tensors(function: Callable[..., Any], form: Any) -> Callable[..., Any]:
     """`function` of the tensors alone that are in its arguments."""
-
-    def flat(*tensors: Tensor) -> Any:
-        return function(*put_together(form, iter(tensors)))
-
-    return cast(FunctionType, flat)
-
-
-def _tensors(guards: Sequence[Any]) -> list[bool]:
-    """Which of its checks before each call the compiler needs: those of what tensors look like, and which are
-    the same. All else stays as it is. (Torch 2.8 fails with it where an attribute is not there, and before there was none.)
-    """
-    return [guard.guard_type in ("TENSOR_MATCH", "SHAPE_ENV", "DUPLICATE_INPUT") for guard in guards]
+    return lambda *tensors: function(*put_together(form, iter(tensors)))

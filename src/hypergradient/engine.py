@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import tape
 from .bucket import Bucket
-from .compiled import Compiled, of_tensors, taken_apart
+from .compiled import Compiled, Program, of_tensors, taken_apart
 from .layout import total
 from .level import RAW, UNIT, Ask, Levels, scalars
 from .numerics import readable
@@ -185,19 +185,30 @@ class Engine:
         form = taken_apart(arguments, tensors)
         if self._plays and (not self.compile or dynamic is False):
             return partial(self._tape(function, form, tensors, dynamic is not False), *tensors)
+        if program := self._program(function, form, tensors, dynamic):
+            return partial(program, tensors)
+        without = self._tape(function, form, tensors, True) if self._plays else of_tensors(function, form)
+        return partial(without, *tensors)
+
+    def _program(self, function: Callable[..., Any], form: Any, tensors: list[Tensor], dynamic: bool | None) -> Program | None:
+        """Of `function` for such `tensors`, compiled where there is none; None where it goes on without."""
         compiled = self._compiled.get((function, form))
         if program := compiled.program(tensors) if compiled else None:
-            return partial(program, tensors)
-        if _observed() or (compiled is None and self._many(function)):
-            without = self._tape(function, form, tensors, True) if self._plays else of_tensors(function, form)
-            return partial(without, *tensors)
-        if compiled is None:
-            compiled = self._compiled[function, form] = Compiled(function, form, dynamic)
-        return partial(self._compile, compiled, tensors, function, arguments)
+            return program
+        if _observed() or self._many(function):
+            return None
+        compiled = self._compiled.setdefault((function, form), Compiled(function, form, dynamic))
+        try:
+            return compiled.compile(tensors)
+        except Exception as error:
+            self.compile = False
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            warnings.warn(f"compile=True: the step cannot be compiled, going on without ({why})", RuntimeWarning, stacklevel=2)
+            return None
 
     def _many(self, function: Callable[..., Any]) -> bool:
         """Whether so many forms of `function` have been compiled that it goes on without; says so once."""
-        if sum(known == function for known, _ in self._compiled) < FORMS:
+        if sum(len(compiled.made) for (known, _), compiled in self._compiled.items() if known == function) < FORMS:
             return False
         if not self._said:
             self._said = True
@@ -209,21 +220,6 @@ class Engine:
                 stacklevel=2,
             )
         return True
-
-    def _compile(self, compiled: Compiled, tensors: list[Tensor], function: Callable[..., Any], arguments: Any) -> Any:
-        """``function(*arguments)``, compiled now."""
-        if not self.compile:
-            return function(*arguments)
-        exc = torch._dynamo.exc
-        try:
-            return compiled(tensors)
-        except (exc.TorchDynamoException, getattr(exc, "FailOnRecompileLimitHit", exc.TorchDynamoException)) as error:
-            self.compile = False  # before anything has run, so nothing is done twice
-            inner = getattr(error, "inner_exception", error)
-            cause = f"{type(inner).__name__}: {inner}".splitlines()[0]
-            why = "the step cannot be compiled" if isinstance(inner, exc.TorchDynamoException) else "no working compiler"
-            warnings.warn(f"compile=True: {why}, going on without ({cause})", RuntimeWarning, stacklevel=2)
-            return function(*arguments)
 
     def _tape(self, function: Callable[..., Any], form: Any, tensors: list[Tensor], elements: bool) -> Callable[..., Any]:
         """A tape where there can be one; `elements`: whether tensors of one dimension are elements."""

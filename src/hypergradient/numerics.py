@@ -68,7 +68,7 @@ def totals(terms: Sequence[Tensor], cuts: Sequence[int]) -> Tensor:
     """
     if not cuts:
         return torch.stack([x.sum() if x.ndim else x for x in terms]).unsqueeze(1)
-    if torch.compiler.is_compiling() or not terms[0].is_cpu:
+    if compiling() or not terms[0].is_cpu:
         return _parts([x.view(-1) for x in terms], cuts)
     return torch.stack([part.sum() for x in terms for part in x.view(-1).split([*cuts])]).view(len(terms), -1)
 
@@ -84,9 +84,14 @@ def _parts(terms: Sequence[Tensor], cuts: Sequence[int]) -> Tensor:
     return torch.cat([*parts, torch.stack([x[end:].sum() for x in terms]).unsqueeze(1)], 1)
 
 
+def compiling() -> bool:
+    """Whether what is done is written down for the compiler."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
 def copied(x: Tensor) -> Tensor:
     """A copy. (Of a clone, the compiler of torch 2.13 makes nothing where two tensors change places.)"""
-    return torch.maximum(x, x) if torch.compiler.is_compiling() else x.clone()
+    return torch.maximum(x, x) if compiling() else x.clone()
 
 
 def finite(x: Tensor) -> Tensor:
@@ -95,7 +100,7 @@ def finite(x: Tensor) -> Tensor:
 
 
 def finite_or_zero(x: Tensor) -> Tensor:
-    if torch.compiler.is_compiling():  # it makes six times slower code of `nan_to_num`
+    if compiling():  # it makes six times slower code of `nan_to_num`
         return torch.where(x - x == 0, x, 0.0)
     return torch.nan_to_num(x, 0.0, 0.0, 0.0)
 

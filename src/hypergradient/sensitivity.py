@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
-from torch.func import vjp
 from torch.nn.functional import threshold
 
 from . import probe
@@ -314,13 +313,7 @@ def sum_of(x: Tensor, y: Tensor) -> Tensor:
 
 
 def slopes(function: Function, inputs: Tensors, cotangents: Tensors = ()) -> tuple[Tensors, Any, Sequence[Tensor | None]]:
-    """The values of ``function(*inputs)``, its second output, and the derivative of the first times `cotangents`, or 1.
-
-    Plain autograd, for `torch.func` costs twice as much in dispatch; but the compiler takes `torch.func` alone.
-    """
-    if torch.compiler.is_compiling():
-        values, pull, second = vjp(function, *inputs, has_aux=True)  # type: ignore[misc]
-        return values, second, pull(tuple(cotangents or [torch.ones_like(x) for x in values]))
+    """The values of ``function(*inputs)``, its second output, and the derivative of the first times `cotangents`, or 1."""
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_() for x in inputs]
         values, second = function(*leaves)
