@@ -57,7 +57,7 @@ class Program:
     """
 
     def __init__(self, function: Callable[..., Any], tensors: Sequence[Tensor], varies: bool) -> None:
-        from torch._guards import TracingContext, tracing
+        from torch._dynamo.utils import get_metrics_context
         from torch._inductor.compile_fx import compile_fx
         from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -76,7 +76,7 @@ class Program:
         self._inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
         self._known, mode = _lifted(graph), self._inputs[0].fake_mode
         known = [mode.from_tensor(x.data, static_shapes=True) for x in self._known]
-        with tracing(TracingContext(mode)):
+        with get_metrics_context(), torch._guards.tracing(torch._guards.TracingContext(mode)):  # torch 2.6 needs both
             self._run: Any = compile_fx(graph, [*self._inputs, *known], config_patches=OPTIONS)
 
     def serves(self, tensors: Sequence[Tensor], kinds: Any) -> bool:
