@@ -1,8 +1,11 @@
 """compile=True: the same steps, compiled once."""
 
+import contextlib
 import gc
+import re
 import weakref
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -171,7 +174,7 @@ TOLD = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("how", ["disabled", "operations", pytest.param("hooks", marks=TOLD)])
+@pytest.mark.parametrize("how", ["disabled", "stance", "operations", pytest.param("hooks", marks=TOLD)])
 def test_where_the_compiler_would_be_in_the_way_a_step_goes_without(monkeypatch, how):
     """Switched off by who looks for a mistake; or something sees operations, or what is saved, which a compiler cannot see."""
     mine, twin = parameters(), parameters()
@@ -179,6 +182,7 @@ def test_where_the_compiler_would_be_in_the_way_a_step_goes_without(monkeypatch,
     expected = train(Hyperoptimizer(twin, TOWER), twin, 6)
     around = {
         "disabled": lambda: torch._dynamo.config.patch(disable=True),
+        "stance": lambda: torch.compiler.set_stance("force_eager"),
         "operations": lambda: FlopCounterMode(display=False),
         "hooks": torch.autograd.graph.save_on_cpu,
     }
@@ -342,6 +346,18 @@ def run(compiled, *tensors):
     return (compiled.program(tensors) or compiled.compile(tensors))(tensors)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="the compilers of before keep less")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_what_has_been_compiled_is_found_again(monkeypatch, tmp_path, dynamic):
+    """In the folder of the compiler, by a process that has not made it."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    found = torch._dynamo.utils.counters["aot_autograd"]
+    for hits in (0, 1):
+        found.clear()
+        Compiled(lambda x: x.mul_(3).sum(), (Tensor,), dynamic).compile([torch.ones(7)])
+        assert (found["autograd_cache_hit"], found["autograd_cache_miss"]) == (hits, 1 - hits)
+
+
 def test_what_writes_to_what_it_knows_is_not_compiled():
     """To write that down would do it."""
     known, x = Known(), torch.ones(3)
@@ -427,6 +443,30 @@ def test_a_rule_that_the_compiler_cannot_follow_goes_without():
         p.grad = p.detach().clone()
         optimizer.step()
     torch.testing.assert_close(p.detach(), torch.full((4,), 0.9 * 0.9 * 0.95))
+
+
+def test_a_rule_in_any_python_is_compiled():
+    """It asks for names, exceptions and identities; what it knows is read anew in each step."""
+
+    @dataclass(frozen=True)
+    class Odd(Rule):
+        lr: float = hyperparameter(0.1, nonnegative)
+        known = torch.ones(())
+
+        def update(self, param, grad, state, c):
+            with contextlib.suppress(ValueError):
+                raise ValueError(re.sub("a", "b", f"{id(state):x}"))
+            return param - self.lr * grad * self.known, dict(sorted(vars(SimpleNamespace(**state)).items()))
+
+    p = torch.nn.Parameter(torch.ones(4))
+    optimizer = Hyperoptimizer([p], Odd() / SGD(lr=0.0), compile=True)
+    for times in (1.0, 2.0, 4.0):
+        Odd.known.fill_(times)
+        p.grad = torch.ones(4)
+        optimizer.step()
+    assert p[0].item() == pytest.approx(0.3)
+    assert optimizer._own.engine.compile
+    assert optimizer._own.engine._compiled
 
 
 @dataclass(frozen=True)

@@ -57,26 +57,27 @@ class Program:
     """
 
     def __init__(self, function: Callable[..., Any], tensors: Sequence[Tensor], varies: bool) -> None:
-        from torch._dynamo.utils import get_metrics_context
+        from torch._dynamo.utils import dynamo_timed, get_metrics_context
         from torch._inductor.compile_fx import compile_fx
         from torch.fx.experimental.proxy_tensor import make_fx
 
         self._kinds, *_ = _looks(tensors)
-        places = [k for k, *_ in self._kinds[1:]]
-        self._first = sorted({*places})  # where each of the tensors is for the first time
+        self._first = sorted({k for k, *_ in self._kinds[1:]})  # where each of the tensors is for the first time
 
         def flat(*inputs: Tensor) -> list[Tensor]:
             leaves = list[Tensor]()
             with _Safe():
-                self._form = taken_apart(function(*[inputs[self._first.index(k)] for k in places]), leaves)
+                self._form = taken_apart(function(*[inputs[self._first.index(k)] for k, *_ in self._kinds[1:]]), leaves)
             return leaves
 
         trace = make_fx(flat, tracing_mode="symbolic" if varies else "fake", _allow_non_fake_inputs=True)
         graph = trace(*[tensors[i].data for i in self._first])  # a view would bring along what it is a view of
+        vars(graph).pop("shape_env", None)  # with that the compiler cannot keep what it makes of it
         self._inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
         self._known, mode = _lifted(graph), self._inputs[0].fake_mode
         known = [mode.from_tensor(x.data, static_shapes=True) for x in self._known]
-        with get_metrics_context(), torch._guards.tracing(torch._guards.TracingContext(mode)):  # torch 2.6 needs both
+        timed = dynamo_timed("hypergradient", log_pt2_compile_event=True)  # the caches of the compiler ask for all of this
+        with get_metrics_context(), timed, torch._guards.tracing(torch._guards.TracingContext(mode)):
             self._run: Any = compile_fx(graph, [*self._inputs, *known], config_patches=OPTIONS)
 
     def serves(self, tensors: Sequence[Tensor], kinds: Any) -> bool:

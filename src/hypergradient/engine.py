@@ -236,7 +236,8 @@ class Engine:
 def _observed() -> bool:
     """Whether the user has switched the compiler off, or has something look at operations, or at what they save."""
     hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)  # not in torch 2.6 and 2.7
-    return bool(torch._dynamo.config.disable or torch._C._len_torch_dispatch_stack() or hooks(False))
+    off = torch._dynamo.config.disable or torch._dynamo.eval_frame._stance.stance != "default"
+    return bool(off or torch._C._len_torch_dispatch_stack() or hooks(False))
 
 
 def _done(calls: Sequence[Call]) -> list[Any]:
