@@ -5,6 +5,7 @@ import gc
 import re
 import weakref
 from dataclasses import dataclass
+from threading import Thread
 from types import SimpleNamespace
 
 import pytest
@@ -467,6 +468,65 @@ def test_a_rule_in_any_python_is_compiled():
     assert p[0].item() == pytest.approx(0.3)
     assert optimizer._own.engine.compile
     assert optimizer._own.engine._compiled
+
+
+KNOWN = torch.ones(())
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        float,
+        Tensor.item,
+        Tensor.tolist,
+        lambda x: 2.0 if x - 1 else 1.0,
+        lambda x: 2.0 if x > 2 else 1.0,
+        lambda x: torch.add(torch.ones(()), 1, alpha=float(x)),
+    ],
+)
+def test_what_a_rule_reads_of_a_tensor_that_it_knows_may_change(read):
+    @dataclass(frozen=True)
+    class Reads(Rule):
+        lr: float = hyperparameter(0.1, nonnegative)
+
+        def update(self, param, grad, state, c):
+            return param - self.lr * grad * read(KNOWN), state
+
+    def run(compile):
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 5))
+        optimizer = Hyperoptimizer([p], Reads() / SGD(lr=1e-4), compile=compile)
+        for t in range(4):
+            KNOWN.fill_(1.0 + t)
+            p.grad = 0.3 * p.detach() + 0.1
+            optimizer.step()
+        return p.detach()
+
+    with pytest.warns(RuntimeWarning, match="the step cannot be compiled"):
+        found = run(True)
+    torch.testing.assert_close(found, run(False))
+
+
+def test_several_threads_compile_at_once():
+    """Beside one that uses the compiler itself."""
+    rules, made, others = [Adam(lr=1e-3), SGD(lr=1e-2, momentum=0.9), RMSprop(lr=1e-3)], {}, []
+
+    def steps(i):
+        mine = parameters()
+        optimizer = Hyperoptimizer(mine, rules[i] / SGD(lr=1e-5), compile=True)
+        train(optimizer, mine, 3)
+        made[i] = optimizer._own.engine.compile and bool(optimizer._own.engine._compiled)
+
+    def compiles():
+        for k in range(60):
+            others.append(torch.compile(lambda x, k=k % 6: x.sin() * k, backend="eager")(torch.ones(3 + k % 2)))
+
+    threads = [Thread(target=steps, args=(i,)) for i in range(3)] + [Thread(target=compiles)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == dict.fromkeys(range(3), True)
+    assert len(others) == 60
 
 
 @dataclass(frozen=True)

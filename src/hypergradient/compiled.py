@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 OPTIONS: dict[str, Any] = {"realize_reads_threshold": 32, "realize_opcount_threshold": 256, "size_asserts": False}
@@ -43,7 +45,8 @@ class Compiled:
 
     def compile(self, tensors: Sequence[Tensor]) -> Program:
         """Compile it for such `tensors`. Raises what stands in the way; nothing has been done to them."""
-        self.made.append(Program(self._function, tensors, bool(self.made) if self._dynamic is None else self._dynamic))
+        with _session():
+            self.made.append(Program(self._function, tensors, bool(self.made) if self._dynamic is None else self._dynamic))
         return self.made[-1]
 
 
@@ -57,17 +60,16 @@ class Program:
     """
 
     def __init__(self, function: Callable[..., Any], tensors: Sequence[Tensor], varies: bool) -> None:
-        from torch._dynamo.utils import dynamo_timed, get_metrics_context
         from torch._inductor.compile_fx import compile_fx
         from torch.fx.experimental.proxy_tensor import make_fx
 
         self._kinds, *_ = _looks(tensors)
-        self._first = sorted({k for k, *_ in self._kinds[1:]})  # where each of the tensors is for the first time
+        self._first = sorted({k for k, *_ in self._kinds})  # where each of the tensors is for the first time
 
         def flat(*inputs: Tensor) -> list[Tensor]:
             leaves = list[Tensor]()
-            with _Safe():
-                self._form = taken_apart(function(*[inputs[self._first.index(k)] for k, *_ in self._kinds[1:]]), leaves)
+            with _Unread(), _Safe():
+                self._form = taken_apart(function(*[inputs[self._first.index(k)] for k, *_ in self._kinds]), leaves)
             return leaves
 
         trace = make_fx(flat, tracing_mode="symbolic" if varies else "fake", _allow_non_fake_inputs=True)
@@ -76,8 +78,7 @@ class Program:
         self._inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
         self._known, mode = _lifted(graph), self._inputs[0].fake_mode
         known = [mode.from_tensor(x.data, static_shapes=True) for x in self._known]
-        timed = dynamo_timed("hypergradient", log_pt2_compile_event=True)  # the caches of the compiler ask for all of this
-        with get_metrics_context(), timed, torch._guards.tracing(torch._guards.TracingContext(mode)):
+        with torch._guards.tracing(torch._guards.TracingContext(mode)):
             self._run: Any = compile_fx(graph, [*self._inputs, *known], config_patches=OPTIONS)
 
     def serves(self, tensors: Sequence[Tensor], kinds: Any) -> bool:
@@ -89,12 +90,34 @@ class Program:
         return put_together(self._form, iter(self._run(*[tensors[i] for i in self._first], *self._known)))
 
 
+@contextmanager
+def _session() -> Iterator[None]:
+    """What `torch.compile` does around its work: other threads wait, and know, and the caches of the compiler can count."""
+    from torch._dynamo.convert_frame import compile_lock
+    from torch._dynamo.utils import dynamo_timed, get_metrics_context
+
+    known, timed = getattr(torch.compiler, "_compile_session_context", nullcontext), dynamo_timed  # the first not in torch 2.6
+    with compile_lock, known(), get_metrics_context(), timed("hypergradient", log_pt2_compile_event=True):
+        yield
+
+
 class _Safe(TorchDispatchMode):
-    """Refuses what would be done, and not only written down."""
+    """Refuses what would be done, and not only written down; and to read what is known of the numbers of a tensor."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._schema.is_mutable and not types:
             raise RuntimeError(f"{func} writes to a tensor that is none of the arguments")
+        if isinstance(found := func(*args, **(kwargs or {})), (bool, int, float)):
+            raise RuntimeError(f"{func} reads a tensor that is none of the arguments")
+        return found
+
+
+class _Unread(TorchFunctionMode):
+    """The same, of what is no operation."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.tolist:
+            raise RuntimeError("tolist reads the numbers of a tensor")
         return func(*args, **(kwargs or {}))
 
 
@@ -118,7 +141,7 @@ def _lifted(graph: Any) -> list[Tensor]:
 def _looks(tensors: Sequence[Tensor]) -> Any:
     """What a program is chosen by: which of `tensors` are the same, and of which kind; and their sizes."""
     first = dict[int, int]()
-    kinds = tensors[0].device, *[(first.setdefault(id(x), i), x.ndim, x.dtype) for i, x in enumerate(tensors)]
+    kinds = tuple([(first.setdefault(id(x), i), x.ndim, x.dtype, x.device) for i, x in enumerate(tensors)])
     return kinds, *[(x.shape, x.stride()) for x in tensors]
 
 

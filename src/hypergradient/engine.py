@@ -46,7 +46,7 @@ class Engine:
     """Runs steps, and functions of tensors.
 
     Args:
-        compile: compile each function with `torch.compile` when it is first called, once for all lengths. Where there is
+        compile: compile each function when it is first called, once for all lengths. Where there is
             no compiler, says so in one warning and goes on without.
     """
 
