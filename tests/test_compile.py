@@ -506,6 +506,9 @@ def test_what_a_rule_reads_of_a_tensor_that_it_knows_may_change(read):
     torch.testing.assert_close(found, run(False))
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.compiler, "_compile_session_context"), reason="compilers of before do not tell threads that one works"
+)
 def test_several_threads_compile_at_once():
     """Beside one that uses the compiler itself."""
     rules, made, others = [Adam(lr=1e-3), SGD(lr=1e-2, momentum=0.9), RMSprop(lr=1e-3)], {}, []
