@@ -350,7 +350,7 @@ def run(compiled, *tensors):
 @pytest.mark.skipif(torch.__version__ < "2.9", reason="the compilers of before keep less")
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_what_has_been_compiled_is_found_again(monkeypatch, tmp_path, dynamic):
-    """In the folder of the compiler, by a process that has not made it."""
+    """In the folder of the compiler: the graphs that torch keeps there, and not only the code that is made of them."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     found = torch._dynamo.utils.counters["aot_autograd"]
     for hits in (0, 1):

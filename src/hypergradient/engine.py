@@ -46,8 +46,8 @@ class Engine:
     """Runs steps, and functions of tensors.
 
     Args:
-        compile: compile each function when it is first called, once for all lengths. Where there is
-            no compiler, says so in one warning and goes on without.
+        compile: compile each function when it is first called, once for all lengths. Where that is not possible, says so in
+            one warning and goes on without.
     """
 
     def __init__(self, compile: bool) -> None:
